@@ -1,0 +1,312 @@
+"""Configuration of a model and of its generation. The only place that maps a name to a process."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils.hub import cached_file
+
+from .decoding import ORDERS
+from .kernels import KERNELS
+from .processes import MaskProcess, SubstituteProcess
+
+CONFIG_VERSION = 1
+"""Raised when a newer package writes what an older one cannot read."""
+
+PROCESSES: dict[str, Any] = {
+    "mask": lambda config: MaskProcess(config.mask_token_id),
+    "substitute": lambda config: SubstituteProcess(config.allowed_token_ids()),
+}
+
+
+def choices(names) -> str:
+    """'a', 'b' or 'c': for error messages."""
+    *rest, last = [repr(name) for name in names]
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+@strict
+class UDMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`UDMForMaskedGeneration`]: a masked LM (`text_config`) and the corruption it undoes.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
+        process (`str`, defaults to `"mask"`): the corruption, `"mask"` or `"substitute"`.
+        mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for both.
+        special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
+            unused rows of the embedding. [MASK] is one of them by itself.
+        prefix_token_ids, suffix_token_ids (`list[int]`): what the tokenizer puts around a row, as [CLS] and [SEP].
+        kernel (`str`, defaults to `"site"`): reverse kernel of the substitute process: `"site"`, `"hamming"`, `"free"`.
+        time_conditioning (`bool`, *optional*): whether an embedding of t/l is added to the input embeddings; None: on
+            for the substitute process, off for masks (where the number of masks shows t).
+        length_counts (`list[int]`, *optional*): `length_counts[l]` training rows had l editable tokens. Generation
+            without a length draws one from it.
+    """
+
+    model_type = "udm"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    text_config: Any = None
+    process: str = "mask"
+    mask_token_id: int | None = None
+    pad_token_id: int | None = None
+    special_token_ids: list[int] | None = None
+    prefix_token_ids: list[int] | None = None
+    suffix_token_ids: list[int] | None = None
+    kernel: str = "site"
+    time_conditioning: bool | None = None
+    length_counts: list[int] | None = None
+    udm_version: int = CONFIG_VERSION
+
+    _known_extras: ClassVar[frozenset[str]] = frozenset(
+        # what transformers itself puts into a config besides its declared fields
+        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels _commit_hash "
+        "output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache".split()
+    )
+
+    def __post_init__(self, **kwargs):
+        unknown = [name for name in kwargs if name not in self._known_extras and not name.startswith("_")]
+        if unknown:
+            raise ValueError(
+                f"UDMConfig got an unknown argument {unknown[0]!r}. Known: {', '.join(sorted(self._own_fields()))}"
+            )
+        # A registered pipeline's save writes this, and then even an installed package would need trust_remote_code.
+        kwargs.pop("custom_pipelines", None)
+        if self.udm_version > CONFIG_VERSION:
+            raise ValueError(
+                f"this model was written by a newer udm-text (config version {self.udm_version}, this package reads up to "
+                f"{CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
+            )
+        super().__post_init__(**kwargs)
+        if self.process not in PROCESSES:
+            raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel must be {choices(KERNELS)}, got {self.kernel!r}")
+        if self.time_conditioning is None:
+            self.time_conditioning = self.process == "substitute"
+        if self.pad_token_id is None:
+            self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
+        vocab = self.vocab_size
+        for name in ("mask_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < vocab:
+                raise ValueError(f"{name} must lie in [0, {vocab}), the backbone's vocabulary, got {value}")
+        special = {i for i in (self.mask_token_id, self.pad_token_id) if i is not None}
+        special.update(self.special_token_ids or [], self.prefix_token_ids or [], self.suffix_token_ids or [])
+        if special and not all(0 <= i < vocab for i in special):
+            raise ValueError(f"special_token_ids must lie in [0, {vocab}), got {sorted(special)}")
+        self.special_token_ids = sorted(special)
+        if self.length_counts is not None and (
+            min(self.length_counts, default=-1) < 0 or sum(self.length_counts[1:]) == 0
+        ):
+            raise ValueError("length_counts must hold counts >= 0 with at least one row of length 1 or more")
+        self.prefix_token_ids = list(self.prefix_token_ids or [])
+        self.suffix_token_ids = list(self.suffix_token_ids or [])
+
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        return [field.name for field in dataclasses.fields(cls) if field.name not in base]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):  # resize_token_embeddings sets it
+        self.text_config.vocab_size = value
+
+    @property
+    def max_row_length(self) -> int | None:
+        """The longest row the backbone can read, or None where it has no limit."""
+        positions = getattr(self.text_config, "max_position_embeddings", None)
+        if positions is None:
+            return None
+        if self.text_config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+            return (
+                positions - 1 - (self.text_config.pad_token_id or 0)
+            )  # positions start behind the padding index
+        return positions
+
+    def allowed_token_ids(self) -> torch.Tensor:
+        """(V,) int64: the tokens that may stand at an editable position."""
+        allowed = torch.ones(self.vocab_size, dtype=torch.bool)
+        allowed[self.special_token_ids] = False
+        return allowed.nonzero()[:, 0]
+
+    def forbidden_tokens(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """(vocab_size,) bool: the tokens that are never drawn."""
+        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)
+        forbidden[self.special_token_ids] = True
+        return forbidden
+
+    def editable(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L) bool: positions of a clean row that may change, neither padding nor special tokens."""
+        editable = ~self.forbidden_tokens(input_ids.device)[input_ids]
+        return editable if attention_mask is None else editable & attention_mask.bool()
+
+    def length_probabilities(self) -> torch.Tensor | None:
+        """(2 Lmax + 1,) float64: the law of row lengths, or None where lengths are not modelled.
+
+        The training histogram and one more row spread evenly over 1..2 Lmax, so that no length of that range is impossible.
+        """
+        if self.length_counts is None:
+            return None
+        longest = len(self.length_counts) - 1
+        law = torch.zeros(2 * longest + 1, dtype=torch.float64)
+        law[: longest + 1] = torch.tensor(self.length_counts, dtype=torch.float64)
+        law[1:] += 1.0 / (2 * longest)
+        law[0] = 0.0
+        return law / law.sum()
+
+    def build_process(self):
+        """The process object of this model."""
+        if self.mask_token_id is None and self.process == "mask":
+            raise ValueError(
+                "mask_token_id is not set: process 'mask' needs a [MASK] token. Give `mask_token_id=...`, or load from a "
+                "directory that also holds a tokenizer with a mask token."
+            )
+        return PROCESSES[self.process](self)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
+        names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+        where = {name: kwargs[name] for name in names if name in kwargs}
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config or config.get("model_type") == cls.model_type:
+            return config, kwargs
+        return {
+            "model_type": cls.model_type,
+            "text_config": config,
+            **tokenizer_fields(pretrained_model_name_or_path, config.get("vocab_size"), **where),
+        }, kwargs
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+
+
+def has_file(path, name: str, **where) -> bool:
+    """Whether the model repository or directory holds this file."""
+    found = cached_file(
+        path,
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **where,
+    )
+    return found is not None
+
+
+def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> dict[str, Any]:
+    """What a UDMConfig takes from a tokenizer: the special tokens and what it puts around a row.
+
+    Args:
+        tokenizer: a tokenizer, or the name or path of one; {} where there is none at that place.
+        vocab_size: rows of the backbone's embedding; rows beyond the tokenizer count as special.
+        where: `revision`, `cache_dir`, `token`, ... for a name on the Hub.
+    """
+    if not hasattr(tokenizer, "all_special_ids"):
+        if not any(has_file(tokenizer, name, **where) for name in _TOKENIZER_FILES):
+            return {}  # AutoTokenizer would make an empty tokenizer out of the model type alone
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **where)
+    special = set(tokenizer.all_special_ids)
+    if vocab_size is not None:
+        special.update(range(len(tokenizer), vocab_size))
+    framed, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+    return {
+        "mask_token_id": tokenizer.mask_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "special_token_ids": sorted(special),
+        "prefix_token_ids": list(framed[:start]),
+        "suffix_token_ids": list(framed[start + len(bare) :]),
+    }
+
+
+class UDMGenerationConfig(GenerationConfig):
+    """How to generate; saved beside a model as generation_config.json.
+
+    Args:
+        num_steps (`int`, *optional*): reverse steps; None: one token a step, which is exact for masks.
+        order (`str`, defaults to `"random"`): which position is revealed first (mask process): `"random"` (the order the
+            bound holds for), `"left_to_right"`, or by the predictions: `"confidence"`, `"margin"`, `"entropy"`.
+        kernel (`str`, *optional*): reverse kernel of the substitute process; None: the model's own, and `"free"` for
+            repair, the one that may leave a text as it is.
+        churn (`float`, defaults to 0.0): share of fresh noise in each step; 0 improved, 1 baseline sampler.
+        temperature (`float`, *optional*): divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.
+        top_k (`int`, *optional*), top_p (`float`, *optional*): truncation of each token's distribution.
+        length (`int`, *optional*): tokens of an unconditional sample; None: drawn from the training lengths.
+        max_new_tokens (`int`, *optional*): tokens added behind a prompt; None: drawn from the training lengths.
+        max_edits (`int`, *optional*): repair of a given text (substitute process): at most so many tokens change.
+        num_return_sequences (`int`, defaults to 1): samples of each input.
+        seed (`int`, *optional*): reproduces the samples; None draws one from torch's generator.
+        return_dict_in_generate (`bool`), output_trajectory (`bool`): return a `UDMGenerateOutput`, with every xt.
+    """
+
+    _defaults: ClassVar[dict[str, Any]] = {
+        "num_steps": None,
+        "order": "random",
+        "kernel": None,
+        "churn": 0.0,
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "length": None,
+        "max_new_tokens": None,
+        "max_edits": None,
+        "num_return_sequences": 1,
+        "seed": None,
+        "return_dict_in_generate": False,
+        "output_trajectory": False,
+    }
+
+    def __init__(self, **kwargs):
+        # Only our own fields: most of the parent's steer autoregressive decoding and would be silently without effect.
+        for name, default in self._defaults.items():
+            setattr(self, name, kwargs.pop(name, default))
+        self._commit_hash = kwargs.pop("_commit_hash", None)
+        self._from_model_config = kwargs.pop("_from_model_config", False)
+        self.transformers_version = kwargs.pop("transformers_version", None)
+        if kwargs:
+            raise ValueError(
+                f"unknown generation argument {next(iter(kwargs))!r}. Known: {', '.join(self._defaults)}"
+            )
+        self.validate()
+
+    def validate(self, **unused):
+        """Raises ValueError for a value that cannot work, naming the argument."""
+
+        def need(ok: bool, name: str, what: str):
+            if not ok:
+                raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
+
+        for name in ("num_steps", "top_k", "length", "max_new_tokens", "max_edits"):
+            value = getattr(self, name)
+            good = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+            need(good, name, "a positive integer or None")
+        number = self.num_return_sequences
+        need(isinstance(number, int) and number >= 1, "num_return_sequences", "a positive integer")
+        need(self.order in ORDERS, "order", choices(ORDERS))
+        need(self.kernel is None or self.kernel in KERNELS, "kernel", choices(KERNELS))
+        need(isinstance(self.churn, int | float) and 0 <= self.churn <= 1, "churn", "a number in [0, 1]")
+        good = self.temperature is None or (
+            isinstance(self.temperature, int | float) and self.temperature >= 0
+        )
+        need(good, "temperature", "a number that is at least 0, or None")
+        good = self.top_p is None or (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1)
+        need(good, "top_p", "a number in (0, 1] or None")
+        need(self.seed is None or isinstance(self.seed, int), "seed", "an integer or None")
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        return {}
+
+    def get_generation_mode(self, *args, **kwargs):
+        raise ValueError("a diffusion model has no autoregressive generation mode; see UDMGenerationConfig")

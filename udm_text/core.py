@@ -1,0 +1,142 @@
+"""The one idea of this package: corrupt, predict, correct. It serves tokens and images alike.
+
+    forward   xt = F_t(x0, noise)                small t keeps much of x0, t = T keeps (almost) nothing
+    predict   x0_hat ~ q(x0 | xt)                the network
+    correct   xs = F_s(x0_hat, F_t^-1(x0_hat, xt))      s < t; the recovered noise is reused ("improved")
+          or  xs = F_s(x0_hat, fresh noise)             ("baseline"); `churn` in [0, 1] joins the two
+
+Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9262, 9271). What a process must satisfy is the
+marginal identity: sum over xt of p(xs | xt, x0) p(xt | x0) = p(xs | x0). `tests/oracle` checks it by enumeration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from .randomness import RowRandom
+
+
+class Process(Protocol):
+    """A corruption F_t and its inverse. `editable` marks what may change (None: everything); B rows in a batch.
+
+    Noise is opaque to the loop: whatever `sample_noise` makes, `corrupt` and `blend` understand. `random` is the
+    source of each row's own numbers (None: one seeded from torch's default generator).
+    """
+
+    def sample_noise(
+        self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
+    ) -> Any:
+        """Noise for data shaped like x; independent of the values of x wherever `editable` is true."""
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Any) -> Tensor:
+        """F_t(x0, noise). t: (B,)."""
+
+    def invert_noise(
+        self,
+        x0: Tensor,
+        xt: Tensor,
+        t: Tensor,
+        *,
+        editable: Tensor | None = None,
+        random: RowRandom | None = None,
+    ) -> Any:
+        """F_t^-1(x0, xt): noise that carries x0 to xt; a draw from its posterior where it is not unique."""
+
+    def blend(self, noise: Any, fresh: Any, churn: float) -> Any:
+        """Noise of the same law, a share `churn` of it fresh: 0 gives `noise`, 1 gives `fresh`."""
+
+    def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """A draw of x_T: what is left of x when everything editable is corrupted."""
+
+
+class Guess(NamedTuple):
+    """A predictor's answer: x0_hat, and what it has already settled on the way.
+
+    A predictor may fix the noise before x0_hat (masks: the corrupted set is visible in xt), or the counts (a kernel
+    that draws fewer changes than t). None leaves the choice to `reverse_step`.
+    """
+
+    x0: Tensor
+    noise: Any = None
+    t: Tensor | None = None
+    s: Tensor | None = None
+
+
+def recover_noise(
+    process: Process,
+    xt: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    churn: float = 0.0,
+    *,
+    editable: Tensor | None = None,
+    random: RowRandom | None = None,
+    **how: Any,
+) -> Any:
+    """The noise a reverse step uses: F_t^-1(x0, xt), a share `churn` of it replaced by fresh noise."""
+    noise = process.invert_noise(x0, xt, t, editable=editable, random=random, **how)
+    if churn:
+        noise = process.blend(noise, process.sample_noise(xt, editable=editable, random=random), churn)
+    return noise
+
+
+def reverse_step(
+    process: Process,
+    xt: Tensor,
+    x0: Tensor,
+    t: Tensor,
+    s: Tensor,
+    churn: float = 0.0,
+    *,
+    noise: Any = None,
+    editable: Tensor | None = None,
+    random: RowRandom | None = None,
+) -> Tensor:
+    """xs ~ p(xs | xt, x0) = F_s(x0, blend(F_t^-1(x0, xt), fresh, churn)).
+
+    Args:
+        process: the corruption.
+        xt: (B, ...) data at t. x0: the predicted clean data, same shape. t, s: (B,), s <= t (s > t inverts).
+        churn: in [0, 1]; 0 is the improved sampler, 1 the baseline.
+        noise: noise already recovered (it is used as it is); None recovers it here.
+    """
+    if noise is None:
+        noise = recover_noise(process, xt, x0, t, churn, editable=editable, random=random)
+    return process.corrupt(x0, s, noise)
+
+
+def denoise(
+    process: Process,
+    predict_x0: Callable[[Tensor, Tensor, Tensor], Tensor | Guess],
+    xt: Tensor,
+    times: Sequence[Tensor],
+    churn: float = 0.0,
+    *,
+    editable: Tensor | None = None,
+    random: RowRandom | None = None,
+    on_step: Callable[[int, Tensor, Guess], Tensor | None] | None = None,
+) -> Tensor:
+    """Walk from xt down the grid `times` (num_steps + 1 tensors of shape (B,)), one `reverse_step` at a time.
+
+    Args:
+        predict_x0: called as predict_x0(xt, t, s); gives x0_hat or a `Guess`.
+        on_step: called as on_step(step, xs, guess) after each step; a tensor it returns replaces xs.
+
+    Returns:
+        Data at the last time of the grid.
+    """
+    for step in range(len(times) - 1):
+        t, s = times[step], times[step + 1]
+        answer = predict_x0(xt, t, s)
+        guess = answer if isinstance(answer, Guess) else Guess(answer)
+        t, s = t if guess.t is None else guess.t, s if guess.s is None else guess.s
+        xt = reverse_step(
+            process, xt, guess.x0, t, s, churn, noise=guess.noise, editable=editable, random=random
+        )
+        if on_step is not None:
+            replaced = on_step(step, xt, guess)
+            xt = xt if replaced is None else replaced
+    return xt

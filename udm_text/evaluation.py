@@ -1,0 +1,182 @@
+"""How good is a model: upper bounds on -log p, each with its standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .objectives import row_losses
+from .randomness import RowRandom
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundReport:
+    """Upper bounds on the negative log-likelihood of held-out rows. A `_stderr` is one standard error.
+
+    nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of each row:
+    a bound on -log p of the text itself. bits_per_char divides the same nats by the characters; None where the rows
+    do not say how many they have. The standard error covers both the choice of rows and the draws of the noise.
+    """
+
+    nelbo_nats_per_token: float
+    nelbo_nats_per_token_stderr: float
+    perplexity_bound: float
+    perplexity_bound_stderr: float
+    bits_per_char: float | None
+    bits_per_char_stderr: float | None
+    length_nats_per_token: float
+    length_included: bool
+    process: str
+    kernel: str | None
+    rows: int
+    tokens: int
+    chars: int | None
+    draws: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
+    """A batch of rows: input_ids and attention_mask (B, L), labels = x0 where editable and -100 elsewhere.
+
+    rows: each with "input_ids". editable(input_ids, attention_mask) -> (B, L) bool.
+    """
+    ids = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows]
+    if pad_token_id is None and len({len(x) for x in ids}) > 1:
+        raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
+    pad = torch.nn.utils.rnn.pad_sequence
+    input_ids = pad(ids, batch_first=True, padding_value=pad_token_id or 0)
+    attention_mask = pad([torch.ones(len(x), dtype=torch.int64) for x in ids], batch_first=True)
+    labels = input_ids.masked_fill(~editable(input_ids, attention_mask), -100)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
+    """sum / sum over independent rows, and the standard error of that ratio by linearisation (delta method)."""
+    n = len(numerators)
+    ratio = numerators.sum() / denominators.sum()
+    residual = numerators - ratio * denominators
+    spread = (residual.square().sum() / max(1, n - 1)).sqrt()
+    return float(ratio), float(spread * math.sqrt(n) / denominators.sum()) if n > 1 else float("nan")
+
+
+@torch.no_grad()
+def row_bounds(
+    model,
+    rows: Sequence[dict[str, Any]],
+    index: Sequence[int],
+    *,
+    batch_size: int,
+    draws: int,
+    seed: int,
+    kernel: str,
+) -> Tensor:
+    """(len(rows),) float64: NELBO estimate of each row in nats, lengths not counted.
+
+    Each row is corrupted `draws` times, its t stratified over {1..l}; the noise belongs to (seed, index of the row), so the
+    figure does not depend on the batch.
+    """
+    config, process = model.config, model.config.build_process()
+    device = model.get_input_embeddings().weight.device
+    forbidden = config.forbidden_tokens(device)
+    was_training = model.training
+    model.eval()
+    result = torch.zeros(len(rows), dtype=torch.float64)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for start in range(0, len(rows), batch_size):
+        chosen = by_length[start : start + batch_size]
+        batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        editable, mask = batch["labels"] != -100, batch["attention_mask"]
+        lengths = editable.sum(dim=1)
+        random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
+
+        def predict(mask: Tensor = mask, **inputs: Tensor) -> Tensor:
+            return model(attention_mask=mask, **inputs).logits
+
+        total = torch.zeros(len(chosen), dtype=torch.float64, device=device)
+        for stratum in range(draws):
+            u = (stratum + random.uniform(1)[:, 0]) / draws
+            t = (u * lengths).long().clamp(max=lengths - 1) + 1
+            total += row_losses(
+                predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel
+            ).double()
+        result[chosen] = (total / draws).cpu()
+    model.train(was_training)
+    return result
+
+
+def evaluate_bound(
+    model,
+    rows: Iterable[dict[str, Any]],
+    *,
+    batch_size: int = 64,
+    draws: int = 8,
+    seed: int = 0,
+    kernel: str | None = None,
+) -> BoundReport:
+    """The bound of a model on rows.
+
+    Args:
+        model: a `UDMForMaskedGeneration`.
+        rows: each with "input_ids" and, for bits per character, "num_chars". Rows without an editable token are left out.
+        draws: corruptions of each row (their t stratified); more draws, less noise, same expectation.
+        seed: the noise; one seed makes two models comparable.
+        kernel: reverse kernel of the substitute process; None: the model's own.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    special = set(model.config.special_token_ids)
+    held = [(i, row) for i, row in enumerate(rows) if any(token not in special for token in row["input_ids"])]
+    if not held:
+        raise ValueError("there is no row with an editable token to evaluate on")
+    index, kept = [i for i, _ in held], [row for _, row in held]
+    kernel = kernel or model.config.kernel
+    nats = row_bounds(model, kept, index, batch_size=batch_size, draws=draws, seed=seed, kernel=kernel)
+    return summarise(model.config, kept, nats, draws=draws, seed=seed, kernel=kernel)
+
+
+def summarise(
+    config, rows: Sequence[dict[str, Any]], nats: Tensor, *, draws: int, seed: int, kernel: str
+) -> BoundReport:
+    """`BoundReport` from the NELBO estimate of each row."""
+    special = set(config.special_token_ids)
+    lengths = [sum(token not in special for token in row["input_ids"]) for row in rows]
+    tokens = torch.tensor(lengths, dtype=torch.float64)
+    law = config.length_probabilities()
+    length_nats = torch.zeros_like(nats)
+    if law is not None:
+        inside = tokens.long().clamp(max=len(law) - 1)
+        length_nats = -torch.where(tokens < len(law), law[inside], torch.zeros_like(tokens)).log()
+    total = nats + length_nats
+    per_token, per_token_stderr = ratio_with_stderr(total, tokens)
+    chars, bits, bits_stderr = None, None, None
+    if all(row.get("num_chars") is not None for row in rows):
+        count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
+        chars = int(count.sum())
+        bits, bits_stderr = ratio_with_stderr(total / math.log(2), count)
+    visible = config.build_process().visible
+    return BoundReport(
+        nelbo_nats_per_token=per_token,
+        nelbo_nats_per_token_stderr=per_token_stderr,
+        perplexity_bound=math.exp(min(per_token, 700.0)),
+        perplexity_bound_stderr=math.exp(min(per_token, 700.0)) * per_token_stderr,
+        bits_per_char=bits,
+        bits_per_char_stderr=bits_stderr,
+        length_nats_per_token=float(length_nats.sum() / tokens.sum()),
+        length_included=law is not None,
+        process=config.process,
+        kernel=None if visible else kernel,
+        rows=len(rows),
+        tokens=int(tokens.sum()),
+        chars=chars,
+        draws=draws,
+        seed=seed,
+    )

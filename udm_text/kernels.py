@@ -1,0 +1,119 @@
+"""The three reverse kernels of the substitute process: ways to draw the positions that change.
+
+Given xt, a factorised predictor p_i, and r_i = 1 - p_i(xt_i) the chance that position i changes (R = sum of r_i, N the
+count of independent changes), a step picks i and a token v != xt_i. Chances of a one-token step:
+
+    site      p_i(v) / R
+    hamming   (1/t) p_i(v) P(N_-i = t - 1) / P(N = t)      x0_hat conditioned on Hamming(x0_hat, xt) = t
+    free      p_i(v) E[1 / (1 + N_-i)]                     x0_hat as it comes; nothing happens with prod (1 - r_j)
+
+`site` reproduces the data law when the predictor is the exact posterior at t; `hamming` is the improved edit sampler
+of Su Jianlin (kexue.fm/archives/9271). Derivations: docs/mathematics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .core import Guess
+from .hamming import NEVER, draw_changes, log_leave_one_out, log_mean_inverse_count
+from .randomness import RowRandom
+
+
+class Change(NamedTuple):
+    """What a predictor says of every position, all (B, L).
+
+    log_change: float64, log r_i (NEVER where not editable). log_stay: float64, log(1 - r_i) (0 where not editable).
+    tokens: int64, a draw from p_i(v | v != xt_i), or the best such token where `greedy`.
+    """
+
+    log_change: Tensor
+    log_stay: Tensor
+    tokens: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """draw(change, xt, t, s, churn, random, greedy) -> Guess; log_rate(change, t) -> (B, L) with
+    log p(i -> v) = log p_i(v) + log_rate_i."""
+
+    draw: Callable[[Change, Tensor, Tensor, Tensor, float, RowRandom, bool], Guess]
+    log_rate: Callable[[Change, Tensor], Tensor]
+
+
+def _best(change: Change, count: Tensor) -> Tensor:
+    """The `count` positions whose change the predictor prefers most. (B, L) bool."""
+    scores = (change.log_change - change.log_stay).masked_fill(change.log_change <= NEVER / 2, -torch.inf)
+    order = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return (order < count[:, None]) & torch.isfinite(scores)
+
+
+def _apply(change: Change, where: Tensor, xt: Tensor) -> Tensor:
+    if change.tokens is None:
+        raise ValueError("a draw needs Change.tokens")
+    return torch.where(where, change.tokens, xt)
+
+
+def _draw_site(change, xt, t, s, churn, random, greedy):
+    if churn:
+        raise ValueError(
+            "kernel 'site' draws single positions and has no x0_hat to churn; use 'hamming' or 'free'"
+        )
+    k = t - s
+    if greedy:
+        where = _best(change, k)
+    else:  # an exponential race: the first to ring is i with chance r_i / R; k rings for k positions
+        rings = -random.uniform(xt.shape[1]).log() / change.log_change.exp()
+        where = rings.argsort(dim=-1).argsort(dim=-1) < k[:, None]
+        where &= change.log_change > NEVER / 2
+    return Guess(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
+
+
+def _rate_site(change, t):
+    return -change.log_change.logsumexp(dim=-1, keepdim=True).expand_as(change.log_change)
+
+
+def _draw_hamming(change, xt, t, s, churn, random, greedy):
+    u = random.uniform(xt.shape[1])
+    if greedy:
+        if not churn:  # of the t best changes, the t - s most preferred are made
+            return Guess(_apply(change, _best(change, t - s), xt), t=t - s, s=torch.zeros_like(s))
+        return Guess(_apply(change, _best(change, t), xt))
+    return Guess(_apply(change, draw_changes(change.log_change, change.log_stay, t, u), xt))
+
+
+def _rate_hamming(change, t):
+    return log_leave_one_out(change.log_change, change.log_stay, t) - t[:, None].log()
+
+
+def _draw_free(change, xt, t, s, churn, random, greedy):
+    u = random.uniform(xt.shape[1])
+    k = t - s
+    if greedy:
+        where = change.log_change > change.log_stay
+        if not churn:
+            where &= _best(change, k)
+            return Guess(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
+    else:
+        where = u.log() < change.log_change
+    x0 = _apply(change, where, xt)
+    if churn:  # the baseline corrupts x0_hat anew, down to s
+        return Guess(x0)
+    drawn = where.sum(-1)
+    return Guess(x0, t=drawn, s=(drawn - k).clamp(min=0))
+
+
+def _rate_free(change, t):
+    return log_mean_inverse_count(change.log_change, change.log_stay)
+
+
+KERNELS: dict[str, Kernel] = {
+    "site": Kernel(_draw_site, _rate_site),
+    "hamming": Kernel(_draw_hamming, _rate_hamming),
+    "free": Kernel(_draw_free, _rate_free),
+}

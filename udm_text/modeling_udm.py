@@ -1,0 +1,223 @@
+"""The x0-predictor: any masked language model, asked for the clean tokens of a corrupted row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import MaskedLMOutput
+from transformers.utils import logging
+
+from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .generation_udm import UDMGenerationMixin
+
+logger = logging.get_logger(__name__)
+
+
+class TimeEmbedding(nn.Module):
+    """An embedding of the corrupted share t/l, zero at the start: a pretrained backbone is unchanged.
+
+    Cosine and sine of pi k t/l for k = 1..16, then a two-layer network into the hidden size.
+    """
+
+    num_frequencies = 16
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.hidden = nn.Linear(2 * self.num_frequencies, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, share: Tensor) -> Tensor:
+        """share: (B,) float in [0, 1]; returns (B, hidden_size) in the parameters' dtype."""
+        k = torch.arange(1, self.num_frequencies + 1, device=share.device, dtype=torch.float32)
+        angle = math.pi * share.float()[:, None] * k
+        features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)
+        return self.output(nn.functional.silu(self.hidden(features)))
+
+
+def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """The function from last hidden states (..., hidden) to logits (..., V) of a masked LM.
+
+    Found by capability through the backbone's own public modules (BERT, RoBERTa, ModernBERT and their kin); None where
+    it is not known, and then full logits are computed and selected from.
+    """
+    modules: Any = backbone
+    if backbone.base_model is backbone:
+        return None
+    if hasattr(backbone, "cls") and hasattr(backbone.cls, "predictions"):
+        return modules.cls
+    if hasattr(backbone, "lm_head"):
+        return modules.lm_head
+    if hasattr(backbone, "head") and hasattr(backbone, "decoder"):
+        return lambda hidden: modules.decoder(modules.head(hidden))
+    return None
+
+
+class UDMPreTrainedModel(PreTrainedModel):
+    config_class = UDMConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, TimeEmbedding):
+            init.normal_(module.hidden.weight, std=1.0 / math.sqrt(module.hidden.in_features))
+            for parameter in (module.hidden.bias, module.output.weight, module.output.bias):
+                init.zeros_(parameter)
+        elif getattr(self, "backbone", None) is not None and any(
+            module is m for m in self.backbone.modules()
+        ):
+            self.backbone._init_weights(module)
+
+
+class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
+    """A masked LM as predictor of x0, with `generate` by diffusion.
+
+    Args:
+        config: see `UDMConfig`.
+        backbone: the masked LM itself; None builds one from `config.text_config` with new weights.
+    """
+
+    accepts_loss_kwargs = True  # the loss may be divided by the tokens of the global batch
+
+    def __init__(self, config: UDMConfig, backbone: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.generation_config = UDMGenerationConfig()
+        self.backbone = AutoModelForMaskedLM.from_config(config.text_config) if backbone is None else backbone
+        hidden = self.backbone.get_input_embeddings().embedding_dim
+        self.time_embedding = TimeEmbedding(hidden) if config.time_conditioning else None
+        self.post_init()
+        # Tied weights are not written twice; told to the Trainer, which would warn of them as missing on resume.
+        self._keys_to_ignore_on_save = set(self.all_tied_weights_keys)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As in transformers, for our own checkpoints and for those of any masked LM.
+
+        A plain masked LM is wrapped: its weights are loaded by its own class, head included. An encoder without a head
+        gets a new one, with a warning. UDMConfig arguments (`process=`, `kernel=`, `mask_token_id=`...) may be given.
+        """
+        path = pretrained_model_name_or_path
+        where = {
+            name: kwargs[name]
+            for name in ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
+            if name in kwargs
+        }
+        stored, _ = UDMConfig.get_config_dict(path, **where)
+        if not stored:
+            raise OSError(f"{path} holds no config.json that names a model")
+        own = {name: kwargs.pop(name) for name in UDMConfig._own_fields() if name in kwargs}
+        raw, _ = PreTrainedConfig.get_config_dict(path, **where)
+        if raw.get("model_type") == UDMConfig.model_type:
+            config = config or (UDMConfig.from_dict(stored, **own) if own else None)
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        config = config or UDMConfig.from_dict(stored, **own)
+        wants_info = kwargs.pop("output_loading_info", False)
+        backbone, info = AutoModelForMaskedLM.from_pretrained(path, output_loading_info=True, **kwargs)
+        config.text_config = backbone.config
+        new = sorted(info["missing_keys"])
+        if new:
+            logger.warning(
+                f"{path} has no trained weights for {', '.join(new)}: these are NEW and random. It is an encoder without a "
+                "language-model head; train it before generating."
+            )
+        model = cls(config, backbone=backbone)
+        if model.time_embedding is not None:
+            weight = backbone.get_input_embeddings().weight
+            model.time_embedding.to(device=weight.device, dtype=weight.dtype)
+        model.eval()
+        return (model, info) if wants_info else model
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.backbone.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.backbone.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.backbone.set_output_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        t: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_editable: Tensor | None = None,
+        positions: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Logits of x0 given xt.
+
+        Args:
+            input_ids: (B, L) int64, xt. attention_mask: (B, L), 1 where there is a token. position_ids: (B, L).
+            t: (B,) corrupted editable positions of each row; needed where the model is conditioned on time.
+            num_editable: (B,) l of each row; None counts attended positions that hold no special token (or [MASK]).
+            labels: (B, L) int64, x0 where it is scored and -100 elsewhere; the loss is the mean cross-entropy there,
+                special tokens excluded from the softmax.
+            positions: (B, L) bool, where logits are wanted; None: everywhere.
+            num_items_in_batch: what the summed loss is divided by in place of the number of labels.
+
+        Returns:
+            MaskedLMOutput with logits (B, L, V), or (N, V) in the order of `positions.nonzero()`.
+        """
+        if self.time_embedding is not None:
+            if t is None:
+                raise ValueError(
+                    "this model is conditioned on time: forward needs t, the corrupted positions of each row"
+                )
+            if inputs_embeds is None:
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            if num_editable is None:
+                if input_ids is None:
+                    raise ValueError("num_editable is needed where input_ids is not given")
+                num_editable = self._count_editable(input_ids, attention_mask)
+            share = t.to(inputs_embeds.device) / num_editable.clamp(min=1)
+            inputs_embeds = inputs_embeds + self.time_embedding(share)[:, None].to(inputs_embeds.dtype)
+        inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
+        inputs.update(attention_mask=attention_mask, **kwargs)
+
+        head = language_head(self.backbone) if positions is not None else None
+        if head is not None:
+            output = self.backbone.base_model(**inputs)
+            logits = head(output.last_hidden_state[positions])
+        else:
+            output = self.backbone(**inputs)
+            logits = output.logits if positions is None else output.logits[positions]
+
+        loss = None
+        if labels is not None:
+            target = labels if positions is None else labels[positions]
+            scores = logits.float().masked_fill(self.config.forbidden_tokens(logits.device), -torch.inf)
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = nn.functional.cross_entropy(
+                scores.flatten(0, -2), target.flatten(), ignore_index=-100, reduction=how
+            )
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+    def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        editable = self.config.editable(input_ids, attention_mask)
+        if self.config.mask_token_id is not None:
+            editable |= input_ids == self.config.mask_token_id
+        return editable.sum(dim=-1)

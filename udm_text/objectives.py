@@ -1,0 +1,131 @@
+"""Count-based bounds on -log p(x0), in nats, and the losses that estimate them.
+
+t is drawn uniformly from {1..l} and F_t corrupts exactly t of the l editable positions; S is the corrupted set and
+CE_i = -log p_i(x0_i | xt). Both bounds are sums over t, so l times a term at a uniform t is an unbiased estimate.
+
+    mask        NELBO = sum_t (1/t) E sum_{i in S} CE_i
+    substitute  NELBO = l log(V/(V-1)) + sum_t E [ -log t - (1/t) sum_{i in S} log p(i -> x0_i) ]
+
+Sources: mask, Ou et al. 2406.03736 (the any-order autoregressive bound) in count form; substitute, derived in
+docs/mathematics.md and checked by enumeration in tests/oracle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .core import Process
+from .hamming import NEVER
+from .kernels import KERNELS, Change, Kernel
+from .randomness import RowRandom
+
+LOSSES = ("cross_entropy", "nelbo")
+
+
+def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, step: int) -> Tensor:
+    """t ~ U{1..l} for each row, stratified over a global batch of `total` rows.
+
+    Row `index` gets one of `total` equal strata of (0, 1), by a permutation that every process draws alike.
+
+    Args:
+        lengths: (B,) int64, l >= 1 of each row. index: (B,) int64 in 0..total-1, the rows' places in the global batch.
+        seed, step: what the permutation and the place inside the stratum depend on.
+
+    Returns:
+        (B,) int64 in 1..l.
+    """
+    source = RowRandom(seed, torch.tensor([step], device=lengths.device))
+    stratum = source.uniform(total)[0].argsort()[index]
+    inside = source.uniform(total)[0][index]
+    return ((stratum + inside) / total * lengths).long().clamp(max=lengths - 1) + 1
+
+
+def mask_terms(cross_entropy: Tensor, corrupted: Tensor, lengths: Tensor, t: Tensor) -> Tensor:
+    """(B,) estimate of the mask NELBO of each row, in nats: (l/t) sum over S of CE_i.
+
+    Args:
+        cross_entropy: (|S| of all rows,) CE_i in the order of `corrupted.nonzero()`.
+        corrupted: (B, L) bool, S. lengths: (B,) int64, l. t: (B,) int64, |S|.
+    """
+    rows = corrupted.nonzero()[:, 0]
+    sums = torch.zeros(len(t), dtype=cross_entropy.dtype, device=t.device).index_add(0, rows, cross_entropy)
+    return sums * (lengths / t.clamp(min=1)).to(sums.dtype)
+
+
+def changes(log_probs: Tensor, xt: Tensor, editable: Tensor) -> Change:
+    """r_i of every position, differentiable. log_probs: (B, L, V) float64; xt: (B, L) int64; editable: (B, L) bool."""
+    stay = log_probs.gather(-1, xt[..., None])[..., 0]
+    others = log_probs.scatter(-1, xt[..., None], NEVER).logsumexp(dim=-1)
+    return Change(
+        others.clamp(min=NEVER).masked_fill(~editable, NEVER),
+        stay.clamp(min=NEVER).masked_fill(~editable, 0.0),
+    )
+
+
+def substitute_terms(
+    kernel: Kernel,
+    change: Change,
+    log_target: Tensor,
+    corrupted: Tensor,
+    lengths: Tensor,
+    t: Tensor,
+    num_tokens: int,
+) -> Tensor:
+    """(B,) estimate of the substitute NELBO of each row, in nats, for one reverse kernel.
+
+    Args:
+        change: r_i at xt (see `changes`). log_target: (B, L) float64, log p_i(x0_i | xt); read on S only.
+        corrupted: (B, L) bool, S = {i : xt_i != x0_i}. lengths: (B,) l. t: (B,) |S| >= 1. num_tokens: V.
+    """
+    log_transition = (log_target + kernel.log_rate(change, t)).masked_fill(~corrupted, 0.0)
+    step = -t.double().log() - log_transition.sum(dim=-1) / t
+    return lengths * (math.log(num_tokens / (num_tokens - 1)) + step)
+
+
+def row_losses(
+    predict: Callable[..., Tensor],
+    process: Process,
+    x0: Tensor,
+    editable: Tensor,
+    t: Tensor,
+    random: RowRandom,
+    forbidden: Tensor,
+    *,
+    loss: str = "nelbo",
+    kernel: str = "site",
+) -> Tensor:
+    """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score.
+
+    Args:
+        predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
+        x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never predicted.
+        loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
+            "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is visible
+            (which is the same number), over all editable positions where it is not.
+    """
+    lengths = editable.sum(dim=1)
+    xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
+    corrupted = process.corrupted(xt, x0) & editable
+    asked = corrupted if process.visible else editable
+    logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked)
+    scores = logits.float().masked_fill(forbidden, -torch.inf)
+    if process.visible:
+        ce = torch.nn.functional.cross_entropy(scores, x0[asked], reduction="none")
+        return mask_terms(ce, corrupted, lengths, t)
+    if loss == "cross_entropy":
+        ce = torch.nn.functional.cross_entropy(scores, x0[asked], reduction="none")
+        return mask_terms(ce, asked, lengths, lengths)
+    log_probs = scores.double().log_softmax(dim=-1)
+    here = changes(log_probs, xt[asked], torch.ones_like(xt[asked], dtype=torch.bool))
+    blank = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+    change = Change(
+        torch.full_like(blank, NEVER).masked_scatter(asked, here.log_change),
+        blank.masked_scatter(asked, here.log_stay),
+    )
+    target = blank.masked_scatter(asked, log_probs.gather(-1, x0[asked][:, None])[:, 0])
+    count = int((~forbidden).sum())
+    return substitute_terms(KERNELS[kernel], change, target, corrupted, lengths, t, count)

@@ -1,0 +1,89 @@
+"""Uniform numbers that belong to a row: the same whatever the batch, the padding, the device or the order of rows.
+
+A stateful generator hands its numbers out in the order they are asked for, so a row's noise would depend on its
+neighbours. Here a number is a pure function of (seed, row, draw, position): Philox-4x32-10, the counter-based
+generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), computed for a whole batch at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Ten rounds of Philox-4x32.
+
+    Args:
+        counter: four int64 tensors of one broadcast shape, each holding values of 32 bits.
+        key: two values of 32 bits.
+
+    Returns:
+        Four int64 tensors of that shape, each holding 32 random bits.
+    """
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap around; the shift is arithmetic, so the high word is masked back to 32 bits
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _WORD) ^ c1 ^ k0,
+            p1 & _WORD,
+            ((p0 >> 32) & _WORD) ^ c3 ^ k1,
+            p0 & _WORD,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+class RowRandom:
+    """A source of uniforms for a batch of rows, each row with its own stream.
+
+    Every call of `uniform` is one draw; calls are counted, so two sources made alike give the same sequence. A row's
+    number at a position depends on (seed, row, draw, position) only: not on the other rows and not on how many
+    positions were asked for.
+
+    Args:
+        seed: any integer; its low 64 bits count.
+        rows: (B,) int64, the identity of each row (for example the sample index), 64 bits each.
+    """
+
+    def __init__(self, seed: int, rows: Tensor):
+        if rows.ndim != 1 or rows.dtype != torch.int64:
+            raise ValueError(f"rows must be a (B,) int64 tensor, got {tuple(rows.shape)} {rows.dtype}")
+        self.seed = int(seed)
+        self.rows = rows
+        self.draws = 0
+
+    @classmethod
+    def fresh(
+        cls, num_rows: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
+    ):
+        """A source whose seed is drawn from `generator` (None: torch's default generator), rows 0..num_rows-1."""
+        where = generator.device if generator is not None else "cpu"
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=where).item()
+        return cls(int(seed), torch.arange(num_rows, device=device))
+
+    def uniform(self, n: int) -> Tensor:
+        """(B, n) float64, independent and uniform on the open interval (0, 1), 52 random bits each.
+
+        52, not 53: half a step more must be a float64 of its own, or the largest number would round to 1.
+        """
+        key = self.seed & _WORD, (self.seed >> 32) & _WORD
+        pair = torch.arange((n + 1) // 2, device=self.rows.device)  # one counter gives two numbers of 52 bits
+        row = self.rows[:, None]
+        draw = torch.full_like(row, self.draws)
+        self.draws += 1
+        w0, w1, w2, w3 = philox4x32((pair[None], draw, row & _WORD, (row >> 32) & _WORD), key)
+        bits = torch.stack(((w0 << 20) | (w1 >> 12), (w2 << 20) | (w3 >> 12)), dim=-1)
+        return ((bits.flatten(1)[:, :n]).to(torch.float64) + 0.5) * 2.0**-52
+
+    def fork(self, rows: Tensor) -> RowRandom:
+        """A source for a subset of the rows, at the same draw. `rows`: index or boolean mask over B."""
+        other = RowRandom(self.seed, self.rows[rows])
+        other.draws = self.draws
+        return other
