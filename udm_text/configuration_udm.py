@@ -242,8 +242,9 @@ class UDMGenerationConfig(GenerationConfig):
         churn (`float`, defaults to 0.0): share of fresh noise in each step; 0 improved, 1 baseline sampler.
         temperature (`float`, *optional*): divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.
         top_k (`int`, *optional*), top_p (`float`, *optional*): truncation of each token's distribution.
-        length (`int`, *optional*): tokens of an unconditional sample; None: drawn from the training lengths.
-        max_new_tokens (`int`, *optional*): tokens added behind a prompt; None: drawn from the training lengths.
+        length (`int`, *optional*): tokens of a row, its prompt included and special tokens not; None: drawn from the
+            training lengths.
+        max_new_tokens (`int`, *optional*): tokens added behind the prompt, in place of `length`.
         max_edits (`int`, *optional*): repair of a given text (substitute process): at most so many tokens change.
         num_return_sequences (`int`, defaults to 1): samples of each input.
         seed (`int`, *optional*): reproduces the samples; None draws one from torch's generator.
@@ -271,6 +272,8 @@ class UDMGenerationConfig(GenerationConfig):
         # Only our own fields: most of the parent's steer autoregressive decoding and would be silently without effect.
         for name, default in self._defaults.items():
             setattr(self, name, kwargs.pop(name, default))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer aligns these with the tokenizer's
+            setattr(self, name, kwargs.pop(name, None))
         self._commit_hash = kwargs.pop("_commit_hash", None)
         self._from_model_config = kwargs.pop("_from_model_config", False)
         self.transformers_version = kwargs.pop("transformers_version", None)

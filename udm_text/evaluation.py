@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kernels import KERNELS
 from .objectives import row_losses
 from .randomness import RowRandom
 
@@ -20,7 +21,8 @@ class BoundReport:
 
     nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of each row:
     a bound on -log p of the text itself. bits_per_char divides the same nats by the characters; None where the rows
-    do not say how many they have. The standard error covers both the choice of rows and the draws of the noise.
+    do not say how many they have. The standard error covers both the choice of rows and the draws of the noise; one row
+    alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
     """
 
     nelbo_nats_per_token: float
@@ -40,7 +42,9 @@ class BoundReport:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """For JSON, which knows neither nan nor infinity: None in their place."""
+        fields = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
@@ -48,12 +52,14 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
 
     rows: each with "input_ids". editable(input_ids, attention_mask) -> (B, L) bool.
     """
-    ids = [torch.as_tensor(row["input_ids"], dtype=torch.int64) for row in rows]
-    if pad_token_id is None and len({len(x) for x in ids}) > 1:
+    ids = [row["input_ids"].tolist() if hasattr(row["input_ids"], "tolist") else row["input_ids"] for row in rows]
+    lengths = [len(x) for x in ids]
+    longest = max(lengths)
+    if pad_token_id is None and min(lengths) < longest:
         raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
-    pad = torch.nn.utils.rnn.pad_sequence
-    input_ids = pad(ids, batch_first=True, padding_value=pad_token_id or 0)
-    attention_mask = pad([torch.ones(len(x), dtype=torch.int64) for x in ids], batch_first=True)
+    padding = [pad_token_id or 0] * longest
+    input_ids = torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
+    attention_mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     labels = input_ids.masked_fill(~editable(input_ids, attention_mask), -100)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
@@ -65,6 +71,15 @@ def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, 
     residual = numerators - ratio * denominators
     spread = (residual.square().sum() / max(1, n - 1)).sqrt()
     return float(ratio), float(spread * math.sqrt(n) / denominators.sum()) if n > 1 else float("nan")
+
+
+def scored_rows(config, rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
+    """The rows that hold an editable token, behind their places in `rows`. Raises ValueError where there is none."""
+    special = set(config.special_token_ids)
+    held = [(i, row) for i, row in enumerate(rows) if any(int(token) not in special for token in row["input_ids"])]
+    if not held:
+        raise ValueError("there is no row with an editable token to evaluate on")
+    return [i for i, _ in held], [row for _, row in held]
 
 
 @torch.no_grad()
@@ -127,18 +142,18 @@ def evaluate_bound(
     Args:
         model: a `UDMForMaskedGeneration`.
         rows: each with "input_ids" and, for bits per character, "num_chars". Rows without an editable token are left out.
+        batch_size: rows of a forward pass; the figures do not depend on it.
         draws: corruptions of each row (their t stratified); more draws, less noise, same expectation.
         seed: the noise; one seed makes two models comparable.
         kernel: reverse kernel of the substitute process; None: the model's own.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    special = set(model.config.special_token_ids)
-    held = [(i, row) for i, row in enumerate(rows) if any(token not in special for token in row["input_ids"])]
-    if not held:
-        raise ValueError("there is no row with an editable token to evaluate on")
-    index, kept = [i for i, _ in held], [row for _, row in held]
+    for name, value in (("draws", draws), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     kernel = kernel or model.config.kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    index, kept = scored_rows(model.config, rows)
     nats = row_bounds(model, kept, index, batch_size=batch_size, draws=draws, seed=seed, kernel=kernel)
     return summarise(model.config, kept, nats, draws=draws, seed=seed, kernel=kernel)
 
@@ -148,7 +163,7 @@ def summarise(
 ) -> BoundReport:
     """`BoundReport` from the NELBO estimate of each row."""
     special = set(config.special_token_ids)
-    lengths = [sum(token not in special for token in row["input_ids"]) for row in rows]
+    lengths = [sum(int(token) not in special for token in row["input_ids"]) for row in rows]
     tokens = torch.tensor(lengths, dtype=torch.float64)
     law = config.length_probabilities()
     length_nats = torch.zeros_like(nats)

@@ -253,6 +253,8 @@ def _make_canvas(model_config, config, process, input_ids, attention_mask, rows,
         raise ValueError(
             f"the row has {width} tokens with what is to be generated; the model reads at most {longest}"
         )
+    if not canvas.attention_mask.eq(canvas.attention_mask.long().cummin(1).values.bool()).all():
+        raise ValueError("attention_mask must be right-padded: ones, then zeros (tokenizer.padding_side = 'right')")
     empty = (canvas.start == 0).nonzero()[:, 0]
     if len(empty):
         raise ValueError(
@@ -265,22 +267,22 @@ def _make_canvas(model_config, config, process, input_ids, attention_mask, rows,
 def _extend(model_config, config, input_ids, attention_mask, rows, random, device) -> Canvas:
     """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows."""
     prefix, suffix = model_config.prefix_token_ids, model_config.suffix_token_ids
+    if config.length is not None and config.max_new_tokens is not None:
+        raise ValueError("give length (of the whole row) or max_new_tokens (behind the prompt), not both")
     if input_ids is None:
-        if config.max_new_tokens is not None:
-            raise ValueError("max_new_tokens continues a prompt, and there is no input_ids; give length")
         prompts = [list(prefix)] * rows
     else:
-        if config.length is not None:
-            raise ValueError("length is for rows from nothing; continue a prompt by max_new_tokens")
         prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
-        if suffix:
-            n = len(suffix)
-            prompts = [row[:-n] if row[-n:] == suffix else row for row in prompts]
+        n = len(suffix)
+        prompts = [row[:-n] if n and row[-n:] == suffix else row for row in prompts]
     special = set(model_config.special_token_ids)
     held = torch.tensor([sum(token not in special for token in row) for row in prompts], device=device)
-    fixed = config.length if input_ids is None else config.max_new_tokens
-    if fixed is not None:
-        new = torch.full((rows,), fixed, device=device)
+    if config.max_new_tokens is not None:
+        new = torch.full((rows,), config.max_new_tokens, device=device)
+    elif config.length is not None:
+        new = config.length - held
+        if (new < 1).any():
+            raise ValueError(f"length is {config.length}, and a prompt has {int(held.max())} tokens already")
     else:
         new = _draw_lengths(model_config.length_probabilities(), held, random) - held
     tokens, editable = [], []

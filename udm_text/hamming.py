@@ -91,7 +91,7 @@ def draw_changes(log_change: Tensor, log_stay: Tensor, t: Tensor, uniforms: Tens
     """
     length = log_change.shape[1]
     if ((log_change > NEVER / 2).sum(dim=1) < t).any():
-        raise ValueError("a row has fewer positions that can change than the number asked for")
+        raise ValueError("t asks for more changes than a row has positions that can change (log_change above NEVER)")
     table = count_table(log_change, log_stay, max(1, int(t.max())))
     left = t.clone()
     chosen = []

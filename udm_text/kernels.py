@@ -67,8 +67,8 @@ def _draw_site(change, xt, t, s, churn, random, greedy):
     k = t - s
     if greedy:
         where = _best(change, k)
-    else:  # an exponential race: the first to ring is i with chance r_i / R; k rings for k positions
-        rings = -random.uniform(xt.shape[1]).log() / change.log_change.exp()
+    else:  # an exponential race, in log space: the first to ring is i with chance r_i / R; k rings for k positions
+        rings = (-random.uniform(xt.shape[1]).log()).log() - change.log_change
         where = rings.argsort(dim=-1).argsort(dim=-1) < k[:, None]
         where &= change.log_change > NEVER / 2
     return Guess(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
@@ -88,7 +88,7 @@ def _draw_hamming(change, xt, t, s, churn, random, greedy):
 
 
 def _rate_hamming(change, t):
-    return log_leave_one_out(change.log_change, change.log_stay, t) - t[:, None].log()
+    return log_leave_one_out(change.log_change, change.log_stay, t) - t[:, None].double().log()
 
 
 def _draw_free(change, xt, t, s, churn, random, greedy):

@@ -53,7 +53,7 @@ def mask_terms(cross_entropy: Tensor, corrupted: Tensor, lengths: Tensor, t: Ten
     """
     rows = corrupted.nonzero()[:, 0]
     sums = torch.zeros(len(t), dtype=cross_entropy.dtype, device=t.device).index_add(0, rows, cross_entropy)
-    return sums * (lengths / t.clamp(min=1)).to(sums.dtype)
+    return sums * (lengths.double() / t.clamp(min=1)).to(sums.dtype)
 
 
 def changes(log_probs: Tensor, xt: Tensor, editable: Tensor) -> Change:

@@ -154,7 +154,7 @@ class SubstituteProcess:
 
     def _index(self, tokens: Tensor) -> Tensor:
         allowed = self.allowed.to(tokens.device)
-        return torch.searchsorted(allowed, tokens).clamp(max=self.num_tokens - 1)
+        return torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
 
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
         index = self._index(tokens)

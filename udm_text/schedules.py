@@ -21,7 +21,7 @@ def linear_counts(start: Tensor, num_steps: int | None = None) -> Tensor:
     if num_steps is not None and num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     if (start < 0).any():
-        raise ValueError("a row cannot start with a negative number of corrupted positions")
+        raise ValueError(f"start must be at least 0 corrupted positions in every row, got {int(start.min())}")
     longest = int(start.max()) if start.numel() else 0
     steps = longest if num_steps is None else min(num_steps, longest)
     own = start.clamp(max=steps)[None].clamp(min=1)

@@ -1,0 +1,252 @@
+"""The `udm` command. Everything heavy is imported inside the commands: `udm --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Text by discrete diffusion: train, generate, evaluate, repair.",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train: udm train --data PATH --output DIR [every field of TrainingArguments]; all options: udm train --help."""
+    from .train_text import main as run
+
+    run(context.args)
+
+
+@app.command()
+def generate(
+    model: Model,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Prompts to continue, or texts with [MASK] to fill in; none: texts from nothing."),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Texts for each input.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Tokens of a text; default: drawn from the training lengths.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens added behind a prompt.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Reverse steps; default: one token a step.")] = None,
+    order: Annotated[
+        str, typer.Option(help="random, left_to_right, confidence, margin or entropy (mask models).")
+    ] = "random",
+    kernel: Annotated[str | None, typer.Option(help="site, hamming or free (substitute models).")] = None,
+    churn: Annotated[float, typer.Option(help="Share of fresh noise: 0 improved, 1 baseline sampler.")] = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens of this mass.")] = None,
+    seed: Seed = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs a batch.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    watch: Annotated[bool, typer.Option("--watch", help="Show the text as it appears.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write, continue or fill in texts."""
+    pipe = load_pipeline(model, device, dtype)
+    inputs = list(text or [""])
+    options: dict[str, Any] = {
+        "num_return_sequences": number,
+        "length": length,
+        "max_new_tokens": max_new_tokens,
+        "num_steps": num_steps,
+        "order": order,
+        "kernel": kernel,
+        "churn": churn,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    if watch:
+        with LiveText(pipe.tokenizer) as streamer:
+            results = [pipe(one, streamer=streamer, **options) for one in inputs]
+    else:
+        results = pipe(inputs, batch_size=min(batch_size, len(inputs)), **options)
+    if as_json:
+        print(json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False))
+    elif not watch:
+        for group in results:
+            for record in group:
+                print(record["generated_text"])
+
+
+@app.command()
+def repair(
+    model: Model,
+    text: Annotated[list[str], typer.Argument(help="Texts to repair.")],
+    max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
+    seed: Seed = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
+    pipe = load_pipeline(model, device)
+    records = []
+    for one in text:
+        [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
+        steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
+        records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
+    if as_json:
+        print(json.dumps(records, ensure_ascii=False))
+        return
+    for record in records:
+        for before, after in zip(record["edits"], record["edits"][1:], strict=False):
+            print(f"  {before}\n  {marks(before, after)}")
+        print(record["repaired"])
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="A corpus; default: the one the model was trained with.")] = None,
+    split: Annotated[str, typer.Option(help="Which part of it.")] = "validation",
+    draws: Annotated[int, typer.Option(min=1, help="Corruptions of each row.")] = 8,
+    seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
+    kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    as_json: Json = False,
+) -> None:
+    """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error."""
+    from .configuration_udm import choices
+    from .corpus import hold_out, load_corpus, load_tokenizer, make_rows
+    from .evaluation import evaluate_bound
+    from .modeling_udm import UDMForMaskedGeneration
+    from .train_text import describe
+
+    report_file = Path(model) / "report.json"
+    how: dict[str, Any] = {}
+    if report_file.is_file():
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+        how = report["data_arguments"]
+        data = data or report["data"]
+    if data is None:
+        raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
+    network = UDMForMaskedGeneration.from_pretrained(model)
+    if device is not None:
+        network = network.to(device)  # type: ignore[arg-type]
+    splits = load_corpus(data, how.get("text_column", "text"), how.get("data_config"))
+    if split not in splits:
+        splits = hold_out(splits, how.get("validation_share", 0.05))
+    if split not in splits:
+        raise ValueError(f"--split must be {choices(splits)} of {data}, got {split!r}")
+    rows, _ = make_rows(
+        splits[split], load_tokenizer(model), rows=how.get("rows", "line"), row_length=how.get("row_length")
+    )
+    bound = evaluate_bound(network, rows, batch_size=batch_size, draws=draws, seed=seed, kernel=kernel).to_dict()
+    if as_json:
+        print(json.dumps({"model": model, "data": data, "split": split, **bound}))
+    else:
+        print(describe(bound))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the models go.")] = Path("runs"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer for a quick look.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
+) -> None:
+    """Train on Unicode character names, then score, sample, fill in and repair. Some six minutes on two cores."""
+    from .demo import run
+
+    run(output, steps, seed)
+
+
+def load_pipeline(model: str, device: str | None = None, dtype: str = "float32"):
+    """The generation pipeline of a model, its dtype checked."""
+    import torch
+    from transformers import pipeline
+
+    from . import UDMGenerationPipeline  # noqa: F401  (registers the task)
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+    return pipeline("udm-generation", model=model, device=device, dtype=getattr(torch, dtype))
+
+
+def marks(before: str, after: str) -> str:
+    """A line that points at where two texts of equal length differ; the new text where they are not of equal length."""
+    if len(before) != len(after):
+        return f"-> {after}"
+    return "".join("^" if a != b else " " for a, b in zip(before, after, strict=True)).rstrip()
+
+
+class LiveText:
+    """A streamer (put, put_draft, end) that redraws all rows in the terminal, masks as blocks."""
+
+    def __init__(self, tokenizer, pause: float = 0.08):
+        from rich.live import Live
+
+        self.tokenizer, self.pause = tokenizer, pause
+        self.live = Live(refresh_per_second=30, vertical_overflow="visible")
+        self.head: list[list[int]] = []
+
+    def __enter__(self) -> LiveText:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.live.stop()
+
+    def put(self, value) -> None:
+        """The prompt first, the finished rows last."""
+        if not self.head:
+            self.head = value.tolist()
+        else:
+            self._show(value.tolist(), "bold")
+
+    def put_draft(self, value) -> None:
+        self._show(value.tolist(), "default")
+        time.sleep(self.pause)
+
+    def end(self) -> None:
+        self.live.stop()
+        self.head = []
+        print()
+
+    def _show(self, rows: list[list[int]], style: str) -> None:
+        from rich.text import Text
+
+        self.live.start()
+        lines = [show_masks(self.tokenizer, a + b) for a, b in zip(self.head, rows, strict=True)]
+        self.live.update(Text("\n".join(lines), style=style), refresh=True)
+
+
+def show_masks(tokenizer, ids: list[int]) -> str:
+    """Decoded text with a block for each [MASK], without padding."""
+    text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
+    return text.replace(tokenizer.mask_token, "░░") if tokenizer.mask_token else text
+
+
+def main() -> None:
+    """Run the command; what a user can mend ends in one line on stderr and exit code 1. UDM_TRACEBACK=1 shows it all."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("UDM_TRACEBACK"):
+            raise
+        print(f"udm: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The demo: everything the package does, on real text, in minutes and through the public interface.
+
+Two models learn the names of Unicode characters. One of the mask process writes names from nothing and fills in blanks;
+one of the substitute process, on single letters, repairs misspellings. `unicodedata.lookup` says which names exist.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import time
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import pipeline
+from transformers.utils import logging
+
+from .cli import marks
+from .train_text import describe, parse, train_text, write_json
+
+SAMPLES = 1000
+VERDICTS = {
+    "seen": "real name, seen in training",
+    "unseen": "real name, never seen",
+    "words": "made of known words",
+    "other": "other",
+}
+NAMES = [
+    *("--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
+    *("--per_device_train_batch_size", "128", "--learning_rate", "1e-3", "--warmup_steps", "200"),
+]
+REPAIR = [
+    *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.15"),
+    *("--model", "mini", "--backbone", "modernbert", "--per_device_train_batch_size", "64"),
+    *("--learning_rate", "2e-3", "--warmup_steps", "50"),
+]
+NAMES_STEPS, REPAIR_STEPS = 2400, 400
+MISSPELT = [
+    "LATIN SMALL LEXTER A WITH GRAVE",
+    "GREEK CAPITAK LETTER OMEGA",
+    "BLACK RIGHT-POINTIMG TRIANGLE",
+]
+BLANK = "LATIN SMALL LETTER [MASK] WITH [MASK]"
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def prepare_script() -> Path:
+    """data/unicode_names/prepare.py of the clone that this package runs from."""
+    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+        script = root / "data" / "unicode_names" / "prepare.py"
+        if script.is_file():
+            return script
+    raise FileNotFoundError(
+        "data/unicode_names/prepare.py is not here: the demo runs in a clone of the repository, start it from there"
+    )
+
+
+def load_script(path: Path) -> ModuleType:
+    """A Python file as a module, without installing it."""
+    spec = importlib.util.spec_from_file_location(f"udm_text_data_{path.parent.name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fast_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+def verdict(name: str, seen: set[str], words: set[str]) -> str:
+    """Which of `VERDICTS` a sample is: looked up in Python's own Unicode table."""
+    if name in seen:
+        return "seen"
+    try:
+        unicodedata.lookup(name)
+        return "unseen"
+    except KeyError:
+        return "words" if name and all(word in words for word in name.split()) else "other"
+
+
+def misspell(name: str, source: random.Random) -> str:
+    """One letter of the name replaced by another."""
+    places = [i for i, letter in enumerate(name) if letter.isalpha()]
+    i = source.choice(places)
+    return name[:i] + source.choice([c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c != name[i]]) + name[i + 1 :]
+
+
+def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]:
+    """Train both models below `output`, print what they do; returns what is added to report.json."""
+    started = time.time()
+    logging.disable_progress_bar()
+    script = prepare_script()
+    dataset = script.parent / "dataset"
+    if not (dataset / "README.md").exists():
+        counts = load_script(script).prepare(dataset)
+        console.print(f"[bold]data[/]  {sum(counts.values())} names of Unicode characters -> {dataset}")
+    names_dir, repair_dir = output / "unicode-names", output / "unicode-names-repair"
+    repair_steps = REPAIR_STEPS if steps is None else max(1, steps // 4)
+    train(names_dir, dataset, NAMES, NAMES_STEPS if steps is None else steps, seed)
+    train(repair_dir, dataset, REPAIR, repair_steps, seed)
+
+    splits = load_dataset(str(dataset))
+    report = json.loads((names_dir / "report.json").read_text(encoding="utf-8"))
+    console.print(f"\n[bold]bound on held-out names[/]  {describe(report['validation'])}")
+    pipe = pipeline("udm-generation", model=str(names_dir))
+    shown = {
+        "samples": show_samples(pipe, splits["train"]["text"], seed),
+        "infilling": show_infilling(pipe, seed),
+        "repair": show_repair(pipeline("udm-generation", model=str(repair_dir)), splits["validation"]["text"], seed),
+        "demo_seconds": time.time() - started,
+    }
+    write_json(names_dir / "report.json", {**report, **shown})
+    console.print(f"\nmodel  {names_dir}\nloss curve  {names_dir / 'loss.png'}\nevery figure  {names_dir / 'report.json'}")
+    console.print(f"{shown['demo_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of them training the names")
+    console.print(f"Go on: udm generate {names_dir} --watch, udm evaluate {names_dir} --json")
+    return shown
+
+
+def train(output: Path, dataset: Path, options: list[str], steps: int, seed: int) -> None:
+    """One training run, unless a finished one is there already."""
+    if (output / "report.json").exists():
+        console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
+        return
+    arguments = ["--data", str(dataset), "--output", str(output), *options, "--max_steps", str(steps)]
+    arguments += ["--seed", str(seed), "--save_steps", str(max(1, steps // 2))]
+    arguments += ["--bf16"] if fast_bfloat16() else []
+    console.print(f"\n[bold]training[/]  udm train {' '.join(arguments)}")
+    train_text(*parse(arguments))
+
+
+def show_samples(pipe, seen: list[str], seed: int) -> dict[str, Any]:
+    """A sample as it appears, a table of samples with their verdicts, and the shares of many."""
+    known, words = set(seen), {word for name in seen for word in name.split()}
+    [first] = pipe("", seed=seed, length=6, output_trajectory=True)
+    console.print("\n[bold]a name appears, one token a step[/]")
+    for text in first["trajectory"]:
+        console.print(f"  {text.replace(pipe.tokenizer.mask_token, '░░')}", markup=False)
+    texts = [record["generated_text"] for record in pipe("", num_return_sequences=SAMPLES, seed=seed)]
+    verdicts = [verdict(text, known, words) for text in texts]
+    table = Table("sample (the first 12 of this seed)", "verdict", title="from nothing", title_justify="left")
+    for text, kind in zip(texts[:12], verdicts[:12], strict=True):
+        table.add_row(text, VERDICTS[kind])
+    console.print(table)
+    counts = Counter(verdicts)
+    shares = {kind: counts[kind] / len(texts) for kind in VERDICTS}
+    shares["known_words"] = 1.0 - shares["other"]
+    figures = {name: {"share": share, "stderr": math.sqrt(share * (1 - share) / SAMPLES)} for name, share in shares.items()}
+    console.print(f"of {SAMPLES} samples: " + ", ".join(f"{shares[k]:.1%} {text}" for k, text in VERDICTS.items()))
+    console.print(f"made of known words only, real names included: {shares['known_words']:.1%}")
+    return {"number": SAMPLES, "seed": seed, "shares": figures, "first": list(zip(texts[:12], verdicts[:12], strict=True))}
+
+
+def show_infilling(pipe, seed: int) -> dict[str, Any]:
+    """Blanks filled in several ways."""
+    texts = [record["generated_text"] for record in pipe(BLANK, num_return_sequences=5, seed=seed)]
+    console.print(f"\n[bold]fill in[/]  {BLANK.replace('[MASK]', '░░')}")
+    for text in texts:
+        console.print(f"  {text}", markup=False)
+    return {"input": BLANK, "seed": seed, "generated": texts}
+
+
+def show_repair(pipe, held_out: list[str], seed: int) -> dict[str, Any]:
+    """Misspelt names repaired, each edit marked; and how often held-out names come back."""
+    console.print("\n[bold]repair[/]")
+    examples = []
+    for text in MISSPELT:
+        [record] = pipe(text, max_edits=1, output_trajectory=True)
+        repaired = record["generated_text"]
+        examples.append({"input": text, "repaired": repaired})
+        console.print(f"  {text}\n  {marks(text, repaired)}\n  {repaired}", markup=False)
+    source = random.Random(seed)
+    clean = source.sample(held_out, min(300, len(held_out)))
+    broken = [misspell(name, source) for name in clean]
+    fixed = [r[0]["generated_text"] for r in pipe(broken, max_edits=1, batch_size=50)]
+    kept = [r[0]["generated_text"] for r in pipe(list(clean), max_edits=1, batch_size=50)]
+    restored = sum(a == b for a, b in zip(fixed, clean, strict=True)) / len(clean)
+    untouched = sum(a == b for a, b in zip(kept, clean, strict=True)) / len(clean)
+    console.print(
+        f"of {len(clean)} held-out names with one wrong letter {restored:.1%} are restored; of the same names without an "
+        f"error {untouched:.1%} are left as they are"
+    )
+    return {"examples": examples, "names": len(clean), "restored": restored, "left_alone": untouched}
