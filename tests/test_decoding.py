@@ -60,6 +60,12 @@ def test_a_token_without_mass_is_never_drawn(masses, uniform):
     assert tokens[0] == support[0] and tokens[2] == support[-1]
 
 
+def test_an_interval_holds_its_lower_end_and_a_uniform_of_one_takes_the_last_token_with_mass():
+    log_p = log_of([1.0, 0.0, 2.0, 1.0, 0.0])
+    u = torch.tensor([0.25, 0.75, 1.0], dtype=torch.float64)
+    assert draw(log_p.expand(3, -1), u).tolist() == [2, 3, 3]
+
+
 def test_draw_keeps_the_shape_of_the_batch():
     log_p = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).double().log_softmax(-1)
     u = torch.linspace(0.05, 0.95, 6, dtype=torch.float64).view(2, 3)

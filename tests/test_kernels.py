@@ -74,7 +74,7 @@ def test_draw_and_step_have_exactly_the_chances_of_log_rate(name):
     picks = (cells(2, 3) * 2).long()  # which of the two other tokens, at each position
     for t in (1, 2, 3):
         expected = kernel_transitions(name, p, t)
-        for number in (0, 5, 13, 19, 25):
+        for number in (5, 13, 25):
             xt = torch.from_numpy(sequences[number])
             change, others, chances = change_of(board, p[number], xt)
 

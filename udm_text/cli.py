@@ -172,15 +172,18 @@ def demo(
 
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "float32"):
-    """The generation pipeline of a model, its dtype checked."""
+    """The generation pipeline of a model."""
     import torch
-    from transformers import pipeline
+    import transformers
 
-    from . import UDMGenerationPipeline  # noqa: F401  (registers the task)
+    from . import UDMGenerationPipeline  # noqa: F401  (its import registers the task)
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-    return pipeline("udm-generation", model=model, device=device, dtype=getattr(torch, dtype))
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"there is no model directory {model}")
+    make: Any = transformers.pipeline
+    return make("udm-generation", model=model, device=device, dtype=getattr(torch, dtype))
 
 
 def marks(before: str, after: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +17,12 @@ from .decoding import ORDERS
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
 
+_POSITIONS_BEHIND_PADDING = frozenset(
+    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
+    "xmod".split()
+)
+"""Model types whose positions are counted from pad_token_id + 1 on, which costs them as many positions."""
+
 CONFIG_VERSION = 1
 """Raised when a newer package writes what an older one cannot read."""
 
@@ -22,6 +30,9 @@ PROCESSES: dict[str, Any] = {
     "mask": lambda config: MaskProcess(config.mask_token_id),
     "substitute": lambda config: SubstituteProcess(config.allowed_token_ids()),
 }
+
+
+_RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
 
 
 def choices(names) -> str:
@@ -40,7 +51,8 @@ class UDMConfig(PreTrainedConfig):
         process (`str`, defaults to `"mask"`): the corruption, `"mask"` or `"substitute"`.
         mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for both.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
-            unused rows of the embedding. [MASK] is one of them by itself.
+            unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
+            special token; other new tokens can be drawn.
         prefix_token_ids, suffix_token_ids (`list[int]`): what the tokenizer puts around a row, as [CLS] and [SEP].
         kernel (`str`, defaults to `"site"`): reverse kernel of the substitute process: `"site"`, `"hamming"`, `"free"`.
         time_conditioning (`bool`, *optional*): whether an embedding of t/l is added to the input embeddings; None: on
@@ -66,8 +78,9 @@ class UDMConfig(PreTrainedConfig):
 
     _known_extras: ClassVar[frozenset[str]] = frozenset(
         # what transformers itself puts into a config besides its declared fields
-        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels _commit_hash "
-        "output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache".split()
+        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
+        "_commit_hash output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache quantization_config "
+        "distributed_config".split()
     )
 
     def __post_init__(self, **kwargs):
@@ -80,10 +93,15 @@ class UDMConfig(PreTrainedConfig):
         kwargs.pop("custom_pipelines", None)
         if self.udm_version > CONFIG_VERSION:
             raise ValueError(
-                f"this model was written by a newer udm-text (config version {self.udm_version}, this package reads up to "
-                f"{CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
+                f"this model was written by a newer udm-text (udm_version {self.udm_version}, this package reads up "
+                f"to {CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
             )
         super().__post_init__(**kwargs)
+        if getattr(self.text_config, "is_encoder_decoder", False) or not hasattr(self.text_config, "vocab_size"):
+            raise ValueError(
+                "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
+                f"got model type {self.text_config.model_type!r}"
+            )
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
         if self.kernel not in KERNELS:
@@ -96,11 +114,11 @@ class UDMConfig(PreTrainedConfig):
         for name in ("mask_token_id", "pad_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < vocab:
-                raise ValueError(f"{name} must lie in [0, {vocab}), the backbone's vocabulary, got {value}")
+                raise ValueError(f"{name} must lie in [0, {vocab}), the backbone's vocabulary, got {value}{_RESIZE}")
         special = {i for i in (self.mask_token_id, self.pad_token_id) if i is not None}
         special.update(self.special_token_ids or [], self.prefix_token_ids or [], self.suffix_token_ids or [])
         if special and not all(0 <= i < vocab for i in special):
-            raise ValueError(f"special_token_ids must lie in [0, {vocab}), got {sorted(special)}")
+            raise ValueError(f"special_token_ids must lie in [0, {vocab}), got {sorted(special)}{_RESIZE}")
         self.special_token_ids = sorted(special)
         if self.length_counts is not None and (
             min(self.length_counts, default=-1) < 0 or sum(self.length_counts[1:]) == 0
@@ -128,10 +146,8 @@ class UDMConfig(PreTrainedConfig):
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is None:
             return None
-        if self.text_config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-            return (
-                positions - 1 - (self.text_config.pad_token_id or 0)
-            )  # positions start behind the padding index
+        if self.text_config.model_type in _POSITIONS_BEHIND_PADDING:
+            return positions - 1 - (self.text_config.pad_token_id or 0)
         return positions
 
     def allowed_token_ids(self) -> torch.Tensor:
@@ -152,16 +168,21 @@ class UDMConfig(PreTrainedConfig):
         return editable if attention_mask is None else editable & attention_mask.bool()
 
     def length_probabilities(self) -> torch.Tensor | None:
-        """(2 Lmax + 1,) float64: the law of row lengths, or None where lengths are not modelled.
+        """(n + 1,) float64: the law of row lengths 0..n, or None where lengths are not modelled.
 
-        The training histogram and one more row spread evenly over 1..2 Lmax, so that no length of that range is impossible.
+        The training histogram and one more row spread evenly over 1..n, so that no length of that range is impossible;
+        n is twice the longest training row, less where the backbone cannot read so much.
         """
         if self.length_counts is None:
             return None
         longest = len(self.length_counts) - 1
-        law = torch.zeros(2 * longest + 1, dtype=torch.float64)
+        top = 2 * longest
+        if self.max_row_length is not None:
+            top = min(top, self.max_row_length - len(self.prefix_token_ids or []) - len(self.suffix_token_ids or []))
+        top = max(top, longest)
+        law = torch.zeros(top + 1, dtype=torch.float64)
         law[: longest + 1] = torch.tensor(self.length_counts, dtype=torch.float64)
-        law[1:] += 1.0 / (2 * longest)
+        law[1:] += 1.0 / top
         law[0] = 0.0
         return law / law.sum()
 
@@ -169,25 +190,33 @@ class UDMConfig(PreTrainedConfig):
         """The process object of this model."""
         if self.mask_token_id is None and self.process == "mask":
             raise ValueError(
-                "mask_token_id is not set: process 'mask' needs a [MASK] token. Give `mask_token_id=...`, or load from a "
-                "directory that also holds a tokenizer with a mask token."
+                "mask_token_id is not set: process 'mask' needs a [MASK] token. Give `mask_token_id=...`, or load from "
+                "a directory that also holds a tokenizer with a mask token."
             )
+        if len(self.special_token_ids or []) >= self.vocab_size:
+            raise ValueError("special_token_ids holds the whole vocabulary: no token may stand at an editable position")
         return PROCESSES[self.process](self)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
-        names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
-        where = {name: kwargs[name] for name in names if name in kwargs}
+        where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config or config.get("model_type") == cls.model_type:
             return config, kwargs
+        if "model_type" not in config:
+            raise ValueError(
+                f"the config.json of {pretrained_model_name_or_path} names no model_type: it is not that of a masked LM"
+            )
         return {
             "model_type": cls.model_type,
             "text_config": config,
             **tokenizer_fields(pretrained_model_name_or_path, config.get("vocab_size"), **where),
         }, kwargs
 
+
+LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
+"""Arguments of from_pretrained that say where a file is to be found."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
@@ -219,15 +248,27 @@ def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> 
     special = set(tokenizer.all_special_ids)
     if vocab_size is not None:
         special.update(range(len(tokenizer), vocab_size))
-    framed, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
+    prefix, suffix = tokenizer_frame(tokenizer)
     return {
         "mask_token_id": tokenizer.mask_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "special_token_ids": sorted(special),
-        "prefix_token_ids": list(framed[:start]),
-        "suffix_token_ids": list(framed[start + len(bare) :]),
+        "prefix_token_ids": prefix,
+        "suffix_token_ids": suffix,
     }
+
+
+def tokenizer_frame(tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind a row, as ([CLS], [SEP])."""
+    ordinary = (i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
+    for text in ("a", "A", *(tokenizer.decode([i]) for _, i in zip(range(100), ordinary, strict=False))):
+        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if bare:  # a tokenizer without [UNK] makes nothing of characters that it does not know
+            framed = list(tokenizer(text)["input_ids"])
+            for start in range(len(framed)):
+                if framed[start : start + len(bare)] == bare:
+                    return framed[:start], framed[start + len(bare) :]
+    return [], []
 
 
 class UDMGenerationConfig(GenerationConfig):
@@ -235,8 +276,9 @@ class UDMGenerationConfig(GenerationConfig):
 
     Args:
         num_steps (`int`, *optional*): reverse steps; None: one token a step, which is exact for masks.
-        order (`str`, defaults to `"random"`): which position is revealed first (mask process): `"random"` (the order the
-            bound holds for), `"left_to_right"`, or by the predictions: `"confidence"`, `"margin"`, `"entropy"`.
+        order (`str`, defaults to `"random"`): which position is revealed first (mask process): `"random"` (the order
+            the bound holds for), `"left_to_right"`, or by the model's probabilities, before temperature, top_k and
+            top_p: `"confidence"` (of the drawn token), `"margin"`, `"entropy"`.
         kernel (`str`, *optional*): reverse kernel of the substitute process; None: the model's own, and `"free"` for
             repair, the one that may leave a text as it is.
         churn (`float`, defaults to 0.0): share of fresh noise in each step; 0 improved, 1 baseline sampler.
@@ -248,8 +290,24 @@ class UDMGenerationConfig(GenerationConfig):
         max_edits (`int`, *optional*): repair of a given text (substitute process): at most so many tokens change.
         num_return_sequences (`int`, defaults to 1): samples of each input.
         seed (`int`, *optional*): reproduces the samples; None draws one from torch's generator.
-        return_dict_in_generate (`bool`), output_trajectory (`bool`): return a `UDMGenerateOutput`, with every xt.
+        return_dict_in_generate (`bool`): return a `UDMGenerateOutput` instead of the tokens alone.
+        output_trajectory (`bool`): the output also holds every xt; implies `return_dict_in_generate`.
     """
+
+    num_steps: int | None
+    order: str
+    kernel: str | None
+    churn: float
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    length: int | None
+    max_new_tokens: int | None
+    max_edits: int | None
+    num_return_sequences: int
+    seed: int | None
+    return_dict_in_generate: bool
+    output_trajectory: bool
 
     _defaults: ClassVar[dict[str, Any]] = {
         "num_steps": None,
@@ -283,29 +341,43 @@ class UDMGenerationConfig(GenerationConfig):
             )
         self.validate()
 
-    def validate(self, **unused):
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
         """Raises ValueError for a value that cannot work, naming the argument."""
 
         def need(ok: bool, name: str, what: str):
             if not ok:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)!r}")
 
-        for name in ("num_steps", "top_k", "length", "max_new_tokens", "max_edits"):
+        def number(value: Any, kind: type = numbers.Real) -> bool:
+            return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore
+
+        for name in ("num_steps", "top_k", "length", "max_new_tokens", "max_edits", "num_return_sequences"):
             value = getattr(self, name)
-            good = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-            need(good, name, "a positive integer or None")
-        number = self.num_return_sequences
-        need(isinstance(number, int) and number >= 1, "num_return_sequences", "a positive integer")
+            optional = name != "num_return_sequences"
+            good = (value is None and optional) or (number(value, numbers.Integral) and value >= 1)
+            need(good, name, "a positive integer" + " or None" * optional)
         need(self.order in ORDERS, "order", choices(ORDERS))
-        need(self.kernel is None or self.kernel in KERNELS, "kernel", choices(KERNELS))
-        need(isinstance(self.churn, int | float) and 0 <= self.churn <= 1, "churn", "a number in [0, 1]")
-        good = self.temperature is None or (
-            isinstance(self.temperature, int | float) and self.temperature >= 0
+        need(self.kernel is None or self.kernel in KERNELS, "kernel", f"{choices(KERNELS)}, or None")
+        need(number(self.churn) and 0 <= self.churn <= 1, "churn", "a number in [0, 1]")
+        temperature, top_p = self.temperature, self.top_p
+        need(
+            temperature is None or (number(temperature) and temperature >= 0),
+            "temperature",
+            "a number that is at least 0, or None",
         )
-        need(good, "temperature", "a number that is at least 0, or None")
-        good = self.top_p is None or (isinstance(self.top_p, int | float) and 0 < self.top_p <= 1)
-        need(good, "top_p", "a number in (0, 1] or None")
-        need(self.seed is None or isinstance(self.seed, int), "seed", "an integer or None")
+        need(top_p is None or (number(top_p) and 0 < top_p <= 1), "top_p", "a number in (0, 1] or None")
+        need(self.seed is None or number(self.seed, numbers.Integral), "seed", "an integer or None")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What differs from our own defaults (those of transformers' GenerationConfig are not ours)."""
+        default = UDMGenerationConfig().to_dict()
+        keep = "transformers_version"
+        return {k: v for k, v in self.to_dict().items() if k == keep or k not in default or v != default[k]}
+
+    @classmethod
+    def from_model_config(cls, model_config) -> UDMGenerationConfig:
+        """The defaults: a model's config holds nothing of how to generate."""
+        return cls()
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:

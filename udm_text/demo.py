@@ -21,13 +21,12 @@ import torch
 from datasets import load_dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import pipeline
 from transformers.utils import logging
 
-from .cli import marks
+from .cli import load_pipeline, marks
 from .train_text import describe, parse, train_text, write_json
 
-SAMPLES = 1000
+SAMPLES = 2000
 VERDICTS = {
     "seen": "real name, seen in training",
     "unseen": "real name, never seen",
@@ -116,11 +115,11 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
     splits = load_dataset(str(dataset))
     report = json.loads((names_dir / "report.json").read_text(encoding="utf-8"))
     console.print(f"\n[bold]bound on held-out names[/]  {describe(report['validation'])}")
-    pipe = pipeline("udm-generation", model=str(names_dir))
+    pipe = load_pipeline(str(names_dir))
     shown = {
         "samples": show_samples(pipe, splits["train"]["text"], seed),
         "infilling": show_infilling(pipe, seed),
-        "repair": show_repair(pipeline("udm-generation", model=str(repair_dir)), splits["validation"]["text"], seed),
+        "repair": show_repair(load_pipeline(str(repair_dir)), splits["validation"]["text"], seed),
         "demo_seconds": time.time() - started,
     }
     write_json(names_dir / "report.json", {**report, **shown})

@@ -8,15 +8,16 @@ network is asked, so it is asked there only; for substitutions it is asked every
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .configuration_udm import UDMGenerationConfig
+from .configuration_udm import LOCATION_ARGUMENTS, UDMGenerationConfig
 from .core import Guess, denoise, recover_noise
 from .decoding import ADAPTIVE_ORDERS, draw, log_probabilities, truncate
 from .hamming import NEVER
@@ -24,6 +25,9 @@ from .kernels import KERNELS, Change
 from .objectives import changes
 from .randomness import RowRandom
 from .schedules import linear_counts
+
+_EXTENTS = ("length", "max_new_tokens", "max_edits")
+"""Arguments that say how far a row may change."""
 
 _CHUNK_ELEMENTS = 1 << 24
 """Log-probabilities held in float64 at a time: 128 MiB."""
@@ -37,13 +41,16 @@ class UDMGenerateOutput(ModelOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`): the rows, padded behind with the padding token.
         attention_mask, editable (`torch.BoolTensor` of the same shape): where there is a token; where it could change.
-        trajectory (`tuple[torch.LongTensor]`, *optional*): every xt, from the start to the end (`output_trajectory`).
+        steps (`torch.LongTensor` of shape `(rows,)`): reverse steps of each row; a row that is done rests.
+        trajectory (`tuple[torch.LongTensor]`, *optional*): every xt, from the start to the end (`output_trajectory`);
+            of row i the entries up to `steps[i]` are its own.
         num_calls (`int`): network calls of the batch.
     """
 
     sequences: Tensor | None = None
     attention_mask: Tensor | None = None
     editable: Tensor | None = None
+    steps: Tensor | None = None
     trajectory: tuple[Tensor, ...] | None = None
     num_calls: int | None = None
 
@@ -64,43 +71,39 @@ class UDMGenerationMixin:
     config: Any
     generation_config: Any
 
-    def can_generate(self) -> bool:
-        return True
-
     def adjust_generation_fn(
-        self,
-        generation_config,
-        from_auto_class,
-        from_pipeline,
-        pretrained_model_name_or_path,
-        *args,
-        **kwargs,
+        self, generation_config, from_auto_class, from_pipeline, pretrained_model_name_or_path, **kwargs
     ):
         """Called by from_pretrained: loads generation_config.json as our own class where there is one."""
         self.generation_config = UDMGenerationConfig()
         if generation_config is not None:
             self.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         elif pretrained_model_name_or_path is not None:
-            names = (
-                "cache_dir",
-                "force_download",
-                "proxies",
-                "local_files_only",
-                "token",
-                "revision",
-                "subfolder",
-            )
-            order = names[: len(args)]
-            where = {
-                **dict(zip(order, args, strict=False)),
-                **{k: v for k, v in kwargs.items() if k in names},
-            }
+            where = {name: value for name, value in kwargs.items() if name in (*LOCATION_ARGUMENTS, "proxies")}
             try:
-                self.generation_config = UDMGenerationConfig.from_pretrained(
-                    pretrained_model_name_or_path, **where
-                )
+                self.generation_config = UDMGenerationConfig.from_pretrained(pretrained_model_name_or_path, **where)
             except OSError:
                 pass  # the repository has no generation_config.json: the defaults hold
+
+    def _prepare_generation_config(
+        self, generation_config: UDMGenerationConfig | None, **kwargs: Any
+    ) -> UDMGenerationConfig:
+        """The settings of a call: its keywords, on top of `generation_config` or else of the model's own."""
+        if generation_config is not None and not isinstance(generation_config, UDMGenerationConfig):
+            raise ValueError(
+                f"generation_config must be a UDMGenerationConfig, got {type(generation_config).__name__}, which "
+                "steers autoregressive generation"
+            )
+        config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
+        unknown = [name for name in kwargs if name not in config._defaults]
+        if unknown:
+            raise ValueError(f"unknown argument {unknown[0]!r} of generate. Known: {', '.join(config._defaults)}")
+        if generation_config is None and any(kwargs.get(name) is not None for name in _EXTENTS):
+            kwargs = dict.fromkeys(_EXTENTS) | kwargs  # a stored extent gives way to the one of the call
+        for name, value in kwargs.items():
+            setattr(config, name, value)
+        config.validate()
+        return config
 
     @torch.no_grad()
     def generate(
@@ -109,6 +112,7 @@ class UDMGenerationMixin:
         generation_config: UDMGenerationConfig | None = None,
         *,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
         sample_index: Tensor | None = None,
         streamer: Any = None,
@@ -118,96 +122,133 @@ class UDMGenerationMixin:
         """Generate rows of tokens.
 
         Args:
-            input_ids: (B, L) int64. None: rows from nothing, `num_return_sequences` of them. Rows with [MASK]: the masks
-                are filled in. With `max_edits`: the rows are repaired (substitute process). Otherwise the rows are
-                continued, by `max_new_tokens` or to a length drawn from the training lengths.
+            input_ids: (B, L) int64. None: rows from nothing, `num_return_sequences` of them. A row with [MASK]: the
+                masks are filled in. With `max_edits`: the rows are repaired (substitute process). Any other row is
+                continued, by `max_new_tokens`, to `length`, or to a length drawn from the training lengths.
             generation_config: see `UDMGenerationConfig`; every field of it may be given by name.
-            attention_mask: (B, L), 1 where there is a token.
+            attention_mask: (B, L), 1 where there is a token, then 0; None: up to the padding token.
+            token_type_ids: (B, L), which BERT's tokenizers hand out; rows have one segment, so it may hold only zeros.
             generator: where a seed is drawn from if none is given (not both).
-            sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed; None:
-                their place in the batch. A row's result depends on (its input, seed, sample index) only.
-            streamer: gets `put`, `put_draft` after each step, `end` (`transformers.TextDiffusionStreamer`).
+            sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed;
+                None: their place in the batch. A row's result depends on (its input, seed, sample index) only, up to
+                the rounding of the network, whose last bits change with the shape of a batch.
+            streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
+                the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
+                prompt, what precedes the first editable position, is told apart where there is a single row.
             callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step; may return {"xt": ...}.
+
+        The model is in evaluation mode meanwhile: dropout would make a row's result depend on more than its own noise.
 
         Returns:
             (B * num_return_sequences, L') int64, or a `UDMGenerateOutput`.
         """
-        config: UDMGenerationConfig = copy.deepcopy(generation_config or self.generation_config)
-        unknown = [name for name in kwargs if name not in config._defaults]
-        if unknown:
-            raise ValueError(
-                f"unknown argument {unknown[0]!r} of generate. Known: {', '.join(config._defaults)}"
-            )
-        for name, value in kwargs.items():
-            setattr(config, name, value)
-        config.validate()
-        device = self.get_input_embeddings().weight.device  # type: ignore[attr-defined]
-
-        if input_ids is not None:
-            if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-                raise ValueError(
-                    f"input_ids must be (B, L) integers, got {tuple(input_ids.shape)} {input_ids.dtype}"
-                )
-            input_ids = input_ids.to(device, torch.int64)
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            attention_mask = attention_mask.to(device).bool()
+        model: Any = self
+        config = self._prepare_generation_config(generation_config, **kwargs)
+        device = model.get_input_embeddings().weight.device
+        input_ids, attention_mask = _check_inputs(model.config, input_ids, attention_mask, token_type_ids, device)
+        if input_ids is not None and attention_mask is not None:
             input_ids = input_ids.repeat_interleave(config.num_return_sequences, dim=0)
             attention_mask = attention_mask.repeat_interleave(config.num_return_sequences, dim=0)
         rows = config.num_return_sequences if input_ids is None else len(input_ids)
         random = _row_random(rows, config.seed, generator, sample_index, device)
 
-        process = self.config.build_process()
-        canvas = _make_canvas(self.config, config, process, input_ids, attention_mask, rows, random, device)
-        if config.temperature is None:
-            config.temperature = 0.0 if canvas.given else 1.0
-        if config.kernel is None:
-            config.kernel = "free" if canvas.given else self.config.kernel
+        process = model.config.build_process()
+        asked = [name for name in _EXTENTS if kwargs.get(name) is not None or generation_config is not None]
+        canvas = _make_canvas(model.config, config, process, input_ids, attention_mask, random, asked)
+        _settle(config, model.config, process, canvas)
         xt = canvas.tokens
         if not canvas.given:
             xt = process.prior(xt, editable=canvas.editable, random=random)
         times = linear_counts(canvas.start, config.num_steps)
         predictor = (_MaskPredictor if process.visible else _SubstitutePredictor)(
-            self, process, config, canvas, random
+            model, process, config, canvas, random
         )
 
         trajectory = [xt]
         head = int((~canvas.editable[0]).long().cumprod(0).sum()) if rows == 1 else 0
+        put_draft = getattr(streamer, "put_draft", lambda tokens: None)
         if streamer is not None:
             streamer.put(xt[:, :head].cpu())
-            streamer.put_draft(xt[:, head:].cpu())
+        put_draft(xt[:, head:].cpu())
 
         def on_step(step: int, xs: Tensor, guess: Guess) -> Tensor:
             if callback_on_step_end is not None:
                 xs = (callback_on_step_end(self, step, times[step + 1], {"xt": xs}) or {}).get("xt", xs)
             if config.output_trajectory:
                 trajectory.append(xs)
-            if streamer is not None:
-                streamer.put_draft(xs[:, head:].cpu())
+            put_draft(xs[:, head:].cpu())
             return xs
 
-        sequences = denoise(
-            process,
-            predictor,
-            xt,
-            list(times),
-            config.churn,
-            editable=canvas.editable,
-            random=random,
-            on_step=on_step,
-        )
+        with _evaluating(model):
+            sequences = denoise(
+                process,
+                predictor,
+                xt,
+                list(times),
+                config.churn,
+                editable=canvas.editable,
+                random=random,
+                on_step=on_step,
+            )
         if streamer is not None:
             streamer.put(sequences[:, head:].cpu())
             streamer.end()
-        if not config.return_dict_in_generate:
+        if not (config.return_dict_in_generate or config.output_trajectory):
             return sequences
         return UDMGenerateOutput(
             sequences=sequences,
             attention_mask=canvas.attention_mask,
             editable=canvas.editable,
+            steps=(times[1:] < times[:-1]).sum(dim=0),
             trajectory=tuple(trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
         )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, each of its modules put back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_inputs(
+    model_config, input_ids, attention_mask, token_type_ids, device
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """(input_ids int64, attention_mask bool) on the device of the model, or (None, None)."""
+    if input_ids is None:
+        if attention_mask is not None:
+            raise ValueError("attention_mask is given without input_ids")
+        return None, None
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        tensor = isinstance(input_ids, Tensor)
+        got = f"{tuple(input_ids.shape)} {input_ids.dtype}" if tensor else type(input_ids).__name__
+        raise ValueError(f"input_ids must be a (B, L) tensor of integers, got {got}")
+    input_ids = input_ids.to(device, torch.int64)
+    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < model_config.vocab_size:
+        raise ValueError(
+            f"input_ids must lie in [0, {model_config.vocab_size}), the vocabulary of the model, got "
+            f"{int(input_ids.min())} to {int(input_ids.max())}"
+        )
+    if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+        raise ValueError("token_type_ids must hold zeros: a row has one segment")
+    if attention_mask is None:
+        pad = model_config.pad_token_id
+        attention_mask = torch.ones_like(input_ids) if pad is None else input_ids != pad
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape {tuple(input_ids.shape)} of input_ids, got "
+            f"{tuple(attention_mask.shape)}"
+        )
+    attention_mask = attention_mask.to(device).bool()
+    if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
+        raise ValueError("attention_mask must be right-padded: ones, then zeros (tokenizer.padding_side = 'right')")
+    return input_ids, attention_mask
 
 
 def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:
@@ -224,100 +265,142 @@ def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:
     return RowRandom(seed, sample_index.to(device, torch.int64))
 
 
-def _make_canvas(model_config, config, process, input_ids, attention_mask, rows, random, device) -> Canvas:
-    """Which of the four uses this is, and its rows."""
+def _make_canvas(model_config, config, process, input_ids, attention_mask, random: RowRandom, asked) -> Canvas:
+    """The rows, and which of the four uses each of them is. asked: the extents that the caller gave himself."""
+    uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
     mask_id = model_config.mask_token_id
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
+    infill = [] if masked is None else masked.any(dim=1).tolist()
     if config.max_edits is not None:
         if process.visible:
             raise ValueError(
-                "max_edits repairs a given text, which needs a model of process 'substitute'; this one has process 'mask'"
+                f"max_edits repairs a given text, which needs a model of process 'substitute'; this one has process "
+                f"{model_config.process!r}"
             )
         if input_ids is None:
             raise ValueError("max_edits repairs a given text: give input_ids")
-        editable = model_config.editable(input_ids, attention_mask)
-        canvas = Canvas(
-            input_ids, editable, attention_mask, editable.sum(1).clamp(max=config.max_edits), True
-        )
-    elif masked is not None and masked.any():
+        if any(infill):
+            raise ValueError("max_edits repairs a text without [MASK]; leave max_edits away to fill the masks in")
         if config.max_new_tokens is not None or config.length is not None:
-            raise ValueError(
-                "the input holds [MASK], which are filled in: max_new_tokens and length do not apply"
-            )
-        canvas = Canvas(input_ids, masked, attention_mask, masked.sum(1))
+            raise ValueError("max_edits repairs a text, which keeps its length: max_new_tokens and length do not apply")
+        editable = model_config.editable(input_ids, attention_mask)
+        start = editable.sum(1).clamp(max=config.max_edits)
+        canvas = Canvas(input_ids, editable, attention_mask, start, True)
     else:
-        canvas = _extend(model_config, config, input_ids, attention_mask, rows, random, device)
+        if any(infill) and (wrong := [name for name in asked if getattr(config, name) is not None]):
+            raise ValueError(f"the input holds [MASK], which are filled in: {wrong[0]} does not apply")
+        if masked is not None and infill and all(infill):
+            canvas = Canvas(input_ids, masked, attention_mask, masked.sum(1))
+        else:
+            canvas = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
     longest = model_config.max_row_length
-    width = int(canvas.attention_mask.sum(1).max())
+    width = int(canvas.attention_mask.sum(1).max()) if canvas.attention_mask.numel() else 0
     if longest is not None and width > longest:
         raise ValueError(
-            f"the row has {width} tokens with what is to be generated; the model reads at most {longest}"
+            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
+            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
         )
-    if not canvas.attention_mask.eq(canvas.attention_mask.long().cummin(1).values.bool()).all():
-        raise ValueError("attention_mask must be right-padded: ones, then zeros (tokenizer.padding_side = 'right')")
     empty = (canvas.start == 0).nonzero()[:, 0]
     if len(empty):
         raise ValueError(
-            f"row {int(empty[0])} has no editable position: give [MASK] tokens to fill in, max_new_tokens to continue, or "
-            "max_edits to repair"
+            f"row {int(empty[0])} of input_ids has no editable position: give [MASK] tokens to fill in, max_new_tokens "
+            "to continue, or max_edits to repair a text"
         )
     return canvas
 
 
-def _extend(model_config, config, input_ids, attention_mask, rows, random, device) -> Canvas:
-    """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows."""
+def _settle(config: UDMGenerationConfig, model_config, process, canvas: Canvas) -> None:
+    """Fills in the defaults that depend on the use, and refuses what would be without effect."""
+    if process.visible and config.kernel is not None:
+        raise ValueError(f"kernel is of the substitute process; this model has process {model_config.process!r}")
+    if not process.visible and config.order != "random":
+        raise ValueError(f"order is of the mask process; this model has process {model_config.process!r}, see kernel")
+    if config.temperature is None:
+        config.temperature = 0.0 if canvas.given else 1.0
+    if config.kernel is None:
+        config.kernel = "free" if canvas.given else model_config.kernel
+    if config.churn and not process.visible:
+        if canvas.given:
+            raise ValueError("churn corrupts a text anew; a repair changes at most max_edits tokens and needs churn 0")
+        if config.kernel == "site":
+            raise ValueError(
+                "churn needs a kernel that draws a whole x0_hat, and kernel 'site' draws single positions: give "
+                "kernel='hamming' or kernel='free'"
+            )
+
+
+def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> Canvas:
+    """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows.
+
+    Rows that hold [MASK] stand among them as they are, their masks editable.
+    """
     prefix, suffix = model_config.prefix_token_ids, model_config.suffix_token_ids
+    mask_id, device, rows = model_config.mask_token_id, uniforms.device, len(uniforms)
     if config.length is not None and config.max_new_tokens is not None:
         raise ValueError("give length (of the whole row) or max_new_tokens (behind the prompt), not both")
+    infill = infill or [False] * rows
     if input_ids is None:
         prompts = [list(prefix)] * rows
     else:
         prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
-        n = len(suffix)
-        prompts = [row[:-n] if n and row[-n:] == suffix else row for row in prompts]
-    special = set(model_config.special_token_ids)
-    held = torch.tensor([sum(token not in special for token in row) for row in prompts], device=device)
-    if config.max_new_tokens is not None:
-        new = torch.full((rows,), config.max_new_tokens, device=device)
-    elif config.length is not None:
-        new = config.length - held
-        if (new < 1).any():
-            raise ValueError(f"length is {config.length}, and a prompt has {int(held.max())} tokens already")
-    else:
-        new = _draw_lengths(model_config.length_probabilities(), held, random) - held
+    n = len(suffix)
+    prompts = [
+        row[:-n] if n and row[-n:] == suffix and not whole else row for row, whole in zip(prompts, infill, strict=True)
+    ]
+    new = _count_new(model_config, config, prompts, infill, uniforms)
+    filler = mask_id if mask_id is not None else 0
     tokens, editable = [], []
-    filler = model_config.mask_token_id if model_config.mask_token_id is not None else 0
-    for row, count in zip(prompts, new.tolist(), strict=True):
-        tokens.append(torch.tensor(row + [filler] * count + suffix))
-        editable.append(torch.tensor([False] * len(row) + [True] * count + [False] * len(suffix)))
-    ragged = len({len(row) for row in tokens}) > 1
-    if ragged and model_config.pad_token_id is None:
+    for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
+        tail = [] if whole else suffix
+        tokens.append(torch.tensor(row + [filler] * count + tail, dtype=torch.int64))
+        changing = [whole and token == mask_id for token in row]
+        editable.append(torch.tensor(changing + [True] * count + [False] * len(tail), dtype=torch.bool))
+    if len({len(row) for row in tokens}) > 1 and model_config.pad_token_id is None:
         raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
     pad = torch.nn.utils.rnn.pad_sequence
     attended = pad([torch.ones(len(row), dtype=torch.bool) for row in tokens], batch_first=True)
+    marked = pad(editable, batch_first=True)
     return Canvas(
         pad(tokens, batch_first=True, padding_value=model_config.pad_token_id or 0).to(device),
-        pad(editable, batch_first=True).to(device),
+        marked.to(device),
         attended.to(device),
-        new,
+        marked.sum(dim=1).to(device),
     )
 
 
-def _draw_lengths(law: Tensor | None, held: Tensor, random: RowRandom) -> Tensor:
-    """(B,) int64: lengths from the training lengths, each given that it exceeds the row's own `held` tokens."""
+def _count_new(model_config, config, prompts: list[list[int]], infill: list[bool], uniforms: Tensor) -> Tensor:
+    """(B,) int64: tokens that each row is given behind its prompt, none where it is filled in."""
+    device = uniforms.device
+    grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
+    special = set(model_config.special_token_ids)
+    held = torch.tensor([sum(token not in special for token in row) for row in prompts], device=device)
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens * grows
+    if config.length is not None:
+        if bool(((held >= config.length) & grows).any()):
+            raise ValueError(f"length is {config.length}, and a prompt has {int(held[grows].max())} tokens already")
+        return (config.length - held) * grows
+    law = model_config.length_probabilities()
     if law is None:
         raise ValueError(
-            "the model has no training lengths (length_counts): give length, or max_new_tokens with a prompt"
+            "length is not given and the model has no training lengths (length_counts): give length, or max_new_tokens "
+            "with a prompt"
         )
-    if int(held.max()) >= len(law) - 1:
+    law = law.to(device)
+    top = torch.full_like(held, len(law) - 1)
+    if model_config.max_row_length is not None:
+        used = torch.tensor([len(row) for row in prompts], device=device) + len(model_config.suffix_token_ids)
+        top = top.minimum(held + model_config.max_row_length - used)
+    if bool(((held >= top) & grows).any()):
         raise ValueError(
-            f"a prompt of {int(held.max())} tokens is twice as long as any training row; give max_new_tokens"
+            f"a prompt of {int(held[grows].max())} tokens leaves no room: rows of this model have at most "
+            f"{int(top[grows].min())}, by twice the longest training row or by what the model can read; shorten it, or "
+            "give max_new_tokens"
         )
-    law = law.to(held.device)
-    weights = law.repeat(len(held), 1).masked_fill(
-        torch.arange(len(law), device=held.device) <= held[:, None], 0.0
-    )
-    return draw(weights.log(), random.uniform(1)[:, 0])
+    number = torch.arange(len(law), device=device)
+    possible = (number > held[:, None]) & (number <= top[:, None]) & grows[:, None]
+    weights = torch.where(possible | ~grows[:, None], law, 0.0)
+    return (draw(weights.log(), uniforms) - held) * grows
 
 
 class _Predictor:
@@ -346,6 +429,14 @@ class _Predictor:
         ).logits
 
 
+    @staticmethod
+    def _by_chunks(function: Callable[..., tuple[Tensor, ...]], logits: Tensor, *others: Tensor) -> list[Tensor]:
+        """function(logits (N, V), others (N,)...) in chunks, which bounds what is held in float64."""
+        size = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+        parts = zip(*(x.split(size) for x in (logits, *others)), strict=True)
+        return [torch.cat(columns) for columns in zip(*(function(*part) for part in parts), strict=True)]
+
+
 class _MaskPredictor(_Predictor):
     """Noise first: a static order shows which positions a step reveals, so the network is asked there only."""
 
@@ -362,13 +453,25 @@ class _MaskPredictor(_Predictor):
             noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not asked.any():
             return Guess(xt, noise if noise is not None else self._noise(xt, t, None))
-        log_probs = self._log_probs(self.logits(xt, t, asked))
-        tokens = draw(log_probs, uniforms[asked])
+        tokens, scores = self._by_chunks(self._position, self.logits(xt, t, asked), uniforms[asked])
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-            ranking[asked] = adaptive(log_probs, tokens)
+            ranking[asked] = scores
             noise = self._noise(xt, t, ranking)
         return Guess(xt.masked_scatter(asked, tokens), noise)
+
+    def _position(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N,), and their scores (N,) in an adaptive order."""
+        config = self.config
+        log_probs = log_probabilities(logits, self.forbidden, config.temperature or 0.0)
+        if config.top_k is not None or config.top_p is not None:
+            log_probs = truncate(log_probs, config.top_k, config.top_p)
+        tokens = draw(log_probs, uniforms)
+        adaptive = ADAPTIVE_ORDERS.get(config.order)
+        if adaptive is None:
+            return tokens, uniforms
+        # by the model's own probabilities: temperature 0 or top_k 1 would make every token equally sure
+        return tokens, adaptive(log_probabilities(logits, self.forbidden), tokens)
 
     def _noise(self, xt, t, scores):
         return recover_noise(
@@ -382,12 +485,6 @@ class _MaskPredictor(_Predictor):
             scores=scores,
         )
 
-    def _log_probs(self, logits: Tensor) -> Tensor:
-        log_probs = log_probabilities(logits, self.forbidden, self.config.temperature)
-        if self.config.top_k is None and self.config.top_p is None:
-            return log_probs
-        return truncate(log_probs, self.config.top_k, self.config.top_p)
-
 
 class _SubstitutePredictor(_Predictor):
     """x0_hat first: every editable position says how likely it changes and to what; a kernel draws what does.
@@ -398,20 +495,14 @@ class _SubstitutePredictor(_Predictor):
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
         uniforms = self.random.uniform(xt.shape[1])
         asked = self.editable & (t > s)[:, None]
-        change = Change(
-            torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device),
-            torch.zeros(xt.shape, dtype=torch.float64, device=xt.device),
-            xt.clone(),
-        )
+        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
+        change = Change(never, torch.zeros_like(never), xt)
         if asked.any():
-            logits = self.logits(xt, t, asked)
-            size = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-            parts = zip(logits.split(size), xt[asked].split(size), uniforms[asked].split(size), strict=True)
-            pieces = [self._position(*part) for part in parts]
-            for whole, columns in zip(change, zip(*pieces, strict=True), strict=True):
-                whole[asked] = torch.cat(columns)
+            pieces = self._by_chunks(self._position, self.logits(xt, t, asked), xt[asked], uniforms[asked])
+            wholes = (never, torch.zeros_like(never), xt)
+            change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0
-        kernel = KERNELS[self.config.kernel]
+        kernel = KERNELS[self.config.kernel or self.model.config.kernel]
         return kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
 
     def _position(self, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:

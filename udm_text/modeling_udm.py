@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils import logging
+from transformers.utils import can_return_tuple, logging
 
-from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .configuration_udm import LOCATION_ARGUMENTS, UDMConfig, UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 
 logger = logging.get_logger(__name__)
@@ -40,26 +42,45 @@ class TimeEmbedding(nn.Module):
         return self.output(nn.functional.silu(self.hidden(features)))
 
 
+_HEADS = (
+    ("cls",),  # BERT and its kin
+    ("lm_head",),  # RoBERTa and its kin
+    ("head", "decoder"),  # ModernBERT
+    ("predictions",),  # ALBERT
+    ("generator_predictions", "generator_lm_head"),  # ELECTRA
+    ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
+)
+"""Modules that lead from the last hidden states to the logits, one after the other."""
+
+
 def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     """The function from last hidden states (..., hidden) to logits (..., V) of a masked LM.
 
-    Found by capability through the backbone's own public modules (BERT, RoBERTa, ModernBERT and their kin); None where
-    it is not known, and then full logits are computed and selected from.
+    Known where a masked LM consists of its body and one of the chains of `_HEADS`, and of nothing else that could take
+    part. Otherwise None, and then full logits are computed and selected from.
     """
-    modules: Any = backbone
-    if backbone.base_model is backbone:
-        return None
-    if hasattr(backbone, "cls") and hasattr(backbone.cls, "predictions"):
-        return modules.cls
-    if hasattr(backbone, "lm_head"):
-        return modules.lm_head
-    if hasattr(backbone, "head") and hasattr(backbone, "decoder"):
-        return lambda hidden: modules.decoder(modules.head(hidden))
+    children = {name for name, child in backbone.named_children() if not isinstance(child, nn.modules.loss._Loss)}
+    own = [*backbone.parameters(recurse=False), *backbone.buffers(recurse=False)]
+    for names in _HEADS:
+        if children == {backbone.base_model_prefix, *names} and not own:
+            modules = [backbone.get_submodule(name) for name in names]
+            return lambda hidden: functools.reduce(lambda x, module: module(x), modules, hidden)
     return None
+
+
+def check_masked_lm(config: UDMConfig) -> None:
+    """Raises ValueError where transformers has no masked LM for `config.text_config`."""
+    if type(config.text_config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(
+            f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers; "
+            "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
+        )
 
 
 class UDMPreTrainedModel(PreTrainedModel):
     config_class = UDMConfig
+    generation_config_class = UDMGenerationConfig
+    backbone: PreTrainedModel
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -74,9 +95,7 @@ class UDMPreTrainedModel(PreTrainedModel):
             init.normal_(module.hidden.weight, std=1.0 / math.sqrt(module.hidden.in_features))
             for parameter in (module.hidden.bias, module.output.weight, module.output.bias):
                 init.zeros_(parameter)
-        elif getattr(self, "backbone", None) is not None and any(
-            module is m for m in self.backbone.modules()
-        ):
+        else:  # a resized embedding; what is inside the backbone is initialised by the backbone itself
             self.backbone._init_weights(module)
 
 
@@ -93,12 +112,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
     def __init__(self, config: UDMConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
         self.generation_config = UDMGenerationConfig()
+        check_masked_lm(config)
         self.backbone = AutoModelForMaskedLM.from_config(config.text_config) if backbone is None else backbone
-        hidden = self.backbone.get_input_embeddings().embedding_dim
-        self.time_embedding = TimeEmbedding(hidden) if config.time_conditioning else None
+        embedding: Any = self.backbone.get_input_embeddings()
+        self.time_embedding = TimeEmbedding(embedding.embedding_dim) if config.time_conditioning else None
         self.post_init()
-        # Tied weights are not written twice; told to the Trainer, which would warn of them as missing on resume.
-        self._keys_to_ignore_on_save = set(self.all_tied_weights_keys)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -108,33 +126,40 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         gets a new one, with a warning. UDMConfig arguments (`process=`, `kernel=`, `mask_token_id=`...) may be given.
         """
         path = pretrained_model_name_or_path
-        where = {
-            name: kwargs[name]
-            for name in ("cache_dir", "revision", "token", "local_files_only", "subfolder", "force_download")
-            if name in kwargs
-        }
+        if path is None:  # weights given as state_dict
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         stored, _ = UDMConfig.get_config_dict(path, **where)
         if not stored:
             raise OSError(f"{path} holds no config.json that names a model")
         own = {name: kwargs.pop(name) for name in UDMConfig._own_fields() if name in kwargs}
+        if own and config is not None:
+            raise ValueError(f"give config or its fields, not both: config and {', '.join(own)}")
+        if "process" in own and own["process"] != stored.get("process"):
+            stored.pop("time_conditioning", None)  # the default is that of the process
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        config = config or UDMConfig.from_dict(stored, **own)
+        config = UDMConfig.from_dict(stored, **own) if config is None else copy.deepcopy(config)
+        check_masked_lm(config)
         wants_info = kwargs.pop("output_loading_info", False)
+        generation_config = kwargs.pop("generation_config", None)
         backbone, info = AutoModelForMaskedLM.from_pretrained(path, output_loading_info=True, **kwargs)
-        config.text_config = backbone.config
-        new = sorted(info["missing_keys"])
-        if new:
+        if info["missing_keys"]:
             logger.warning(
-                f"{path} has no trained weights for {', '.join(new)}: these are NEW and random. It is an encoder without a "
-                "language-model head; train it before generating."
+                f"{path} has no trained weights for {', '.join(sorted(info['missing_keys']))}: these are NEW and "
+                "random. It is an encoder without a language-model head; train it before generating."
             )
+        config.text_config = backbone.config
+        config.name_or_path = path
+        config._attn_implementation_internal = backbone.config._attn_implementation
         model = cls(config, backbone=backbone)
         if model.time_embedding is not None:
             weight = backbone.get_input_embeddings().weight
             model.time_embedding.to(device=weight.device, dtype=weight.dtype)
+        if generation_config is not None:
+            model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
         return (model, info) if wants_info else model
 
@@ -150,6 +175,34 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
     def set_output_embeddings(self, value):
         self.backbone.set_output_embeddings(value)
 
+    def tie_weights(self, *args, **kwargs):
+        super().tie_weights(*args, **kwargs)
+        # Tied weights are not written twice; told to the Trainer, which would warn of them as missing on resume.
+        below = self.backbone._keys_to_ignore_on_save or ()
+        self._keys_to_ignore_on_save = {f"backbone.{name}" for name in below} | set(self.all_tied_weights_keys)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """As in transformers. New tokens can be drawn; rows that only pad the vocabulary become special and cannot.
+
+        After adding special tokens to a tokenizer, or using rows that were spare, tell the model what is special:
+        `model.config.update(tokenizer_fields(tokenizer, model.config.vocab_size))`.
+        """
+        config = self.config
+        for name in ("mask_token_id", "pad_token_id"):
+            value = getattr(config, name)
+            if None not in (value, new_num_tokens) and value >= new_num_tokens:
+                raise ValueError(f"new_num_tokens must keep {name} {value}, got {new_num_tokens}")
+        used = config.vocab_size if new_num_tokens is None else new_num_tokens
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        spare = range(used, config.vocab_size)
+        for name in ("special_token_ids", "prefix_token_ids", "suffix_token_ids"):
+            setattr(config, name, [i for i in getattr(config, name) if i < used])
+        config.special_token_ids += spare
+        return embedding
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -170,7 +223,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             t: (B,) corrupted editable positions of each row; needed where the model is conditioned on time.
             num_editable: (B,) l of each row; None counts attended positions that hold no special token (or [MASK]).
             labels: (B, L) int64, x0 where it is scored and -100 elsewhere; the loss is the mean cross-entropy there,
-                special tokens excluded from the softmax.
+                special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted; None: everywhere.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
 
@@ -190,10 +243,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 num_editable = self._count_editable(input_ids, attention_mask)
             share = t.to(inputs_embeds.device) / num_editable.clamp(min=1)
             inputs_embeds = inputs_embeds + self.time_embedding(share)[:, None].to(inputs_embeds.dtype)
-        inputs = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
+        inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
-        inputs.update(attention_mask=attention_mask, **kwargs)
 
         head = language_head(self.backbone) if positions is not None else None
         if head is not None:
@@ -206,7 +259,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         loss = None
         if labels is not None:
             target = labels if positions is None else labels[positions]
-            scores = logits.float().masked_fill(self.config.forbidden_tokens(logits.device), -torch.inf)
+            forbidden = self.config.forbidden_tokens(logits.device)
+            target = target.masked_fill(forbidden[target.clamp(min=0)], -100)
+            scores = logits.float().masked_fill(forbidden, -torch.inf)
             how = "mean" if num_items_in_batch is None else "sum"
             loss = nn.functional.cross_entropy(
                 scores.flatten(0, -2), target.flatten(), ignore_index=-100, reduction=how

@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .core import Process
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
+from .processes import TokenProcess
 from .randomness import RowRandom
 
 LOSSES = ("cross_entropy", "nelbo")
@@ -88,7 +88,7 @@ def substitute_terms(
 
 def row_losses(
     predict: Callable[..., Tensor],
-    process: Process,
+    process: TokenProcess,
     x0: Tensor,
     editable: Tensor,
     t: Tensor,

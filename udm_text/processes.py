@@ -10,12 +10,23 @@ Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9271), mask and
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .core import Process
 from .randomness import RowRandom
+
+
+class TokenProcess(Process, Protocol):
+    """A `Process` of token rows: it can say which positions of xt are corrupted."""
+
+    visible: bool
+    """Whether xt alone shows the corrupted set; then x0_hat is needed at the changing positions only."""
+
+    def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
+        """(B, L) bool: the corrupted positions."""
 
 
 class TokenNoise(NamedTuple):
@@ -71,8 +82,13 @@ def _blend(noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
     if not 0.0 <= churn <= 1.0:
         raise ValueError(f"churn must lie in [0, 1], got {churn}")
     swap = fresh.coins < churn
-    pairs = ((a, b) for a, b in zip(noise, fresh, strict=True))
-    return TokenNoise(*(None if a is None or b is None else torch.where(swap, b, a) for a, b in pairs))
+    if noise.shifts is None or fresh.shifts is None:
+        shifts = None
+    else:
+        shifts = torch.where(swap, fresh.shifts, noise.shifts)
+    return TokenNoise(
+        torch.where(swap, fresh.keys, noise.keys), torch.where(swap, fresh.coins, noise.coins), shifts
+    )
 
 
 class MaskProcess:
@@ -202,7 +218,8 @@ class SubstituteProcess:
         corrupted = (xt != x0) & editable
         keys = _posterior_keys(corrupted, editable, scores, random)
         coins = random.uniform(xt.shape[1])
-        recovered = (self._index(xt) - self._checked(x0, corrupted, "x0")) % self.num_tokens
+        recovered = self._checked(xt, corrupted, "xt") - self._checked(x0, corrupted, "x0")
+        recovered = recovered % self.num_tokens
         return TokenNoise(keys, coins, torch.where(corrupted, recovered, self._shifts(xt, random)))
 
     def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:

@@ -68,6 +68,10 @@ class ModelArguments:
     process: str | None = field(default=None, metadata={"help": "mask (default) or substitute."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
     dropout: float = field(default=0.0, metadata={"help": "From scratch: dropout of the hidden layers."})
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "sdpa, eager, ... Default: eager on a CPU (the backward of its fused attention is slow), else sdpa."},
+    )
 
 
 @dataclass
@@ -131,6 +135,9 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
         print_once(state, f"note: training rows {dropped}")
 
     model = build_model(model_args, tokenizer, train_rows)
+    attention = model_args.attn_implementation or ("eager" if run.device.type == "cpu" else None)
+    if attention is not None:
+        model.set_attn_implementation(attention)
     limit = model.config.max_row_length
     longest = max(len(ids) for part in (train_rows, eval_rows) if part is not None for ids in part["input_ids"])
     if limit is not None and longest > limit:

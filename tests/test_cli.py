@@ -1,0 +1,126 @@
+"""The `udm` command, run as a person runs it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def udm(*arguments: str, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-m", "udm_text.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+TRAIN = "--max_steps 12 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --disable_tqdm true".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "rows.txt"
+    words = ["red", "green", "blue", "small", "large", "circle", "square"]
+    rows = [f"{a} {b} {c}" for a in words for b in words for c in words if len({a, b, c}) == 3]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mask_model(corpus):
+    output = corpus.parent / "mask"
+    udm("train", "--data", str(corpus), "--output", str(output), *TRAIN, "--save_steps", "6", "--seed", "1")
+    return output
+
+
+@pytest.fixture(scope="module")
+def repair_model(corpus):
+    output = corpus.parent / "repair"
+    options = ["--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.2"]
+    udm("train", "--data", str(corpus), "--output", str(output), *TRAIN, *options)
+    return output
+
+
+def test_help_answers_without_importing_torch():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import sys; sys.argv = ['udm', '--help']; from udm_text.cli import main; main()"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "repair" in result.stdout
+    assert "| torch\n" not in result.stderr and "transformers.modeling_utils" not in result.stderr
+
+
+def test_train_writes_the_model_and_every_figure(mask_model):
+    names = {path.name for path in mask_model.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "generation_config.json", "report.json", "loss.png"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".part"))]
+    report = json.loads((mask_model / "report.json").read_text())
+    assert report["steps"] == 12 and report["validation"]["bits_per_char_stderr"] > 0
+
+
+def test_evaluate_repeats_the_figures_of_the_report_exactly(mask_model):
+    printed = json.loads(udm("evaluate", str(mask_model), "--json").stdout)
+    report = json.loads((mask_model / "report.json").read_text())["validation"]
+    assert {name: printed[name] for name in report} == report
+    for name in ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound"):
+        assert printed[name] > 0 and printed[f"{name}_stderr"] > 0
+
+
+def test_generate_is_reproduced_by_a_seed_and_mixes_uses_in_one_call(mask_model):
+    call = ["generate", str(mask_model), "red [MASK] circle", "small", "--json", "-n", "2", "--seed", "3"]
+    first, second = udm(*call).stdout, udm(*call).stdout
+    assert first == second
+    filled, continued = json.loads(first)
+    assert all(r["generated_text"].startswith("red ") for r in filled["generated"])
+    assert all(r["generated_text"].startswith("small") for r in continued["generated"])
+    assert len(filled["generated"]) == 2
+
+
+def test_watch_shows_the_text_as_it_appears(mask_model):
+    shown = udm("generate", str(mask_model), "--watch", "--seed", "0", "--length", "3").stdout
+    plain = udm("generate", str(mask_model), "--seed", "0", "--length", "3").stdout.strip()
+    assert plain in shown
+
+
+def test_repair_prints_the_text_and_its_edits(repair_model):
+    [record] = json.loads(udm("repair", str(repair_model), "red greem circle", "--json", "--max-edits", "2").stdout)
+    assert record["edits"][0] == "red greem circle" and record["edits"][-1] == record["repaired"]
+    assert len(record["repaired"]) == len("red greem circle")
+    assert sum(a != b for a, b in zip(record["repaired"], record["input"], strict=True)) <= 2
+
+
+def test_a_second_run_into_a_folder_neither_overwrites_nor_mixes(mask_model, corpus):
+    def listing():
+        return sorted((str(p), p.stat().st_mtime_ns) for p in mask_model.rglob("*"))
+
+    before = listing()
+    result = udm("train", "--data", str(corpus), "--output", str(mask_model), *TRAIN, code=1)
+    assert "--resume" in result.stderr and listing() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "{model}", "--temperature=-1"], "temperature"),
+        (["generate", "{model}", "--order", "backwards"], "order must be"),
+        (["generate", "{model}", "--kernel", "warp"], "kernel must be"),
+        (["generate", "{model}", "--dtype", "int8"], "--dtype must be"),
+        (["generate", "no/such/folder/here"], "no/such/folder/here"),
+        (["repair", "{model}", "red"], "substitute"),
+        (["evaluate", "{model}", "--split", "weekend"], "--split must be"),
+        (["train", "--data", "nothing.txt", "--output", "{fresh}"], "nothing.txt"),
+    ],
+)
+def test_bad_input_ends_in_one_line_that_names_it(mask_model, tmp_path, arguments, words):
+    filled = [a.format(model=mask_model, fresh=tmp_path / "fresh") for a in arguments]
+    result = udm(*filled, code=1)
+    assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert not (tmp_path / "fresh").exists()

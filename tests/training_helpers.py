@@ -1,0 +1,110 @@
+"""Small models, rows and runs for the tests of training; as a script, the worker of the two-process test."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig
+
+from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.randomness import RowRandom
+from udm_text.training import UDMTrainer, UDMTrainingArguments
+
+PAD, UNK, MASK, CLS, SEP, FIRST = 0, 1, 2, 3, 4, 5
+QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
+VARIANTS = {
+    "mask": {"process": "mask"},
+    "substitute": {"process": "substitute"},
+    "substitute nelbo": {"process": "substitute", "kernel": "hamming", "loss": "nelbo"},
+}
+SPLITS = {"1 x 16": (16, 1), "4 x 4": (4, 4), "16 x 1": (1, 16)}
+"""Rows of a micro-step and accumulated micro-steps; the two-process run takes 2 x (2 x 4)."""
+
+
+def make_model(vocab_size=24, dropout=0.0, seed=0, scale=1.0, **own) -> UDMForMaskedGeneration:
+    """A random BERT of two layers; `scale` multiplies its head's input, so that predictions are far from uniform."""
+    text_config = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=PAD,
+    )
+    special = {"mask_token_id": MASK, "pad_token_id": PAD, "special_token_ids": [UNK, CLS, SEP]}
+    config = UDMConfig(text_config=text_config, prefix_token_ids=[CLS], suffix_token_ids=[SEP], **special, **own)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UDMForMaskedGeneration(config)
+        if model.time_embedding is not None:  # zero at the start, which would hide mistakes in t
+            torch.nn.init.normal_(model.time_embedding.output.weight)
+    if scale != 1.0:
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(scale)
+    return model.eval()
+
+
+def make_rows(count, longest=12, vocab_size=24, seed=0, shortest=1):
+    """Rows [CLS] ... [SEP] of random lengths, every fifth with an unknown token inside."""
+    u = RowRandom(seed, torch.arange(count)).uniform(longest + 1)
+    rows = []
+    for i, row in enumerate(u.tolist()):
+        length = shortest + int(row[0] * (longest - shortest + 1))
+        ids = [FIRST + int(x * (vocab_size - FIRST)) for x in row[1 : length + 1]]
+        if i % 5 == 4:
+            ids.insert(length // 2, UNK)
+        rows.append({"input_ids": [CLS, *ids, SEP], "num_chars": 3 * length})
+    return rows
+
+
+def make_trainer(output, variant="mask", *, model=None, rows=None, dropout=0.0, eval_dataset=None, **args) -> UDMTrainer:
+    own = dict(VARIANTS[variant])
+    loss = {"loss": own.pop("loss")} if "loss" in own else {}
+    defaults = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "save_strategy": "no"}
+    arguments = UDMTrainingArguments(output_dir=str(output), **{**QUIET, **defaults, **loss, **args})
+    rows = make_rows(90) if rows is None else rows
+    model = make_model(dropout=dropout, **own) if model is None else model
+    return UDMTrainer(model, arguments, train_dataset=rows, eval_dataset=eval_dataset)
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def history(trainer, *names):
+    """(steps, names) float64: what was logged at each step."""
+    log = [[entry[name] for name in names] for entry in trainer.state.log_history if "loss" in entry]
+    return torch.tensor(log, dtype=torch.float64)
+
+
+def work(output: Path, toy: Path) -> None:
+    """What each of the two processes does; the first writes it down."""
+    from udm_text.train_text import main
+
+    for variant in VARIANTS:
+        trainer = make_trainer(
+            output / "trainer", variant, per_device_train_batch_size=4, gradient_accumulation_steps=2
+        )
+        trainer.train()
+        metrics = trainer.evaluate(make_rows(31, seed=1))
+        if trainer.args.process_index == 0:
+            save_file(weights(trainer), output / f"{variant}.safetensors")
+            record = {
+                "world_size": trainer.args.world_size,
+                "num_processes": trainer.accelerator.num_processes,
+                "history": history(trainer, "loss", "grad_norm").tolist(),
+                "metrics": metrics,
+            }
+            (output / f"{variant}.json").write_text(json.dumps(record))
+    options = "--model tiny --max_steps 4 --per_device_train_batch_size 4 --use_cpu --report_to none --plot false"
+    main(["--data", str(toy), "--output", str(output / "text"), *options.split()])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    work(Path(sys.argv[1]), Path(sys.argv[2]))
