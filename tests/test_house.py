@@ -12,7 +12,7 @@ FLOORS = {
     "objectives": 2,
     "modeling_udm": 3,
     **dict.fromkeys(("generation_udm", "training", "evaluation"), 4),
-    **dict.fromkeys(("pipeline_udm", "train_text"), 5),
+    **dict.fromkeys(("pipeline_udm", "train_text", "terminal"), 5),
     **dict.fromkeys(("cli", "demo"), 6),
 }
 UPWARD = {("modeling_udm", "generation_udm")}  # a model class inherits its generate from the mixin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import numbers
@@ -79,16 +80,12 @@ class UDMConfig(PreTrainedConfig):
     _known_extras: ClassVar[frozenset[str]] = frozenset(
         # what transformers itself puts into a config besides its declared fields
         "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
-        "_commit_hash output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache quantization_config "
-        "distributed_config".split()
+        "_commit_hash output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache "
+        "quantization_config distributed_config".split()
     )
 
     def __post_init__(self, **kwargs):
-        unknown = [name for name in kwargs if name not in self._known_extras and not name.startswith("_")]
-        if unknown:
-            raise ValueError(
-                f"UDMConfig got an unknown argument {unknown[0]!r}. Known: {', '.join(sorted(self._own_fields()))}"
-            )
+        self._refuse(list(kwargs))
         # A registered pipeline's save writes this, and then even an installed package would need trust_remote_code.
         kwargs.pop("custom_pipelines", None)
         if self.udm_version > CONFIG_VERSION:
@@ -96,6 +93,10 @@ class UDMConfig(PreTrainedConfig):
                 f"this model was written by a newer udm-text (udm_version {self.udm_version}, this package reads up "
                 f"to {CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
             )
+        if isinstance(self.text_config, PreTrainedConfig):
+            # A copy: what is set here for the whole (as attn_implementation) would reach the model it was taken from.
+            self.text_config = copy.deepcopy(self.text_config)
+            kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
         if getattr(self.text_config, "is_encoder_decoder", False) or not hasattr(self.text_config, "vocab_size"):
             raise ValueError(
@@ -196,6 +197,32 @@ class UDMConfig(PreTrainedConfig):
         if len(self.special_token_ids or []) >= self.vocab_size:
             raise ValueError("special_token_ids holds the whole vocabulary: no token may stand at an editable position")
         return PROCESSES[self.process](self)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers, but what is given besides the dictionary is checked like the rest.
+
+        Where it changes the process, the default of `time_conditioning` is that of the new process.
+        """
+        own = {name: kwargs.pop(name) for name in cls._own_fields() if name in kwargs}
+        if own.get("process", config_dict.get("process")) != config_dict.get("process"):
+            own.setdefault("time_conditioning", None)
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+        if wants_unused:
+            return config, unused
+        cls._refuse(
+            [name for name in unused if name not in (*LOCATION_ARGUMENTS, "trust_remote_code", "code_revision")]
+        )
+        return config
+
+    @classmethod
+    def _refuse(cls, names: list[str]) -> None:
+        unknown = [name for name in names if name not in cls._known_extras and not name.startswith("_")]
+        if unknown:
+            raise ValueError(
+                f"UDMConfig got an unknown argument {unknown[0]!r}. Known: {', '.join(sorted(cls._own_fields()))}"
+            )
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -336,9 +363,7 @@ class UDMGenerationConfig(GenerationConfig):
         self._from_model_config = kwargs.pop("_from_model_config", False)
         self.transformers_version = kwargs.pop("transformers_version", None)
         if kwargs:
-            raise ValueError(
-                f"unknown generation argument {next(iter(kwargs))!r}. Known: {', '.join(self._defaults)}"
-            )
+            raise ValueError(f"unknown generation argument {next(iter(kwargs))!r}. Known: {', '.join(self._defaults)}")
         self.validate()
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:

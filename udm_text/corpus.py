@@ -1,4 +1,4 @@
-"""From text to rows: reading a corpus, making a tokenizer, cutting rows of one line, of fixed length, or packed blocks."""
+"""From text to rows: reading a corpus, making a tokenizer, cutting rows of one line, of fixed length, or packed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+import numpy as np
+from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -64,19 +64,24 @@ def _load_folder(path: Path, name: str | None) -> DatasetDict:
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-    return load_dataset(str(path), name)
+    # By its files: the cache of a folder does not notice that they have changed, the cache of files does.
+    builder = load_dataset_builder(str(path), name)
+    if not builder.config.data_files:
+        return load_dataset(str(path), name)
+    reader = type(builder).__module__.rsplit(".", 1)[-1]
+    return load_dataset(reader, data_files={split: list(files) for split, files in builder.config.data_files.items()})
 
 
 def load_corpus(data: str, text_column: str = "text", name: str | None = None) -> DatasetDict:
     """Read a corpus into splits of a "text" column.
 
     Args:
-        data: a text file (one row a line), a .jsonl, .json, .csv or .parquet file, a folder of text files, a folder that is a
-            `datasets` repository or was written by `save_to_disk`, or the name of a data set on the Hub.
+        data: a text file (one row a line), a .jsonl, .json, .csv or .parquet file, a folder of text files, a folder
+            that is a `datasets` repository or was written by `save_to_disk`, or the name of a data set on the Hub.
         text_column: the column that holds the text. name: configuration of a `datasets` data set.
 
     Returns:
-        Splits as the source has them, without blank rows; a single file or a folder of text files is one split, "train".
+        Splits as the source has them, without blank rows; a file or a folder of text files is one split, "train".
 
     Raises:
         CorpusError: where there is no such source, it cannot be read, or it holds no text to train on.
@@ -108,7 +113,7 @@ def load_corpus(data: str, text_column: str = "text", name: str | None = None) -
             raise CorpusError(
                 f"{data}, split {split}: no column {text_column!r}; it has {', '.join(map(repr, rows.column_names))}"
             )
-        if (kind := getattr(rows.features[text_column], "dtype", "nested")) not in ("string", "large_string"):
+        if (kind := getattr(rows.features[text_column], "dtype", "nested")) not in ("string", "large_string", "null"):
             raise CorpusError(f"{data}, split {split}: column {text_column!r} holds no text but {kind} values")
     splits = splits.select_columns([text_column])
     splits = splits if text_column == "text" else splits.rename_column(text_column, "text")
@@ -149,8 +154,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 4000) -> 
     """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row.
 
     Args:
-        kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##), or
-            "bpe" (byte level: any text, no unknown token).
+        kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##),
+            or "bpe" (byte level: any text, no unknown token).
         vocab_size: tokens at most, special tokens included.
 
     Returns:
@@ -187,14 +192,15 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 4000) -> 
 def _word_pieces(texts: Iterable[str], vocab_size: int, special: list[str]) -> dict[str, int]:
     """The WordPiece vocabulary of `WordPieceTrainer`, but the same in every process.
 
-    That trainer is BPE over characters of which all but a word's first carry ##, and it breaks ties by the order in which it
-    met them in a hash map. Here each ##character is one private character, and the alphabet is given in order.
+    That trainer is BPE over characters of which all but a word's first carry ##, and it breaks ties by the order of a
+    hash map. Here each character and ##character is one private character, and the alphabet is given in order.
     """
     words = Counter(word for text in texts for word in text.split() if not any(token in word for token in special))
     counts: Counter[str] = Counter()
     for word, count in words.items():
         for symbol in (word[0], *(f"##{char}" for char in word[1:])):
             counts[symbol] += count
+            counts[symbol[-1]] += 0  # a character seen inside words may begin one
     symbols = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))[: vocab_size - len(special)]
     written = {symbol: chr(0xF0000 + i) for i, symbol in enumerate(sorted(symbols))}
     read = {char: symbol.removeprefix("##") if len(symbol) > 1 else symbol for symbol, char in written.items()}
@@ -244,13 +250,13 @@ def make_rows(
 
     Args:
         texts: a data set with a "text" column.
-        rows: "line": a row a text, cut at `row_length` tokens; "fixed": the texts of exactly `row_length` tokens; "packed":
-            all texts, each with a newline behind it where the tokenizer has one, joined and cut into blocks of
-            `row_length` tokens, the rest dropped.
+        rows: "line": a row a text, cut at `row_length` tokens; "fixed": the texts of exactly `row_length` tokens;
+            "packed": all texts, each with a newline behind it where the tokenizer has one, joined and cut into blocks
+            of `row_length` tokens, the rest dropped.
         row_length: tokens of a row without the special tokens around it (needed for "fixed" and "packed").
 
     Returns:
-        The rows, and counts of what was "truncated", "left_out" and "unknown" (unknown tokens, never corrupted nor scored).
+        The rows, and counts of what was "truncated", "left_out" and "unknown" (tokens, never corrupted nor scored).
     """
     if rows not in ROWS:
         raise ValueError(f"rows must be one of {', '.join(ROWS)}, got {rows!r}")
@@ -274,7 +280,7 @@ def make_rows(
         return {"ids": out["input_ids"], "chars": [_chars_per_token(*span, special) for span in spans]}
 
     encoded = texts.map(encode, batched=True, num_proc=num_proc, remove_columns=texts.column_names, desc="tokenising")
-    tokens, ends = array("i"), array("i", [0])  # 4 bytes a token
+    tokens, begins = array("i"), array("q")  # 4 bytes a token; where each row but the first begins
     lengths: list[int] = []
     num_chars: list[int | None] = []
 
@@ -284,8 +290,9 @@ def make_rows(
             counts["left_out"] += 1
             return
         counts["unknown"] += ids.count(unknown_id)
+        if tokens:
+            begins.append(len(tokens))
         tokens.extend([*prefix, *ids, *suffix])
-        ends.append(len(tokens))
         lengths.append(length)
         num_chars.append(sum(chars) if fast else None)
 
@@ -296,10 +303,11 @@ def make_rows(
     if rows == "packed":
         assert row_length is not None
         newline = [t for t in tokenizer("\n", add_special_tokens=False)["input_ids"] if t not in special]
+        newline_chars = [int(i == 0) for i in range(len(newline))]
         pending: tuple[list[int], list[int]] = [], []
         for ids, chars in texts_and_chars():
             pending[0].extend(ids + newline)
-            pending[1].extend(chars + [1, 0, 0, 0, 0, 0][: len(newline)] if fast else [])
+            pending[1].extend(chars + newline_chars)
             whole = len(pending[0]) // row_length * row_length
             for start in range(0, whole, row_length):
                 add(*(part[start : start + row_length] for part in pending))
@@ -317,13 +325,12 @@ def make_rows(
         raise CorpusError(
             f"no row is left: rows={rows!r}, row_length={row_length}, {len(texts)} texts, {counts['left_out']} left out"
         )
-    table = {"input_ids": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(tokens, pa.int32()))}
-    columns = {"length": pa.array(lengths, pa.int32()), "num_chars": pa.array(num_chars, pa.int32())}
-    return Dataset(pa.table(table | columns)), counts
+    input_ids = np.split(np.frombuffer(tokens, dtype=np.intc), begins)
+    return Dataset.from_dict({"input_ids": input_ids, "length": lengths, "num_chars": num_chars}), counts
 
 
 def _chars_per_token(text: str, ids: list[int], spans: list[tuple[int, int]], special: set[int]) -> list[int]:
-    """How many characters of the text each token stands for, with those before it that no token holds; special ones: 0."""
+    """How many characters of the text each token stands for, those before it that no token holds too; special: 0."""
     chars, done = [], 0
     for i, (_, end) in enumerate(spans):
         end = len(text) if i == len(spans) - 1 else max(end, done)

@@ -18,12 +18,12 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from datasets import load_dataset
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from .cli import load_pipeline, marks
+from .corpus import load_corpus
+from .terminal import load_pipeline, marks
 from .train_text import describe, parse, train_text, write_json
 
 SAMPLES = 2000
@@ -35,7 +35,7 @@ VERDICTS = {
 }
 NAMES = [
     *("--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
-    *("--per_device_train_batch_size", "128", "--learning_rate", "1e-3", "--warmup_steps", "200"),
+    *("--per_device_train_batch_size", "128", "--learning_rate", "1e-3", "--warmup_steps", "200", "--weight_decay", "0.1"),
 ]
 REPAIR = [
     *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.15"),
@@ -112,7 +112,7 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
     train(names_dir, dataset, NAMES, NAMES_STEPS if steps is None else steps, seed)
     train(repair_dir, dataset, REPAIR, repair_steps, seed)
 
-    splits = load_dataset(str(dataset))
+    splits = load_corpus(str(dataset))
     report = json.loads((names_dir / "report.json").read_text(encoding="utf-8"))
     console.print(f"\n[bold]bound on held-out names[/]  {describe(report['validation'])}")
     pipe = load_pipeline(str(names_dir))

@@ -19,10 +19,10 @@ from .randomness import RowRandom
 class BoundReport:
     """Upper bounds on the negative log-likelihood of held-out rows. A `_stderr` is one standard error.
 
-    nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of each row:
-    a bound on -log p of the text itself. bits_per_char divides the same nats by the characters; None where the rows
-    do not say how many they have. The standard error covers both the choice of rows and the draws of the noise; one row
-    alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
+    nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of
+    each row: a bound on -log p of the text itself. bits_per_char divides the same nats by the characters; None where
+    the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
+    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
     """
 
     nelbo_nats_per_token: float
@@ -95,8 +95,8 @@ def row_bounds(
 ) -> Tensor:
     """(len(rows),) float64: NELBO estimate of each row in nats, lengths not counted.
 
-    Each row is corrupted `draws` times, its t stratified over {1..l}; the noise belongs to (seed, index of the row), so the
-    figure does not depend on the batch.
+    Each row is corrupted `draws` times, its t stratified over {1..l}; the noise belongs to (seed, index of the row), so
+    the figure does not depend on the batch.
     """
     config, process = model.config, model.config.build_process()
     device = model.get_input_embeddings().weight.device
@@ -141,7 +141,8 @@ def evaluate_bound(
 
     Args:
         model: a `UDMForMaskedGeneration`.
-        rows: each with "input_ids" and, for bits per character, "num_chars". Rows without an editable token are left out.
+        rows: each with "input_ids" and, for bits per character, "num_chars"; those without an editable token are left
+            out.
         batch_size: rows of a forward pass; the figures do not depend on it.
         draws: corruptions of each row (their t stratified); more draws, less noise, same expectation.
         seed: the noise; one seed makes two models comparable.

@@ -153,9 +153,9 @@ class UDMGenerationMixin:
         random = _row_random(rows, config.seed, generator, sample_index, device)
 
         process = model.config.build_process()
+        _settle(config, model.config, process)
         asked = [name for name in _EXTENTS if kwargs.get(name) is not None or generation_config is not None]
         canvas = _make_canvas(model.config, config, process, input_ids, attention_mask, random, asked)
-        _settle(config, model.config, process, canvas)
         xt = canvas.tokens
         if not canvas.given:
             xt = process.prior(xt, editable=canvas.editable, random=random)
@@ -309,18 +309,19 @@ def _make_canvas(model_config, config, process, input_ids, attention_mask, rando
     return canvas
 
 
-def _settle(config: UDMGenerationConfig, model_config, process, canvas: Canvas) -> None:
+def _settle(config: UDMGenerationConfig, model_config, process) -> None:
     """Fills in the defaults that depend on the use, and refuses what would be without effect."""
     if process.visible and config.kernel is not None:
         raise ValueError(f"kernel is of the substitute process; this model has process {model_config.process!r}")
     if not process.visible and config.order != "random":
         raise ValueError(f"order is of the mask process; this model has process {model_config.process!r}, see kernel")
+    repair = config.max_edits is not None
     if config.temperature is None:
-        config.temperature = 0.0 if canvas.given else 1.0
+        config.temperature = 0.0 if repair else 1.0
     if config.kernel is None:
-        config.kernel = "free" if canvas.given else model_config.kernel
+        config.kernel = "free" if repair else model_config.kernel
     if config.churn and not process.visible:
-        if canvas.given:
+        if repair:
             raise ValueError("churn corrupts a text anew; a repair changes at most max_edits tokens and needs churn 0")
         if config.kernel == "site":
             raise ValueError(
@@ -427,7 +428,6 @@ class _Predictor:
             num_editable=pick(self.lengths),
             positions=pick(positions),
         ).logits
-
 
     @staticmethod
     def _by_chunks(function: Callable[..., tuple[Tensor, ...]], logits: Tensor, *others: Tensor) -> list[Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sized
+from types import GeneratorType
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
@@ -14,8 +17,8 @@ from .configuration_udm import UDMConfig, UDMGenerationConfig
 class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
-    What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of the
-    substitute process); any other text is continued; an empty string is written from nothing.
+    What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of
+    the substitute process); any other text is continued; an empty string is written from nothing.
 
     ```python
     >>> import udm_text
@@ -25,15 +28,17 @@ class UDMGenerationPipeline(Pipeline):
     >>> pipe("LATIN SMALL LETTER A WITH [MASK]", seed=0)
     ```
 
-    Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input, the
-    seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`. So equal inputs under
-    one seed give equal texts; ask for several by `num_return_sequences`.
+    Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input,
+    the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`. So equal
+    inputs under one seed give equal texts; ask for several by `num_return_sequences`.
     """
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
+    _load_tokenizer: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    model: Any
+    tokenizer: Any
 
     _calls = ("generation_config", "streamer", "callback_on_step_end", "generator")
 
@@ -42,79 +47,94 @@ class UDMGenerationPipeline(Pipeline):
         if getattr(self.model.config, "model_type", None) != UDMConfig.model_type:
             raise ValueError(
                 f"udm-generation needs a UDM model, got {type(self.model).__name__} (model type "
-                f"{self.model.config.model_type!r}). Wrap a masked LM by UDMForMaskedGeneration.from_pretrained(...), train it "
-                "with `udm train` and use what that wrote."
+                f"{self.model.config.model_type!r}). Wrap a masked LM by UDMForMaskedGeneration.from_pretrained(...), "
+                "train it with `udm train` and use what that wrote."
             )
         if self.tokenizer is None:
-            raise ValueError("udm-generation needs a tokenizer: give tokenizer=..., or a model directory that holds one")
+            raise ValueError(
+                "udm-generation needs a tokenizer: give tokenizer=..., or a model directory that holds one"
+            )
         self.tokenizer.padding_side = "right"
 
     def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any):
         known = (*UDMGenerationConfig._defaults, *self._calls)
         for name in kwargs:
             if name not in known:
-                raise ValueError(
-                    f"unknown argument {name!r} of udm-generation. Known: {', '.join((*known, 'return_full_text'))}"
-                )
+                known = (*known, "return_full_text", "batch_size", "num_workers")
+                raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
         after = {} if return_full_text is None else {"return_full_text": return_full_text}
         return {}, kwargs, after
 
-    def __call__(self, inputs, **kwargs):
+    def __call__(self, inputs, *args, **kwargs):
         """
         Args:
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
-            kwargs: arguments of `UDMGenerationConfig`; `return_full_text=False` gives the generated tokens alone; `batch_size`.
+            kwargs: arguments of `UDMGenerationConfig`; `generator`, `streamer` and `callback_on_step_end` as in
+                `generate`; `return_full_text=False` gives the generated tokens alone; `batch_size`.
 
         Returns:
-            For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list of such
-            lists. With `output_trajectory=True` each also holds `"trajectory"`, the text after every step.
+            For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
+            of such lists, or an iterator over them where the texts are a torch dataset or a generator. With
+            `output_trajectory=True` each also holds `"trajectory"`, the text after every step of its own.
         """
-        return super().__call__(inputs, **kwargs)
+        if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
+            # a column of `datasets`, a tuple, an array; what has no length is read as it comes
+            inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
+        return [] if inputs == [] else super().__call__(inputs, *args, **kwargs)
 
-    def preprocess(self, text: str, **parameters: Any) -> dict[str, GenericTensor]:
-        if not isinstance(text, str):
-            raise ValueError(f"udm-generation reads strings, got {type(text).__name__}")
-        ids = self.tokenizer(text)["input_ids"]
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves model and tokenizer. A registered pipeline would add this package's source files and ask for
+        trust_remote_code when it is loaded, even where the package is installed."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+    def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, GenericTensor]:
+        if not isinstance(input_, str):
+            raise ValueError(
+                f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
+            )
+        ids = self.tokenizer(input_)["input_ids"]
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
-    def _forward(self, inputs: dict[str, torch.Tensor], **parameters: Any) -> dict[str, Any]:
-        stored = parameters.get("generation_config") or self.model.generation_config
-        number = parameters.get("num_return_sequences", stored.num_return_sequences)
-        seed = parameters.get("seed", stored.seed)
-        rows = len(inputs["input_ids"])
+    def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
+        settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
+        config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
+        number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         index = None
-        if seed is not None:  # under one seed a row is told apart by its number among the samples of its input
+        if config.seed is not None:  # under one seed a row is told apart by its number among the samples of its input
             index = torch.arange(number).repeat(rows)
         output = self.model.generate(
-            inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_tensors["input_ids"],
+            attention_mask=input_tensors["attention_mask"],
             sample_index=index,
-            **{**parameters, "return_dict_in_generate": True},
+            **{**forward_parameters, "return_dict_in_generate": True},
         )
 
         def by_input(x: torch.Tensor) -> torch.Tensor:
             return x.reshape(rows, number, *x.shape[1:])
 
-        result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable")}
+        result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
         if output.trajectory is not None:
             result["trajectory"] = by_input(torch.stack(output.trajectory, dim=1))
         return result
 
-    def postprocess(self, outputs: dict[str, torch.Tensor], return_full_text: bool = True) -> list[dict[str, Any]]:
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, return_full_text: bool = True, **postprocess_parameters: Any
+    ) -> list[dict[str, Any]]:
         records = []
-        wanted = outputs["attention_mask"] if return_full_text else outputs["editable"]
-        for i in range(outputs["sequences"].shape[1]):
+        wanted = model_outputs["attention_mask"] if return_full_text else model_outputs["editable"]
+        for i in range(model_outputs["sequences"].shape[1]):
             record: dict[str, Any] = {
                 "generated_text": self.tokenizer.decode(
-                    outputs["sequences"][0, i][wanted[0, i].bool()].tolist(), skip_special_tokens=True
+                    model_outputs["sequences"][0, i][wanted[0, i].bool()].tolist(), skip_special_tokens=True
                 )
             }
-            if "trajectory" in outputs:
-                keep = outputs["attention_mask"][0, i].bool()
+            if "trajectory" in model_outputs:
+                keep = model_outputs["attention_mask"][0, i].bool()
                 record["trajectory"] = [
                     self.tokenizer.decode(xt[keep].tolist(), skip_special_tokens=False)
-                    for xt in outputs["trajectory"][0, i]
+                    for xt in model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
                 ]
             records.append(record)
         return records

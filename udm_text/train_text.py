@@ -85,15 +85,20 @@ class RunArguments(UDMTrainingArguments):
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a device and micro-step."})
     per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})  # type: ignore[assignment]
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "How rows are ordered."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})  # type: ignore[assignment]
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
-    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})  # type: ignore[assignment]
+    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
+        super().__post_init__()
 
 
 class OutputExistsError(FileExistsError):
@@ -117,7 +122,7 @@ def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArgum
 def train_text(data: DataArguments, model_args: ModelArguments, run: RunArguments) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     started = time.time()
-    output, state = Path(run.output_dir), PartialState()
+    output, state = Path(str(run.output_dir)), PartialState()
     checkpoint = prepare_output(output, run.resume)
     state.wait_for_everyone()
     if run.plot:

@@ -1,8 +1,8 @@
 """Training: `transformers.Trainer` with the noise drawn in the loss, each row's noise its own.
 
-A batch is corrupted in `compute_loss`, not in the collator, from (seed, global step, the row's index in the global batch)
-alone. So the same rows get the same noise however the global batch is split into micro-batches and processes, and a
-resumed run continues with the noise of the uninterrupted one.
+A batch is corrupted in `compute_loss`, not in the collator, from (seed, global step, the row's index in the global
+batch) alone. So the same rows get the same noise however the global batch is split into micro-batches and processes,
+and a resumed run continues with the noise of the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 
@@ -40,8 +40,8 @@ class UDMTrainingArguments(TrainingArguments):
 
     Args:
         loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
-        max_corruption: largest share of a row that is corrupted in training. Below 1 a substitute model becomes a repairer of
-            texts: it cannot write from nothing, and its NELBO means little.
+        max_corruption: largest share of a row that is corrupted in training. Below 1 a substitute model becomes a
+            repairer of texts: it cannot write from nothing, and its NELBO means little.
         eval_draws: corruptions of each row in an evaluation.
     """
 
@@ -51,7 +51,7 @@ class UDMTrainingArguments(TrainingArguments):
     )
     max_corruption: float = field(
         default=1.0,
-        metadata={"help": "Largest share of a row that is corrupted in training; below 1 a substitute model learns to repair."},
+        metadata={"help": "Largest corrupted share of a row in training; below 1 a substitute model learns to repair."},
     )
     eval_draws: int = field(default=2, metadata={"help": "Corruptions of each row in an evaluation."})
     remove_unused_columns: bool = field(
@@ -66,7 +66,9 @@ class UDMTrainingArguments(TrainingArguments):
         if not 0.0 < self.max_corruption <= 1.0:
             raise ValueError(f"max_corruption must lie in (0, 1], got {self.max_corruption}")
         if self.max_corruption < 1.0 and self.loss != "cross_entropy":
-            raise ValueError("max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts")
+            raise ValueError(
+                "max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts"
+            )
         if self.eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {self.eval_draws}")
 
@@ -86,9 +88,7 @@ class RowOrder(Sampler[int]):
 
     window = 50
 
-    def __init__(
-        self, num_rows: int, seed: int, group: int, lengths: list[int] | None = None, drop_last: bool = False
-    ):
+    def __init__(self, num_rows: int, seed: int, group: int, lengths: list[int] | None = None, drop_last: bool = False):
         self.num_rows, self.seed, self.group, self.lengths = num_rows, seed ^ _ORDER, group, lengths
         self.num_batches = num_rows // group if drop_last else -(-num_rows // group)
         if not self.num_batches:
@@ -133,6 +133,9 @@ class UDMTrainer(Trainer):
     global batch: (l/t) sum over the corrupted positions of CE, summed over rows, over the number of editable tokens.
     """
 
+    args: UDMTrainingArguments
+    model: PreTrainedModel
+
     def __init__(self, model, args: UDMTrainingArguments, *, data_collator=None, **kwargs):
         if not isinstance(args, UDMTrainingArguments):
             raise TypeError(f"args must be UDMTrainingArguments, got {type(args).__name__}")
@@ -140,10 +143,11 @@ class UDMTrainer(Trainer):
             raise ValueError("label_smoothing_factor must be 0: a smoothed loss bounds nothing")
         for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} has no effect here: the loss and the metrics are the bound; override evaluate")
+                raise ValueError(f"{name} has no effect here: loss and metrics are the bound; override evaluate")
         if args.n_gpu > 1:
             raise ValueError(
-                "several GPUs in one process (DataParallel) are not supported; start one process a GPU: accelerate launch"
+                "several GPUs in one process (DataParallel) are not supported; start one process a GPU: accelerate "
+                "launch"
             )
         config = model.config
         collator = data_collator or partial(collate, pad_token_id=config.pad_token_id, editable=config.editable)
@@ -157,7 +161,7 @@ class UDMTrainer(Trainer):
         self.add_callback(_EpochCallback(self))
 
     def _get_train_sampler(self, train_dataset=None):
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         if dataset is None or not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
         strategy = self.args.train_sampling_strategy
@@ -217,8 +221,8 @@ class UDMTrainer(Trainer):
         self._micro_step += 1
         if not torch.isfinite(loss).all():
             raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: training stops, checkpoints written before stay. "
-                "Resume from the last one with a lower learning_rate, or with max_grad_norm below 1."
+                f"the loss is {loss.item()} at step {self.state.global_step}: training stops, checkpoints written "
+                "before stay. Resume from the last one with a lower learning_rate, or with max_grad_norm below 1."
             )
         return loss
 
@@ -226,23 +230,24 @@ class UDMTrainer(Trainer):
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p.detach()).all()]
         if broken:
             raise NonFiniteLossError(
-                f"the weights are not finite at step {self.state.global_step} (first: {broken[0]}): nothing is written, "
-                "checkpoints written before stay"
+                f"the weights are not finite at step {self.state.global_step} (first: {broken[0]}): nothing is "
+                "written, checkpoints written before stay"
             )
         super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which resuming does not read and a published model should not hold
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def evaluate(
         self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The bound on `eval_dataset`, with one fixed seed so that checkpoints compare. Rows are shared by the processes."""
+        """The bound on `eval_dataset`, with one fixed seed so that checkpoints compare; processes share the rows."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
-            dataset = self.eval_dataset[dataset]
+            named: Any = self.eval_dataset
+            dataset = named[dataset]
         if dataset is None:
             raise ValueError("evaluate needs eval_dataset")
         if isinstance(dataset, dict):

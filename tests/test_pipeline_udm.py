@@ -1,0 +1,229 @@
+"""pipeline("udm-generation"): the same texts however they are handed in, and a pipeline like any other."""
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from tests.models import FAMILIES, PROCESSES, save_masked_lm, wake_time
+from udm_text import UDMForMaskedGeneration, UDMGenerationConfig, UDMGenerationPipeline
+
+COUNTS = [0, 1, 2, 3, 3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """(family, process) -> a trained-model directory as `udm train` leaves one."""
+    root = tmp_path_factory.mktemp("models")
+    result = {}
+    for family in FAMILIES:
+        plain = save_masked_lm(root / family, family)
+        for process in PROCESSES:
+            path = root / f"{family}-{process}"
+            model = UDMForMaskedGeneration.from_pretrained(plain, process=process, length_counts=COUNTS)
+            wake_time(model).save_pretrained(path)
+            AutoTokenizer.from_pretrained(plain).save_pretrained(path)
+            result[family, process] = str(path)
+        result[family] = str(plain)
+    return result
+
+
+@pytest.fixture(scope="module")
+def pipes(directories):
+    """Pipelines in double precision: batches of another shape round otherwise."""
+    return {
+        process: pipeline("udm-generation", model=directories["bert", process], dtype=torch.float64)
+        for process in PROCESSES
+    }
+
+
+TEXTS = ["the cat [MASK] on [MASK] mat", "a red", "", "[MASK] [MASK] [MASK] [MASK] dog", "the dog is on a"]
+
+
+def texts_of(results):
+    return [[record["generated_text"] for record in records] for records in results]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_string_gives_a_list_of_records_as_text_generation_does(directories, family, process):
+    pipe = pipeline("udm-generation", model=directories[family, process])
+    assert isinstance(pipe, UDMGenerationPipeline) and isinstance(pipe.model, UDMForMaskedGeneration)
+    records = pipe("the cat", max_new_tokens=3, seed=0)
+    assert isinstance(records, list) and len(records) == 1 and set(records[0]) == {"generated_text"}
+    assert records[0]["generated_text"].startswith("the cat")
+    filled = pipe(f"the {pipe.tokenizer.mask_token} sat", seed=0)[0]["generated_text"]
+    assert filled.startswith("the") and pipe.tokenizer.mask_token not in filled
+    assert pipe("", seed=0) == pipe("", seed=0)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_texts_do_not_depend_on_how_they_are_handed_in_nor_on_the_batch_size(pipes, process):
+    pipe = pipes[process]
+    how = {"seed": 5, "num_return_sequences": 2}
+    expected = [[record["generated_text"] for record in pipe(text, **how)] for text in TEXTS]
+    data = Dataset.from_dict({"text": TEXTS})
+    sources = {
+        "list": lambda: TEXTS,
+        "tuple": lambda: tuple(TEXTS),
+        "column": lambda: data["text"],
+        "KeyDataset": lambda: KeyDataset(data, "text"),
+        "generator": lambda: (text for text in TEXTS),
+        "iterator": lambda: iter(TEXTS),
+    }
+    for batch_size in (1, 2, 4):
+        for name, source in sources.items():
+            assert texts_of(pipe(source(), batch_size=batch_size, **how)) == expected, (name, batch_size)
+    assert texts_of(pipe(TEXTS[::-1], batch_size=2, **how)) == expected[::-1]
+
+
+def test_an_empty_list_gives_an_empty_list(pipes):
+    assert pipes["mask"]([]) == []
+
+
+def test_samples_of_one_input_differ_and_the_first_ones_stay_when_more_are_asked_for(pipes):
+    for pipe in pipes.values():
+        four = texts_of([pipe("", num_return_sequences=4, seed=0, length=8)])[0]
+        assert len(set(four)) == 4
+        assert texts_of([pipe("", num_return_sequences=2, seed=0, length=8)])[0] == four[:2]
+
+
+def test_without_a_seed_equal_inputs_give_different_texts_and_manual_seed_reproduces_them(pipes):
+    def run():
+        torch.manual_seed(3)
+        return texts_of(pipes["mask"](["", "", "", ""], batch_size=2, length=8))
+
+    first = run()
+    assert len({texts[0] for texts in first}) == 4
+    assert run() == first
+    generator = torch.Generator().manual_seed(1)
+    assert pipes["mask"]("", length=8, generator=generator) != pipes["mask"]("", length=8, generator=generator)
+
+
+def test_return_full_text_false_gives_what_was_generated_alone(pipes):
+    pipe = pipes["mask"]
+    whole = pipe("the cat", max_new_tokens=3, seed=1)[0]["generated_text"]
+    tail = pipe("the cat", max_new_tokens=3, seed=1, return_full_text=False)[0]["generated_text"]
+    assert (
+        tail
+        and whole.startswith("the cat")
+        and whole.removeprefix("the cat").strip() == tail.strip().removeprefix("##")
+    )
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_trajectory_is_the_texts_own_whatever_the_batch_size(pipes, process):
+    pipe = pipes[process]
+    alone = [pipe(text, seed=0, output_trajectory=True)[0] for text in TEXTS]
+    together = [records[0] for records in pipe(TEXTS, seed=0, output_trajectory=True, batch_size=5)]
+    assert together == alone
+    steps = alone[0]["trajectory"]
+    assert len(steps) == 3 and all(isinstance(step, str) for step in steps)
+    if process == "mask":
+        assert [step.count("[MASK]") for step in steps] == [2, 1, 0]
+
+
+def test_a_substitute_model_repairs_texts(pipes):
+    pipe = pipes["substitute"]
+    texts = ["the cat sat on the mat", "a red dog"]
+    for records, text in zip(pipe(texts, max_edits=2, batch_size=2), texts, strict=True):
+        before, after = (pipe.tokenizer(x)["input_ids"] for x in (text, records[0]["generated_text"]))
+        assert len(records) == 1
+        if len(before) == len(after):  # pieces of words may join otherwise when they are read again
+            assert sum(a != b for a, b in zip(before, after, strict=True)) <= 2
+    [record] = pipe(texts[0], max_edits=2, output_trajectory=True)
+    assert len(record["trajectory"]) == 3 and texts[0] in record["trajectory"][0]
+    assert pipe(texts[0], max_edits=2) == pipe(texts[0], max_edits=2), "the best edits need no seed"
+    with pytest.raises(ValueError, match="max_edits"):
+        pipes["mask"](texts[0], max_edits=1)
+
+
+def test_settings_may_be_given_to_the_pipeline_to_a_call_or_as_a_config(directories):
+    path = directories["bert", "mask"]
+    pipe = pipeline("udm-generation", model=path, num_return_sequences=3, seed=0, length=4, batch_size=2)
+    assert len(pipe("")) == 3
+    assert len(pipe("", num_return_sequences=1)) == 1
+    config = UDMGenerationConfig(num_return_sequences=2, seed=0, length=4)
+    given = pipeline("udm-generation", model=path)("", generation_config=config)
+    assert given == pipe("")[:2]
+
+
+def test_the_stored_generation_config_is_that_of_the_pipeline(directories, tmp_path):
+    path = directories["bert", "mask"]
+    model = AutoModelForMaskedLM.from_pretrained(path)
+    model.generation_config = UDMGenerationConfig(num_return_sequences=2, seed=3, order="confidence", length=4)
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path)
+    pipe = pipeline("udm-generation", model=str(tmp_path))
+    assert type(pipe.model.generation_config) is UDMGenerationConfig
+    assert pipe.model.generation_config == model.generation_config
+    assert len(pipe("")) == 2 and pipe("") == pipe("")
+
+
+def test_device_and_dtype_are_those_asked_for(directories):
+    for process in PROCESSES:
+        pipe = pipeline("udm-generation", model=directories["modernbert", process], device="cpu", dtype=torch.bfloat16)
+        assert pipe.model.dtype == torch.bfloat16 and pipe.device == torch.device("cpu")
+        assert pipe("the", max_new_tokens=2, seed=0)[0]["generated_text"].startswith("the")
+
+
+def test_a_saved_pipeline_loads_again_without_remote_code(directories, tmp_path):
+    pipe = pipeline("udm-generation", model=directories["bert", "substitute"])
+    expected = pipe(TEXTS, seed=0)
+    for turn in ("first", "second"):
+        pipe.save_pretrained(tmp_path / turn)
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / turn).iterdir()}
+        assert not list((tmp_path / turn).glob("*.py"))
+        pipe = pipeline("udm-generation", model=str(tmp_path / turn))
+        assert pipe(TEXTS, seed=0) == expected
+    assert json.loads((tmp_path / "second/config.json").read_text())["model_type"] == "udm"
+
+
+def test_a_model_object_and_its_tokenizer_may_be_given(directories):
+    path = directories["roberta", "mask"]
+    model = UDMForMaskedGeneration.from_pretrained(path)
+    pipe = pipeline("udm-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(path))
+    assert pipe("", seed=0) == pipeline("udm-generation", model=path)("", seed=0)
+    with pytest.raises(Exception, match="tokenizer"):
+        pipeline("udm-generation", model=model)
+
+
+def test_a_tokenizer_that_pads_in_front_is_turned_round(directories):
+    path = directories["bert", "mask"]
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    pipe = pipeline("udm-generation", model=path, tokenizer=tokenizer, dtype=torch.float64)
+    assert texts_of(pipe(TEXTS, seed=0, batch_size=3)) == [texts_of([pipe(text, seed=0)])[0] for text in TEXTS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_masked_lm_is_refused_with_a_word_on_what_to_do(directories, family):
+    with pytest.raises(ValueError, match="udm-generation needs a UDM model, got .*ForMaskedLM"):
+        pipeline("udm-generation", model=directories[family])
+
+
+def test_unknown_arguments_are_refused_at_once(pipes, directories):
+    for wrong in ({"num_stepz": 3}, {"do_sample": True}):
+        name = next(iter(wrong))
+        with pytest.raises(ValueError, match=f"unknown argument '{name}' of udm-generation"):
+            pipes["mask"]("", **wrong)
+        with pytest.raises(ValueError, match=f"unknown argument '{name}' of udm-generation"):
+            pipeline("udm-generation", model=directories["bert", "mask"], **wrong)
+
+
+def test_what_is_no_text_is_refused(pipes):
+    with pytest.raises(ValueError, match="reads strings, got int"):
+        pipes["mask"]([3])
+    with pytest.raises(ValueError, match="reads strings, got dict; of a data set give the column"):
+        pipes["mask"](Dataset.from_dict({"text": ["a"]}))
+
+
+def test_errors_of_generate_reach_the_caller(pipes):
+    with pytest.raises(ValueError, match="at most 40"):
+        pipes["mask"]("the cat " * 40, max_new_tokens=1)
+    with pytest.raises(ValueError, match="temperature"):
+        pipes["mask"]("", temperature=-1)
+    with pytest.raises(ValueError, match="filled in: length does not apply"):
+        pipes["mask"]("the [MASK]", length=3)

@@ -1,0 +1,301 @@
+"""A training run from a text file to a report: complete, repeatable, resumable, and careful with what is there."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, TrainingArguments
+
+from tests.test_corpus import LINES, framed_tokenizer
+from udm_text import UDMForMaskedGeneration
+from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
+from udm_text.evaluation import evaluate_bound
+from udm_text.train_text import OutputExistsError, describe, main, parse, train_text
+
+WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
+FAST = "--model tiny --max_steps 4 --per_device_train_batch_size 8 --vocab_size 200 --use_cpu --report_to none".split()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    source = random.Random(0)
+    path = tmp_path_factory.mktemp("toy") / "toy.txt"
+    path.write_text("".join(" ".join(source.choices(WORDS, k=source.randint(1, 5))) + "\n" for _ in range(160)))
+    return path
+
+
+def train(data, output, *options, plot=False):
+    plot_option = [] if plot else ["--plot", "false"]
+    arguments = ["--data", str(data), "--output", str(output), *FAST, *plot_option, *map(str, options)]
+    return train_text(*parse(arguments))
+
+
+def listing(folder: Path):
+    """Every path in a folder, when it was written and what it holds."""
+    return {str(p): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory):
+    """A run of 20 steps with everything on, and its report."""
+    output = tmp_path_factory.mktemp("run") / "model"
+    options = "--max-steps 20 --save_steps=10 --seed 1 --eval_strategy steps --eval_steps 10 --logging_steps 5"
+    return output, train(toy, output, *options.split(), "--report_to", "tensorboard", plot=True)
+
+
+def test_the_output_folder_holds_the_model_and_all_about_it(finished):
+    output, _ = finished
+    names = {path.name for path in output.iterdir()}
+    model = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert model | {"report.json", "loss.png", "checkpoint-10", "checkpoint-20"} <= names
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list(output.rglob("events.out.tfevents.*"))
+    assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".part")]
+    assert json.loads((output / "config.json").read_text())["model_type"] == "udm"
+
+
+def test_the_report_repeats_what_the_saved_model_gives(finished, toy):
+    output, report = finished
+    assert json.loads((output / "report.json").read_text()) == json.loads(json.dumps(report, default=str))
+    model = UDMForMaskedGeneration.from_pretrained(output)
+    rows, _ = make_rows(hold_out(load_corpus(str(toy)))["validation"], load_tokenizer(str(output)))
+    assert report["validation"] == evaluate_bound(model, rows).to_dict()
+    assert (report["steps"], report["seed"], report["process"]) == (20, 1, "mask")
+    assert report["train_rows"] + report["validation"]["rows"] == 160
+    assert report["parameters"] == sum(p.numel() for p in model.parameters())
+    steps = [entry["step"] for entry in report["log"] if "loss" in entry]
+    assert steps == [5, 10, 15, 20]
+    assert [entry["step"] for entry in report["log"] if "eval_loss" in entry] == [10, 20]
+
+
+def test_the_saved_model_knows_the_training_lengths_and_generates(finished):
+    output, _ = finished
+    model, tokenizer = UDMForMaskedGeneration.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+    report = json.loads((output / "report.json").read_text())
+    assert sum(model.config.length_counts) == 160 - report["validation"]["rows"] == report["train_rows"]
+    assert len(model.config.length_counts) == 6
+    text = tokenizer.batch_decode(model.generate(num_return_sequences=3, seed=0), skip_special_tokens=True)
+    assert len(text) == 3
+    assert all(set(one.split()) for one in text)
+
+
+def test_a_non_empty_folder_is_refused_and_left_as_it_was(finished, toy, tmp_path):
+    output, _ = finished
+    before = listing(output)
+    with pytest.raises(OutputExistsError, match="is not empty: give --resume .* Nothing was changed"):
+        train(toy, output)
+    assert listing(output) == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("mine")
+    before = listing(tmp_path)
+    with pytest.raises(OutputExistsError, match="holds no checkpoint to resume from"):
+        train(toy, tmp_path / "notes", "--resume")
+    with pytest.raises(OutputExistsError, match="is a file"):
+        train(toy, tmp_path / "notes" / "thesis.tex")
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        train(toy, tmp_path / "nowhere", "--resume")
+    assert listing(tmp_path) == before
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_ends(toy, tmp_path):
+    steady = ["--lr_scheduler_type", "constant", "--warmup_steps", 0, "--dropout", 0.1, "--seed", 3]
+    train(toy, tmp_path / "whole", *steady, "--max_steps", 8)
+    train(toy, tmp_path / "halves", *steady, "--max_steps", 4)
+    report = train(toy, tmp_path / "halves", *steady, "--max_steps", 8, "--resume")
+    assert report["steps"] == 8
+    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves"))
+    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+    assert report["validation"] == json.loads((tmp_path / "whole" / "report.json").read_text())["validation"]
+
+
+def test_one_seed_repeats_a_run(toy, tmp_path):
+    first, again, other = (train(toy, tmp_path / str(i), "--seed", seed) for i, seed in enumerate((1, 1, 2)))
+    assert first["validation"] == again["validation"] != other["validation"]
+    assert (tmp_path / "0" / "tokenizer.json").read_bytes() == (tmp_path / "1" / "tokenizer.json").read_bytes()
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_training_arguments_is_an_option_under_its_own_name(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    words = set(capsys.readouterr().out.replace(",", " ").split())
+    for field in dataclasses.fields(TrainingArguments):
+        if field.init:
+            assert f"--{field.name}" in words
+            assert f"--{field.name.replace('_', '-')}" in words
+
+
+def test_options_are_read_in_both_forms():
+    options = "--max_steps 20 --save-steps 10 --seed=1 --learning-rate=0.5 --gradient_accumulation_steps 3"
+    options += " --eval-strategy steps --adam_epsilon 1e-6 --bf16 false --run_name x --dataloader-num-workers 2"
+    options += " --row-length 9"
+    for output in (["--output", "o"], ["--output=o"], ["--output_dir", "o"], ["--output-dir", "o"]):
+        data, model, run = parse(["--data", "d", *output, *options.split()])
+        assert (data.data, data.row_length, model.model, run.output_dir) == ("d", 9, "mini", "o")
+        assert (run.max_steps, run.save_steps, run.seed, run.learning_rate) == (20, 10, 1, 0.5)
+        assert (run.gradient_accumulation_steps, run.eval_strategy, run.adam_epsilon) == (3, "steps", 1e-6)
+        assert (run.bf16, run.run_name, run.dataloader_num_workers) == (False, "x", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ("--data d --output o --max_step 3", "--max_step"),  # abbreviations are not guessed at
+        ("--data d --output o --nonsense 3", "--nonsense"),
+        ("--data d --output o stray", "stray"),
+        ("--data d", "--output DIR is needed"),
+        ("--output o", "--data"),
+        ("--data d --output o --max_steps many", "--max_steps"),
+    ],
+)
+def test_wrong_options_fail_and_are_named(capsys, options, error):
+    with pytest.raises((SystemExit, ValueError)) as raised:
+        parse(options.split())
+    assert error in capsys.readouterr().err + str(raised.value)
+
+
+# --- kinds of models and rows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--backbone roberta",
+        "--backbone modernbert --tokenizer bpe --vocab_size 300",
+        "--process substitute --tokenizer char --kernel hamming --loss nelbo",
+        "--rows packed --row_length 12 --tokenizer char",
+        "--rows fixed --row_length 3 --validation_share 0.3",
+        "--gradient_accumulation_steps 2 --dataloader_num_workers 1 --dropout 0.1",
+    ],
+)
+def test_every_kind_of_run_ends_with_a_model_that_loads_and_generates(toy, tmp_path, options):
+    output = tmp_path / "model"
+    report = train(toy, output, *options.split())
+    bound = report["validation"]
+    assert bound["nelbo_nats_per_token"] > 0 and bound["bits_per_char"] > 0
+    model = UDMForMaskedGeneration.from_pretrained(output)
+    assert model.generate(seed=0).shape[0] == 1
+    if "--backbone" in options:
+        assert model.config.text_config.model_type == options.split()[1]
+    if "substitute" in options:
+        assert (model.config.process, model.config.kernel, bound["kernel"]) == ("substitute", "hamming", "hamming")
+        assert model.config.time_conditioning
+    if "packed" in options:
+        tokenizer = load_tokenizer(str(output))
+        assert tokenizer("\n")["input_ids"] != [tokenizer.unk_token_id]
+        assert model.config.length_counts == [0] * 12 + [report["train_rows"]]
+
+
+@pytest.fixture(scope="module")
+def plain_bert(tmp_path_factory):
+    """A masked LM that knows nothing of us, with its tokenizer; it reads at most 16 tokens."""
+    path = tmp_path_factory.mktemp("bert")
+    tokenizer = framed_tokenizer()
+    tokenizer.save_pretrained(path)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **size)
+    BertForMaskedLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def few_words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("few") / "few.txt"
+    path.write_text("".join(f"{' '.join(line.split()[: 1 + i % 4])}\n" for i in range(60) for line in LINES[:3]))
+    return path
+
+
+def test_a_plain_bert_is_fine_tuned_with_its_own_tokenizer_and_then_ours_is_continued(few_words, plain_bert, tmp_path):
+    first = train(few_words, tmp_path / "first", "--model", plain_bert, "--max_steps", 6)
+    assert first["learning_rate"] == 1e-4  # pretrained: gentler than the 1e-3 from scratch
+    model = UDMForMaskedGeneration.from_pretrained(tmp_path / "first")
+    tokenizer = AutoTokenizer.from_pretrained(plain_bert)
+    assert model.config.prefix_token_ids == [tokenizer.cls_token_id]
+    assert model.config.suffix_token_ids == [tokenizer.sep_token_id]
+    assert model.config.vocab_size == len(tokenizer)
+    before = BertForMaskedLM.from_pretrained(plain_bert).state_dict()
+    changed = [n for n, p in model.backbone.state_dict().items() if not torch.equal(p, before[n])]
+    assert "cls.predictions.bias" in changed
+    moved = max(float((p - before[n]).abs().max()) for n, p in model.backbone.state_dict().items())
+    assert moved < 1e-2  # it started from the pretrained weights
+
+    options = ["--model", tmp_path / "first", "--learning_rate", 3e-3, "--max_steps", 30]
+    second = train(few_words, tmp_path / "second", *options)
+    assert second["validation"]["nelbo_nats_per_token"] < first["validation"]["nelbo_nats_per_token"]
+    again = UDMForMaskedGeneration.from_pretrained(tmp_path / "second")
+    assert (again.config.process, again.config.special_token_ids) == ("mask", model.config.special_token_ids)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_fails_before_anything_is_written(few_words, plain_bert, tmp_path):
+    empty, blank, bad, table = (tmp_path / name for name in ("empty.txt", "blank.txt", "bad.txt", "a.csv"))
+    empty.write_text("")
+    blank.write_text("\n \n")
+    bad.write_bytes(b"one\ntwo \xff\n")
+    table.write_text("a,b\n1,2\n")
+    long = tmp_path / "long.txt"
+    long.write_text(few_words.read_text() + "small " * 40 + "\n")
+    without = tmp_path / "without"
+    framed_tokenizer().save_pretrained(without)
+    config = json.loads((without / "tokenizer_config.json").read_text())
+    del config["mask_token"]
+    (without / "tokenizer_config.json").write_text(json.dumps(config))
+    cases = [
+        ((empty,), CorpusError, "empty.txt is empty"),
+        ((blank,), CorpusError, "no text to train on"),
+        ((bad,), CorpusError, "bad.txt, line 2"),
+        ((tmp_path / "missing.txt",), CorpusError, "no file or folder"),
+        ((table,), CorpusError, "no column 'text'"),
+        ((long, "--model", plain_bert), ValueError, "a row has 42 tokens and the model reads at most 16"),
+        ((few_words, "--tokenizer", without), ValueError, "no mask token"),
+        ((few_words, "--rows", "packed"), ValueError, "needs row_length"),
+        ((few_words, "--process", "erase"), ValueError, "process must be"),
+        ((few_words, "--backbone", "t6"), ValueError, "t6"),
+        ((few_words, "--validation_share", "2"), ValueError, "validation_share"),
+    ]
+    for i, (arguments, error, message) in enumerate(cases):
+        with pytest.raises(error, match=message):
+            train(arguments[0], tmp_path / f"out{i}", *arguments[1:])
+        assert not (tmp_path / f"out{i}").exists(), message
+
+
+def test_a_validation_row_longer_than_the_model_fails_before_training(plain_bert, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = {"train": ["latin small"] * 9, "validation": ["small " * 30]}
+    splits = {split: Dataset.from_dict({"text": texts}) for split, texts in rows.items()}
+    DatasetDict(splits).save_to_disk(tmp_path / "d")
+    with pytest.raises(ValueError, match="a row has 32 tokens and the model reads at most 16"):
+        train(tmp_path / "d", tmp_path / "out", "--model", plain_bert)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_validation_there_is_no_bound_and_a_report_all_the_same(toy, tmp_path):
+    report = train(toy, tmp_path / "out", "--validation_share", 0, "--max_steps", 1)
+    assert "validation" not in report
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_main_takes_a_command_line(toy, tmp_path, capsys):
+    main(["--data", str(toy), "--output", str(tmp_path / "out"), *FAST, "--max_steps", "1", "--plot", "false"])
+    assert "NELBO" in capsys.readouterr().out
+
+
+def test_a_bound_without_error_or_beyond_all_numbers_can_be_described():
+    names = ("nelbo_nats_per_token", "perplexity_bound", "bits_per_char")
+    bound = {f"{name}{end}": 1.5 for name in names for end in ("", "_stderr")}
+    bound |= {"length_included": True, "rows": 3, "draws": 2, "chars": 7}
+    assert describe(bound) == (
+        "NELBO 1.5000 +- 1.5000 nats/token, perplexity bound 1.50 +- 1.50, 1.5000 +- 1.5000 bits/char "
+        "(lengths included; 3 rows, 2 draws each)"
+    )
+    assert "NELBO infinite nats/token" in describe(bound | {"nelbo_nats_per_token": None})
+    assert "perplexity bound 1.50 +- unknown" in describe(bound | {"perplexity_bound_stderr": None})
