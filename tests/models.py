@@ -33,7 +33,7 @@ def _framed(core: Tokenizer, kind: str, first: str, last: str) -> None:
 
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """WordPiece with [CLS] and [SEP] (bert), byte-level BPE with <s> and </s> (roberta) or [CLS] and [SEP] (modernbert)."""
+    """WordPiece with [CLS], [SEP] (bert); byte-level BPE with <s>, </s> (roberta) or [CLS], [SEP] (modernbert)."""
     names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     if family == "roberta":
         names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}

@@ -482,6 +482,20 @@ def test_a_directory_of_another_kind_is_refused_and_a_missing_one_too(tmp_path):
         UDMForMaskedGeneration.from_pretrained(tmp_path / "empty")
 
 
+def test_a_checkpoint_in_a_subfolder_and_one_in_memory_load_too(plain, tmp_path):
+    batch = encode(plain["bert"])
+    model = UDMForMaskedGeneration.from_pretrained(plain["bert"].parent, subfolder="bert")
+    assert model.config.mask_token_id == make_tokenizer("bert").mask_token_id
+    model.generation_config.num_steps = 4
+    model.save_pretrained(tmp_path / "inner")
+    again = UDMForMaskedGeneration.from_pretrained(tmp_path, subfolder="inner")
+    assert again.generation_config.num_steps == 4
+    held = UDMForMaskedGeneration.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    with torch.no_grad():
+        expected = model(**batch).logits
+        assert torch.equal(again(**batch).logits, expected) and torch.equal(held(**batch).logits, expected)
+
+
 def captured_warnings(caplog, monkeypatch, load):
     """What loading says through transformers' logger, which does not propagate by itself."""
     monkeypatch.setattr(logging.getLogger("udm_text.modeling_udm"), "propagate", True)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, load_from_disk
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TOKENIZERS = ("wordpiece", "char", "bpe")
 ROWS = ("line", "fixed", "packed")
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+LANDMARKS = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """Suffixes of files that have columns, and who reads them; any other file is plain text."""
 
@@ -124,11 +125,12 @@ def load_corpus(data: str, text_column: str = "text", name: str | None = None) -
     return splits
 
 
-def hold_out(splits: DatasetDict, share: float = 0.05) -> DatasetDict:
+def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False) -> DatasetDict:
     """A validation split where there is none, of about `share` of the texts and one at least.
 
     Texts are chosen by a hash of their own, so equal texts never stand on both sides, and a text keeps its side when
-    others come or go. A test split serves as validation split where there is no other.
+    others come or go. With `contiguous` it is the end of the corpus instead: for packed rows, whose blocks join neighbours.
+    A test split serves as validation split where there is no other.
     """
     if not 0 <= share < 1:
         raise ValueError(f"validation_share must lie in [0, 1), got {share}")
@@ -136,6 +138,13 @@ def hold_out(splits: DatasetDict, share: float = 0.05) -> DatasetDict:
         return splits
     if "test" in splits:
         return DatasetDict(**{**splits, "validation": splits["test"]})
+    if contiguous:
+        total = len(splits["train"])
+        cut = min(total - 1, round(total * (1 - share)))
+        if cut < 1:
+            raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
+        train = splits["train"]
+        return DatasetDict(train=train.select(range(cut)), validation=train.select(range(cut, total)))
     places = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") for text in splits["train"]["text"]]
     limit = max(int(share * 2**64), min(places) + 1)
     sides = {
@@ -150,8 +159,10 @@ def hold_out(splits: DatasetDict, share: float = 0.05) -> DatasetDict:
     return DatasetDict({side: splits["train"].select(rows) for side, rows in sides.items()})
 
 
-def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 4000) -> PreTrainedTokenizerFast:
-    """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row.
+def train_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int = 4000, *, landmarks: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row, or [CLS] and [SEP] with `landmarks`.
 
     Args:
         kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##),
@@ -161,7 +172,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 4000) -> 
     Returns:
         A tokenizer that depends on the texts alone: the same in every process and every run.
     """
-    special = list(SPECIAL_TOKENS.values())
+    names = SPECIAL_TOKENS | (LANDMARKS if landmarks else {})
+    special = list(names.values())
     least = len(special) + (256 if kind == "bpe" else 1)
     if vocab_size < least:
         raise ValueError(f"vocab_size must be at least {least} for tokenizer {kind!r}, got {vocab_size}")
@@ -186,7 +198,10 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int = 4000) -> 
         core.train_from_iterator(texts, trainer)
     else:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)} or a model directory, got {kind!r}")
-    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **SPECIAL_TOKENS)
+    if landmarks:
+        ids = [(token, core.token_to_id(token)) for token in LANDMARKS.values()]
+        core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
 
 
 def _word_pieces(texts: Iterable[str], vocab_size: int, special: list[str]) -> dict[str, int]:

@@ -144,6 +144,8 @@ class UDMGenerationMixin:
         """
         model: Any = self
         config = self._prepare_generation_config(generation_config, **kwargs)
+        if generator is not None and generation_config is None and "seed" not in kwargs:
+            config.seed = None  # a stored seed gives way to the generator of the call
         device = model.get_input_embeddings().weight.device
         input_ids, attention_mask = _check_inputs(model.config, input_ids, attention_mask, token_type_ids, device)
         if input_ids is not None and attention_mask is not None:

@@ -21,7 +21,7 @@ from .generation_udm import UDMGenerationMixin
 logger = logging.get_logger(__name__)
 
 _ROW_BLOCK = 64
-"""Rows through the language-model head come in multiples of this on a CPU; measured, a training step takes 20 % less."""
+"""Rows through the language-model head come in multiples of this on a CPU; a training step then takes 20 % less."""
 
 
 class TimeEmbedding(nn.Module):
@@ -95,7 +95,8 @@ class UDMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        # By layer, not by TimeEmbedding: of code outside transformers only modules with parameters of their own get here.
+        # By layer, not by TimeEmbedding: transformers hands over only modules with parameters of their own, where the
+        # code is not its own.
         time = self.time_embedding
         if isinstance(module, nn.Linear) and time is not None and module in (time.hidden, time.output):
             std = 1.0 / math.sqrt(module.in_features) if module is time.hidden else 0.0
@@ -110,8 +111,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
     Args:
         config: see `UDMConfig`.
-        backbone: the masked LM itself, whose configuration takes the place of `config.text_config`; None builds one from
-            that, with new weights.
+        backbone: the masked LM itself, whose configuration takes the place of `config.text_config`; None builds one
+            from that, with new weights.
     """
 
     accepts_loss_kwargs = True  # the loss may be divided by the tokens of the global batch

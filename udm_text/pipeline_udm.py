@@ -102,7 +102,8 @@ class UDMGenerationPipeline(Pipeline):
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         index = None
-        if config.seed is not None:  # under one seed a row is told apart by its number among the samples of its input
+        seeded = config.seed is not None and forward_parameters.get("generator") is None
+        if seeded:  # under one seed a row is told apart by its number among the samples of its input
             index = torch.arange(number).repeat(rows)
         output = self.model.generate(
             input_tensors["input_ids"],

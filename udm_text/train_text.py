@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration_udm import UDMConfig, tokenizer_fields
 from .corpus import TOKENIZERS, hold_out, length_counts, load_corpus, load_tokenizer, make_rows, train_tokenizer
-from .evaluation import evaluate_bound
+from .evaluation import evaluate_bound, evaluate_repair
 from .modeling_udm import UDMForMaskedGeneration
 from .training import UDMTrainer, UDMTrainingArguments
 
@@ -32,6 +32,8 @@ PRESETS = {  # layers, hidden size, attention heads
     "small": (4, 512, 8),
     "base": (12, 768, 12),
 }
+ROTARY = ("modernbert",)
+"""Architectures without absolute positions."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ class RunArguments(UDMTrainingArguments):
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
-    logging_steps: float = field(default=50, metadata={"help": "Steps between log lines."})
+    logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
     report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
 
@@ -110,9 +112,8 @@ def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArgum
     given = list(sys.argv[1:] if arguments is None else arguments)
     given = [a.replace("--output", "--output_dir", 1) if a.split("=")[0] == "--output" else a for a in given]
     usage = "udm train --data DATA --output DIR [options]   (all of them: udm train --help)"
-    parser = HfArgumentParser(
-        [DataArguments, ModelArguments, RunArguments], prog="udm train", usage=usage, allow_abbrev=False
-    )
+    kinds: Any = (DataArguments, ModelArguments, RunArguments)
+    parser = HfArgumentParser(kinds, prog="udm train", usage=usage, allow_abbrev=False)
     data, model, run = parser.parse_args_into_dataclasses(given)
     if not any(a.split("=")[0].replace("-", "_") == "__output_dir" for a in given):
         parser.error("--output DIR is needed: where the model goes")
@@ -129,7 +130,8 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
         require_matplotlib()
     set_seed(run.seed)
 
-    splits = hold_out(load_corpus(data.data, data.text_column, data.data_config), data.validation_share)
+    splits = load_corpus(data.data, data.text_column, data.data_config)
+    splits = hold_out(splits, data.validation_share, contiguous=data.rows == "packed")
     scratch = model_args.model in PRESETS
     tokenizer = choose_tokenizer(data, model_args, splits, checkpoint, state)
     train_rows, dropped = make_rows(splits["train"], tokenizer, rows=data.rows, row_length=data.row_length)
@@ -171,6 +173,7 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
         "steps": trainer.state.global_step,
         "seed": run.seed,
         "learning_rate": run.learning_rate,
+        "max_corruption": run.max_corruption,
         "train_seconds": result.metrics["train_runtime"],
         "train_loss": result.metrics["train_loss"],
         "machine": machine(),
@@ -179,8 +182,12 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
     if state.is_main_process:
         if eval_rows is not None:  # from what was written, so that `udm evaluate` repeats these very figures
             saved = UDMForMaskedGeneration.from_pretrained(output)
-            report["validation"] = evaluate_bound(saved, eval_rows).to_dict()
-            print_once(state, describe(report["validation"]))
+            if run.max_corruption < 1.0:
+                report["repair"] = evaluate_repair(saved, eval_rows).to_dict()
+                print_once(state, describe_repair(report["repair"]))
+            else:
+                report["validation"] = evaluate_bound(saved, eval_rows).to_dict()
+                print_once(state, describe(report["validation"]))
         if run.plot:
             draw_loss(trainer.state.log_history, output / "loss.png")
         report["seconds"] = time.time() - started
@@ -219,7 +226,9 @@ def choose_tokenizer(
     texts = splits["train"]["text"]
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
-    made = [train_tokenizer(kind, texts, data.vocab_size) if state.is_main_process else None]
+    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] are its landmarks.
+    landmarks = model_args.backbone in ROTARY
+    made = [train_tokenizer(kind, texts, data.vocab_size, landmarks=landmarks) if state.is_main_process else None]
     return broadcast_object_list(made)[0]  # by one process for all
 
 
@@ -236,7 +245,7 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
     layers, hidden, heads = PRESETS[model_args.model]
     frame = len(tokenizer("")["input_ids"])
     room = 2 * (len(counts) - 1) + frame + 2
-    special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token")}
+    special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token")}
     config = AutoConfig.for_model(
         model_args.backbone,
         vocab_size=len(tokenizer),
@@ -256,7 +265,7 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
 def dropout_fields(model_args: ModelArguments) -> dict[str, Any]:
     """The names an architecture gives its dropout, and what small vocabularies need besides."""
     if model_args.backbone == "modernbert":
-        return {"mlp_dropout": model_args.dropout, "cls_token_id": None, "sep_token_id": None}
+        return {"mlp_dropout": model_args.dropout}
     return {"hidden_dropout_prob": model_args.dropout, "attention_probs_dropout_prob": 0.0}
 
 
@@ -276,10 +285,28 @@ def describe(bound: dict[str, Any]) -> str:
     return f"{text} ({length}; {bound['rows']} rows, {bound['draws']} draws each)"
 
 
+def describe_repair(rates: dict[str, Any]) -> str:
+    """One line on how well a repairer does."""
+    return (
+        f"of {rates['rows']} held-out rows with one wrong token {rates['restored']:.1%} +- {rates['restored_stderr']:.1%} are "
+        f"restored exactly; without an error {rates['left_alone']:.1%} +- {rates['left_alone_stderr']:.1%} are left alone"
+    )
+
+
+def processor_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -196,7 +196,7 @@ class UDMTrainer(Trainer):
         lengths = editable.sum(dim=1).clamp(min=1)
         step, seed, total = self.state.global_step, self.args.seed, self.rows_per_step
         index = self._row_index(len(x0), x0.device)
-        most = (lengths * self.args.max_corruption).ceil().long() if self.args.max_corruption < 1.0 else lengths
+        most = (lengths.double() * self.args.max_corruption - 1e-9).ceil().long().clamp(min=1)
         t = stratified_counts(most, index % total, total, seed ^ _STRATA, step)
         terms = row_losses(
             lambda **wanted: model(attention_mask=mask, **wanted).logits,
