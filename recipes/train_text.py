@@ -4,13 +4,16 @@
     python recipes/train_text.py --help          every option: ours, and every field of TrainingArguments
 
 On several processes: `accelerate config` once, or `accelerate launch --multi_gpu --num_processes 8 ...`. On CPUs:
-`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/train_text.py --use_cpu ...` (with `--cpu`
+`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/train_text.py --use_cpu ...` (with
+`--cpu`
 alone, accelerate 1.15 starts a single process). `udm train` is the same in one process.
 
 What happens, in order (`udm_text/train_text.py` reads like this list):
-    the corpus becomes splits      a text file, a folder, jsonl/csv/parquet or a `datasets` name; 5 % held out if need be
+    the corpus becomes splits      a text file, a folder, jsonl/csv/parquet or a `datasets` name; 5 % held out if need
+    be
     a tokenizer is trained         wordpiece, char or bpe; or an existing one is taken
-    texts become rows              a row a line (lengths remembered for sampling), rows of fixed length, or packed blocks
+    texts become rows              a row a line (lengths remembered for sampling), rows of fixed length, or packed
+    blocks
     a model is made                from scratch, or around a pretrained masked LM, or one of ours continued
     it is trained                  checkpoints, TensorBoard, a loss plot; --resume continues
     the bound is measured          on held-out rows, from the files that were written
@@ -19,7 +22,7 @@ What happens, in order (`udm_text/train_text.py` reads like this list):
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy CPU, idle threads that spin slow a step 20-fold
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
 
 from udm_text.train_text import parse, train_text  # noqa: E402
 

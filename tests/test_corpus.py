@@ -447,3 +447,22 @@ def test_a_changed_data_set_is_read_anew(tmp_path):
     for words in (["one"], ["one", "two", "three"]):
         (folder / "data" / "train.jsonl").write_text("".join(f'{{"text": "{word}"}}\n' for word in words))
         assert load_corpus(str(folder))["train"]["text"] == words
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece", "bpe"])
+def test_landmarks_stand_around_every_row(kind):
+    tokenizer = train_tokenizer(kind, ["one two", "two three"], 400, landmarks=True)
+    ids = tokenizer("one two")["input_ids"]
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "one two"
+    rows, _ = make_rows(Dataset.from_dict({"text": ["one two"]}), tokenizer)
+    assert rows["input_ids"][0] == ids and rows["length"][0] == len(ids) - 2
+    assert tokenizer_fields(tokenizer)["prefix_token_ids"] == [tokenizer.cls_token_id]
+
+
+def test_a_contiguous_hold_out_is_the_end_of_the_corpus():
+    splits = hold_out(DatasetDict(train=Dataset.from_dict({"text": [str(i) for i in range(40)]})), 0.1, contiguous=True)
+    assert splits["train"]["text"] == [str(i) for i in range(36)]
+    assert splits["validation"]["text"] == ["36", "37", "38", "39"]
+    with pytest.raises(CorpusError, match="too few"):
+        hold_out(DatasetDict(train=Dataset.from_dict({"text": ["only"]})), 0.1, contiguous=True)

@@ -7,9 +7,10 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from transformers.modeling_outputs import MaskedLMOutput
 
 from tests.training_helpers import CLS, FIRST, PAD, SEP, UNK, make_model, make_rows
-from udm_text.evaluation import collate, evaluate_bound, ratio_with_stderr, row_bounds
+from udm_text.evaluation import collate, evaluate_bound, evaluate_repair, ratio_with_stderr, row_bounds
 from udm_text.kernels import KERNELS
 
 
@@ -261,3 +262,46 @@ def test_collate_without_padding_token_takes_rows_of_one_length_only():
     assert collate(same, None, config.editable)["attention_mask"].all()
     with pytest.raises(ValueError, match="pad_token_id"):
         collate([*same, {"input_ids": [9]}], None, config.editable)
+
+
+# --- repair ----------------------------------------------------------------------------------------------------------
+
+
+class _Sorted(torch.nn.Module):
+    """A perfect predictor of rows in which every token is the same: the most frequent token of the row, everywhere."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids=None, positions=None, **_):
+        vocab = self.model.config.vocab_size
+        counts = torch.nn.functional.one_hot(input_ids, vocab).sum(1).float()
+        return MaskedLMOutput(logits=(8 * counts)[:, None].expand(*input_ids.shape, vocab)[positions])
+
+
+def test_repair_rates_are_one_where_the_predictor_knows_the_rows(monkeypatch):
+    model = make_model(process="substitute")
+    monkeypatch.setattr(model, "forward", _Sorted(model).forward)
+    rows = [{"input_ids": [CLS, *[FIRST + i % 5] * (4 + i % 3), SEP]} for i in range(20)]
+    report = evaluate_repair(model, rows, batch_size=7)
+    assert (report.restored, report.left_alone, report.rows, report.errors) == (1.0, 1.0, 20, 1)
+    assert report.restored_stderr == 0.0
+
+
+def test_repair_rates_do_not_depend_on_the_batch_and_a_seed_repeats_them():
+    model = make_model(process="substitute").double()
+    reports = [evaluate_repair(model, make_rows(30, shortest=2), batch_size=size, seed=3) for size in (4, 30)]
+    assert reports[0] == reports[1]
+    assert reports[0].restored < 0.5  # random weights know nothing
+
+
+def test_repair_rates_choose_rows_evenly_and_refuse_what_cannot_be():
+    model = make_model(process="substitute")
+    assert evaluate_repair(model, make_rows(30, shortest=2), max_rows=7).rows == 7
+    with pytest.raises(ValueError, match="substitute"):
+        evaluate_repair(make_model(), make_rows(3))
+    with pytest.raises(ValueError, match="errors"):
+        evaluate_repair(model, make_rows(3), errors=0)
+    with pytest.raises(ValueError, match="at least 99"):
+        evaluate_repair(model, make_rows(3), errors=99)

@@ -1,23 +1,22 @@
-"""udm-text: text by discrete diffusion, around any masked language model of Hugging Face."""
+"""udm-text: text by discrete diffusion, around any masked language model of Hugging Face.
+
+Importing the package registers the model type "udm" and the pipeline task "udm-generation" with transformers.
+"""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForMaskedLM
-from transformers.pipelines import PIPELINE_REGISTRY
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-from .configuration_udm import UDMConfig, UDMGenerationConfig
-from .generation_udm import UDMGenerateOutput
-from .modeling_udm import UDMForMaskedGeneration
-from .pipeline_udm import UDMGenerationPipeline
+if TYPE_CHECKING:
+    from .configuration_udm import UDMConfig, UDMGenerationConfig
+    from .generation_udm import UDMGenerateOutput
+    from .modeling_udm import UDMForMaskedGeneration
+    from .pipeline_udm import UDMGenerationPipeline
+    from .training import UDMTrainer, UDMTrainingArguments
 
 __version__ = "0.1.0"
-
-AutoConfig.register("udm", UDMConfig, exist_ok=True)
-AutoModelForMaskedLM.register(UDMConfig, UDMForMaskedGeneration, exist_ok=True)
-
-PIPELINE_REGISTRY.register_pipeline(
-    "udm-generation", pipeline_class=UDMGenerationPipeline, pt_model=AutoModelForMaskedLM, type="text"
-)
 
 __all__ = [
     "UDMConfig",
@@ -27,13 +26,45 @@ __all__ = [
     "UDMGenerationPipeline",
     "UDMTrainer",
     "UDMTrainingArguments",
+    "register",
 ]
 
+_HOMES = {
+    "UDMConfig": "configuration_udm",
+    "UDMForMaskedGeneration": "modeling_udm",
+    "UDMGenerateOutput": "generation_udm",
+    "UDMGenerationConfig": "configuration_udm",
+    "UDMGenerationPipeline": "pipeline_udm",
+    "UDMTrainer": "training",
+    "UDMTrainingArguments": "training",
+}
 
-def __getattr__(name: str):
-    """Training is imported on first use: `import udm_text` to generate stays light."""
-    if name in ("UDMTrainer", "UDMTrainingArguments"):
-        from . import training
 
-        return getattr(training, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use: to generate, training is not needed."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def register() -> None:
+    """Tell transformers of the model type and the pipeline task. Done by the import; doing it again changes nothing."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .configuration_udm import UDMConfig
+    from .modeling_udm import UDMForMaskedGeneration
+    from .pipeline_udm import UDMGenerationPipeline
+
+    AutoConfig.register("udm", UDMConfig, exist_ok=True)
+    AutoModelForMaskedLM.register(UDMConfig, UDMForMaskedGeneration, exist_ok=True)
+    if "udm-generation" not in PIPELINE_REGISTRY.supported_tasks:
+        PIPELINE_REGISTRY.register_pipeline(
+            "udm-generation", pipeline_class=UDMGenerationPipeline, pt_model=AutoModelForMaskedLM, type="text"
+        )
+
+
+if os.path.basename(sys.argv[0] if sys.argv else "") not in ("udm", "udm.exe", "-m"):
+    register()  # the command does it itself, once it knows that a model is wanted: `udm --help` answers at once

@@ -30,8 +30,10 @@ Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 )
 def train(context: typer.Context) -> None:
     """Train: udm train --data PATH --output DIR [every field of TrainingArguments]; all options: udm train --help."""
+    from . import register
     from .train_text import main as run
 
+    register()
     run(context.args)
 
 
@@ -43,7 +45,9 @@ def generate(
         typer.Argument(help="Prompts to continue, or texts with [MASK] to fill in; none: texts from nothing."),
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Texts for each input.")] = 1,
-    length: Annotated[int | None, typer.Option(help="Tokens of a text; default: drawn from the training lengths.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a text; default: drawn from the training lengths.")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens added behind a prompt.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Reverse steps; default: one token a step.")] = None,
     order: Annotated[
@@ -83,7 +87,9 @@ def generate(
     else:
         results = pipe(inputs, batch_size=min(batch_size, len(inputs)), **options)
     if as_json:
-        print(json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False))
+        print(
+            json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False)
+        )
     elif not watch:
         for group in results:
             for record in group:
@@ -129,12 +135,14 @@ def evaluate(
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
+    from . import register
     from .configuration_udm import choices
     from .corpus import hold_out, load_corpus, load_tokenizer, make_rows
     from .evaluation import evaluate_bound, evaluate_repair
     from .modeling_udm import UDMForMaskedGeneration
     from .train_text import describe, describe_repair
 
+    register()
     report_file = Path(model) / "report.json"
     report: dict[str, Any] = {}
     how: dict[str, Any] = {}
@@ -172,15 +180,17 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
 ) -> None:
     """Train on Unicode character names, then score, sample, fill in and repair. Some six minutes on two cores."""
+    from . import register
     from .demo import run
 
+    register()
     run(output, steps, seed)
 
 
 def main() -> None:
-    """Run the command; what a user can mend ends in one line on stderr and exit code 1. UDM_TRACEBACK=1 shows it all."""
-    # Idle OpenMP threads of a CPU otherwise spin: beside one other busy process a training step takes 20 times longer.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run the command; what a user can mend ends in one line and exit code 1 (UDM_TRACEBACK=1 shows it all)."""
+    # Idle OpenMP threads spin, by default so long that a training step beside one busy process takes 30 times longer.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -26,9 +26,7 @@ class Process(Protocol):
     source of each row's own numbers (None: one seeded from torch's default generator).
     """
 
-    def sample_noise(
-        self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
-    ) -> Any:
+    def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Any:
         """Noise for data shaped like x; independent of the values of x wherever `editable` is true."""
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: Any) -> Tensor:
@@ -133,9 +131,7 @@ def denoise(
         answer = predict_x0(xt, t, s)
         guess = answer if isinstance(answer, Guess) else Guess(answer)
         t, s = t if guess.t is None else guess.t, s if guess.s is None else guess.s
-        xt = reverse_step(
-            process, xt, guess.x0, t, s, churn, noise=guess.noise, editable=editable, random=random
-        )
+        xt = reverse_step(process, xt, guess.x0, t, s, churn, noise=guess.noise, editable=editable, random=random)
         if on_step is not None:
             replaced = on_step(step, xt, guess)
             xt = xt if replaced is None else replaced

@@ -14,6 +14,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_dataset_builder, l
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from .configuration_udm import tokenizer_frame
+
 TOKENIZERS = ("wordpiece", "char", "bpe")
 ROWS = ("line", "fixed", "packed")
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
@@ -129,7 +131,8 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
     """A validation split where there is none, of about `share` of the texts and one at least.
 
     Texts are chosen by a hash of their own, so equal texts never stand on both sides, and a text keeps its side when
-    others come or go. With `contiguous` it is the end of the corpus instead: for packed rows, whose blocks join neighbours.
+    others come or go. With `contiguous` it is the end of the corpus instead: for packed rows, whose blocks join
+    neighbours.
     A test split serves as validation split where there is no other.
     """
     if not 0 <= share < 1:
@@ -279,9 +282,7 @@ def make_rows(
         raise ValueError(f"rows={rows!r} needs row_length")
     if row_length is not None and row_length < 1:
         raise ValueError(f"row_length must be at least 1, got {row_length}")
-    framed, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
-    prefix, suffix = framed[:start], framed[start + len(bare) :]
+    prefix, suffix = tokenizer_frame(tokenizer)
     special = set(tokenizer.all_special_ids)
     unknown_id = tokenizer.unk_token_id
     counts = {"truncated": 0, "left_out": 0, "unknown": 0}

@@ -34,18 +34,27 @@ VERDICTS = {
 }
 NAMES = [
     *("--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
-    *("--per_device_train_batch_size", "128", "--learning_rate", "1e-3", "--warmup_steps", "200", "--weight_decay", "0.1"),
+    *(
+        "--per_device_train_batch_size",
+        "128",
+        "--learning_rate",
+        "1e-3",
+        "--warmup_steps",
+        "200",
+        "--weight_decay",
+        "0.1",
+    ),
 ]
 REPAIR = [
-    *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.15"),
+    *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3"),
     *("--model", "mini", "--backbone", "bert", "--per_device_train_batch_size", "64"),
     *("--learning_rate", "1e-3", "--warmup_steps", "100"),
 ]
-NAMES_STEPS, REPAIR_STEPS = 2800, 700
+NAMES_STEPS, REPAIR_STEPS = 2500, 600
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
-    "BLACK RIGHT-POINTIMG TRIANGLE",
+    "MATHEMATICAL BOLB SMALL ALPHA",
 ]
 BLANK = "LATIN SMALL LETTER [MASK] WITH [MASK]"
 
@@ -115,7 +124,9 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
         "demo_seconds": time.time() - started,
     }
     write_json(names_dir / "report.json", {**report, **shown})
-    console.print(f"\nmodel  {names_dir}\nloss curve  {names_dir / 'loss.png'}\nevery figure  {names_dir / 'report.json'}")
+    console.print(
+        f"\nmodel  {names_dir}\nloss curve  {names_dir / 'loss.png'}\nevery figure  {names_dir / 'report.json'}"
+    )
     console.print(f"{shown['demo_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of them training the names")
     console.print(f"Go on: udm generate {names_dir} --watch, udm evaluate {names_dir} --json")
     return shown
@@ -149,10 +160,17 @@ def show_samples(pipe, seen: list[str], seed: int) -> dict[str, Any]:
     counts = Counter(verdicts)
     shares = {kind: counts[kind] / len(texts) for kind in VERDICTS}
     shares["known_words"] = 1.0 - shares["other"]
-    figures = {name: {"share": share, "stderr": math.sqrt(share * (1 - share) / SAMPLES)} for name, share in shares.items()}
+    figures = {
+        name: {"share": share, "stderr": math.sqrt(share * (1 - share) / SAMPLES)} for name, share in shares.items()
+    }
     console.print(f"of {SAMPLES} samples: " + ", ".join(f"{shares[k]:.1%} {text}" for k, text in VERDICTS.items()))
     console.print(f"made of known words only, real names included: {shares['known_words']:.1%}")
-    return {"number": SAMPLES, "seed": seed, "shares": figures, "first": list(zip(texts[:12], verdicts[:12], strict=True))}
+    return {
+        "number": SAMPLES,
+        "seed": seed,
+        "shares": figures,
+        "first": list(zip(texts[:12], verdicts[:12], strict=True)),
+    }
 
 
 def show_infilling(pipe, seed: int) -> dict[str, Any]:

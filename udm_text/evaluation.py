@@ -202,7 +202,8 @@ def summarise(
 class RepairReport:
     """How a model of the substitute process repairs rows, as shares of rows, each with one standard error.
 
-    restored: rows with `errors` wrong tokens that come back exactly. left_alone: rows without an error that stay as they are.
+    restored: rows with `errors` wrong tokens that come back exactly. left_alone: rows without an error that stay as
+        they are.
     """
 
     restored: float

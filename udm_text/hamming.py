@@ -66,7 +66,8 @@ def log_leave_one_out(log_change: Tensor, log_stay: Tensor, t: Tensor) -> Tensor
 def log_mean_inverse_count(log_change: Tensor, log_stay: Tensor) -> Tensor:
     """(B, L) float64: log E[1 / (1 + N_-i)].
 
-    Equals the integral over z in (0, 1) of the generating function prod_{j != i} (1 - r_j + r_j z), a polynomial of degree
+    Equals the integral over z in (0, 1) of the generating function prod_{j != i} (1 - r_j + r_j z), a polynomial of
+    degree
     below L: Gauss-Legendre quadrature with ceil(L / 2) nodes is exact. Arguments as in `count_table`.
     """
     nodes, weights = np.polynomial.legendre.leggauss(max(1, (log_change.shape[1] + 1) // 2))

@@ -61,9 +61,7 @@ def _apply(change: Change, where: Tensor, xt: Tensor) -> Tensor:
 
 def _draw_site(change, xt, t, s, churn, random, greedy):
     if churn:
-        raise ValueError(
-            "kernel 'site' draws single positions and has no x0_hat to churn; use 'hamming' or 'free'"
-        )
+        raise ValueError("kernel 'site' draws single positions and has no x0_hat to churn; use 'hamming' or 'free'")
     k = t - s
     if greedy:
         where = _best(change, k)

@@ -119,7 +119,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
     def __init__(self, config: UDMConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.generation_config = UDMGenerationConfig()
+        self.generation_config = UDMGenerationConfig(pad_token_id=config.pad_token_id)
         if backbone is None:
             check_masked_lm(config)
             backbone = AutoModelForMaskedLM.from_config(config.text_config)

@@ -102,9 +102,11 @@ def row_losses(
 
     Args:
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
-        x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never predicted.
+        x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
+            predicted.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
-            "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is visible
+            "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is
+            visible
             (which is the same number), over all editable positions where it is not.
     """
     lengths = editable.sum(dim=1)

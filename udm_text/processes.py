@@ -86,9 +86,7 @@ def _blend(noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
         shifts = None
     else:
         shifts = torch.where(swap, fresh.shifts, noise.shifts)
-    return TokenNoise(
-        torch.where(swap, fresh.keys, noise.keys), torch.where(swap, fresh.coins, noise.coins), shifts
-    )
+    return TokenNoise(torch.where(swap, fresh.keys, noise.keys), torch.where(swap, fresh.coins, noise.coins), shifts)
 
 
 class MaskProcess:
@@ -175,9 +173,7 @@ class SubstituteProcess:
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
         index = self._index(tokens)
         if ((self.allowed.to(tokens.device)[index] != tokens) & editable).any():
-            raise ValueError(
-                f"{name} holds a token that may not stand at an editable position (special or [MASK])"
-            )
+            raise ValueError(f"{name} holds a token that may not stand at an editable position (special or [MASK])")
         return index
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):

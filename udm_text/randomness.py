@@ -60,9 +60,7 @@ class RowRandom:
         self.draws = 0
 
     @classmethod
-    def fresh(
-        cls, num_rows: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None
-    ):
+    def fresh(cls, num_rows: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None):
         """A source whose seed is drawn from `generator` (None: torch's default generator), rows 0..num_rows-1."""
         where = generator.device if generator is not None else "cpu"
         seed = torch.randint(2**63 - 1, (), generator=generator, device=where).item()

@@ -12,8 +12,9 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "float32")
     import torch
     import transformers
 
-    from . import UDMGenerationPipeline  # noqa: F401  (its import registers the task)
+    from . import register
 
+    register()
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig, HfArgumentParser, set_seed
+from transformers import AutoConfig, HfArgumentParser, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from .configuration_udm import UDMConfig, tokenizer_fields
@@ -45,7 +45,7 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
     rows: str = field(
         default="line",
-        metadata={"help": "line: a row a line; fixed: lines of exactly row_length tokens; packed: blocks of row_length."},
+        metadata={"help": "line: a row a line; fixed: lines of row_length tokens; packed: blocks of row_length."},
     )
     row_length: int | None = field(default=None, metadata={"help": "Tokens of a row; lines that are longer are cut."})
     validation_share: float = field(
@@ -53,7 +53,7 @@ class DataArguments:
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "wordpiece, char or bpe (trained on the data), or an existing one. Default: the model's, or wordpiece."},
+        metadata={"help": "wordpiece, char or bpe (trained on the data), or an existing one; default: the model's."},
     )
     vocab_size: int = field(default=4000, metadata={"help": "Tokens at most of a tokenizer that is trained."})
 
@@ -64,15 +64,15 @@ class ModelArguments:
 
     model: str = field(
         default="mini",
-        metadata={"help": f"{', '.join(PRESETS)} (from scratch), or a directory or name: any masked LM, or one of ours."},
+        metadata={"help": f"{', '.join(PRESETS)} (from scratch), or any masked LM, or one of ours."},
     )
-    backbone: str = field(default="bert", metadata={"help": "From scratch: the architecture (bert, roberta, modernbert)."})
+    backbone: str = field(default="bert", metadata={"help": "From scratch: bert, roberta or modernbert."})
     process: str | None = field(default=None, metadata={"help": "mask (default) or substitute."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
     dropout: float = field(default=0.0, metadata={"help": "From scratch: dropout of the hidden layers."})
     attn_implementation: str | None = field(
         default=None,
-        metadata={"help": "sdpa, eager, ... Default: eager on a CPU (the backward of its fused attention is slow), else sdpa."},
+        metadata={"help": "Default: eager on a CPU, where the fused backward is slow; else sdpa."},
     )
 
 
@@ -152,6 +152,9 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
     if run.learning_rate is None:
         run.learning_rate = 1e-3 if scratch else 1e-4
     trainer = UDMTrainer(model, run, train_dataset=train_rows, eval_dataset=eval_rows, processing_class=tokenizer)
+    if not run.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(LossBar)
     parameters = sum(p.numel() for p in model.parameters())
     print_once(
         state,
@@ -196,6 +199,19 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
     return report
 
 
+class LossBar(ProgressCallback):
+    """The progress bar of transformers with the latest loss in it, in place of a line for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+        elif "eval_nelbo_nats_per_token" in logs:
+            value, error = (logs[f"eval_nelbo_nats_per_token{end}"] for end in ("", "_stderr"))
+            self.training_bar.write(f"step {state.global_step}: held-out NELBO {value:.4f} +- {error:.4f} nats/token")
+
+
 def prepare_output(output: Path, resume: bool) -> str | None:
     """The checkpoint to resume from, or None; refuses a folder that holds something else."""
     if output.exists() and not output.is_dir():
@@ -226,7 +242,8 @@ def choose_tokenizer(
     texts = splits["train"]["text"]
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
-    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] are its landmarks.
+    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] are its
+    # landmarks.
     landmarks = model_args.backbone in ROTARY
     made = [train_tokenizer(kind, texts, data.vocab_size, landmarks=landmarks) if state.is_main_process else None]
     return broadcast_object_list(made)[0]  # by one process for all
@@ -245,7 +262,7 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
     layers, hidden, heads = PRESETS[model_args.model]
     frame = len(tokenizer("")["input_ids"])
     room = 2 * (len(counts) - 1) + frame + 2
-    special = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token", "cls_token", "sep_token")}
+    names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
     config = AutoConfig.for_model(
         model_args.backbone,
         vocab_size=len(tokenizer),
@@ -254,7 +271,7 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
         max_position_embeddings=max(64, room + (tokenizer.pad_token_id or 0) + 1),
-        **{f"{name}_id": value for name, value in special.items()},
+        **{name: getattr(tokenizer, name) for name in names},
         **dropout_fields(model_args),
     )
     return UDMForMaskedGeneration(
@@ -287,9 +304,10 @@ def describe(bound: dict[str, Any]) -> str:
 
 def describe_repair(rates: dict[str, Any]) -> str:
     """One line on how well a repairer does."""
+    restored, left = (f"{rates[name]:.1%} +- {rates[f'{name}_stderr']:.1%}" for name in ("restored", "left_alone"))
     return (
-        f"of {rates['rows']} held-out rows with one wrong token {rates['restored']:.1%} +- {rates['restored_stderr']:.1%} are "
-        f"restored exactly; without an error {rates['left_alone']:.1%} +- {rates['left_alone_stderr']:.1%} are left alone"
+        f"of {rates['rows']} held-out rows with one wrong token {restored} are restored exactly; without an error "
+        f"{left} are left alone"
     )
 
 
@@ -332,7 +350,9 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ImportError("the loss plot needs matplotlib: pip install 'udm-text[train]', or give --plot false") from None
+        raise ImportError(
+            "the loss plot needs matplotlib: pip install 'udm-text[train]', or give --plot false"
+        ) from None
 
 
 def draw_loss(history: list[dict[str, Any]], path: Path) -> None:
