@@ -10,7 +10,7 @@ FLOORS = {
     **dict.fromkeys(("randomness", "core", "hamming", "schedules", "decoding"), 0),
     **dict.fromkeys(("processes", "kernels", "configuration_udm"), 1),
     **dict.fromkeys(("objectives", "corpus"), 2),
-    "modeling_udm": 3,
+    **dict.fromkeys(("modeling_udm", "canvas", "predictors"), 3),
     **dict.fromkeys(("generation_udm", "training", "evaluation"), 4),
     **dict.fromkeys(("pipeline_udm", "train_text", "terminal"), 5),
     **dict.fromkeys(("cli", "demo"), 6),

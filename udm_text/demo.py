@@ -50,11 +50,11 @@ REPAIR = [
     *("--model", "mini", "--backbone", "bert", "--per_device_train_batch_size", "64"),
     *("--learning_rate", "1e-3", "--warmup_steps", "100"),
 ]
-NAMES_STEPS, REPAIR_STEPS = 2500, 600
+NAMES_STEPS, REPAIR_STEPS = 2200, 550
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
-    "MATHEMATICAL BOLB SMALL ALPHA",
+    "MATHEMATICAL BOLD SMAXL ALPHA",
 ]
 BLANK = "LATIN SMALL LETTER [MASK] WITH [MASK]"
 

@@ -192,7 +192,7 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
                 report["validation"] = evaluate_bound(saved, eval_rows).to_dict()
                 print_once(state, describe(report["validation"]))
         if run.plot:
-            draw_loss(trainer.state.log_history, output / "loss.png")
+            draw_loss(trainer.state.log_history, output / "loss.png", report.get("validation"))
         report["seconds"] = time.time() - started
         write_json(output / "report.json", report)
     state.wait_for_everyone()
@@ -355,12 +355,16 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def draw_loss(history: list[dict[str, Any]], path: Path) -> None:
-    """Training loss and held-out bound over the steps, as a PNG."""
+def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] | None = None) -> None:
+    """Training loss and held-out bounds over the steps, as a PNG; `final` is the bound of the finished model.
+
+    The training loss does not count the lengths of rows, and neither does the last bound as it is drawn here.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
@@ -374,7 +378,15 @@ def draw_loss(history: list[dict[str, Any]], path: Path) -> None:
     if held:
         steps, values, errors = zip(*held, strict=True)
         axes.errorbar(steps, values, errors, label="held-out bound", color="#ee6677", marker="o", capsize=3)
+    if final is not None and train:
+        value = final["nelbo_nats_per_token"] - final["length_nats_per_token"]
+        label = f"held-out bound at the end: {value:.3f}, lengths not counted"
+        axes.errorbar(
+            train[-1][0], value, final["nelbo_nats_per_token_stderr"], color="#228833", marker="D", label=label
+        )
     axes.set(xlabel="step", ylabel="nats per token", yscale="log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
     if train or held:
         axes.legend()

@@ -1,0 +1,173 @@
+"""The rows that generation works on: what stands in them, what of it may change, and how much is corrupted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decoding import draw
+from .randomness import RowRandom
+
+
+class Canvas(NamedTuple):
+    """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions."""
+
+    tokens: Tensor
+    editable: Tensor
+    attention_mask: Tensor
+    start: Tensor
+    given: bool = False
+
+
+def check_inputs(
+    model_config, input_ids, attention_mask, token_type_ids, device
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """(input_ids int64, attention_mask bool) on the device of the model, or (None, None)."""
+    if input_ids is None:
+        if attention_mask is not None:
+            raise ValueError("attention_mask is given without input_ids")
+        return None, None
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        tensor = isinstance(input_ids, Tensor)
+        got = f"{tuple(input_ids.shape)} {input_ids.dtype}" if tensor else type(input_ids).__name__
+        raise ValueError(f"input_ids must be a (B, L) tensor of integers, got {got}")
+    input_ids = input_ids.to(device, torch.int64)
+    if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < model_config.vocab_size:
+        raise ValueError(
+            f"input_ids must lie in [0, {model_config.vocab_size}), the vocabulary of the model, got "
+            f"{int(input_ids.min())} to {int(input_ids.max())}"
+        )
+    if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
+        raise ValueError("token_type_ids must hold zeros: a row has one segment")
+    if attention_mask is None:
+        pad = model_config.pad_token_id
+        attention_mask = torch.ones_like(input_ids) if pad is None else input_ids != pad
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape {tuple(input_ids.shape)} of input_ids, got "
+            f"{tuple(attention_mask.shape)}"
+        )
+    attention_mask = attention_mask.to(device).bool()
+    if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
+        raise ValueError("attention_mask must be right-padded: ones, then zeros (tokenizer.padding_side = 'right')")
+    return input_ids, attention_mask
+
+
+def make_canvas(model_config, config, process, input_ids, attention_mask, random: RowRandom, asked) -> Canvas:
+    """The rows, and which of the four uses each of them is. asked: the extents that the caller gave himself."""
+    uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
+    mask_id = model_config.mask_token_id
+    masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
+    infill = [] if masked is None else masked.any(dim=1).tolist()
+    if config.max_edits is not None:
+        if process.visible:
+            raise ValueError(
+                f"max_edits repairs a given text, which needs a model of process 'substitute'; this one has process "
+                f"{model_config.process!r}"
+            )
+        if input_ids is None:
+            raise ValueError("max_edits repairs a given text: give input_ids")
+        if any(infill):
+            raise ValueError("max_edits repairs a text without [MASK]; leave max_edits away to fill the masks in")
+        if config.max_new_tokens is not None or config.length is not None:
+            raise ValueError("max_edits repairs a text, which keeps its length: max_new_tokens and length do not apply")
+        editable = model_config.editable(input_ids, attention_mask)
+        start = editable.sum(1).clamp(max=config.max_edits)
+        canvas = Canvas(input_ids, editable, attention_mask, start, True)
+    else:
+        if any(infill) and (wrong := [name for name in asked if getattr(config, name) is not None]):
+            raise ValueError(f"the input holds [MASK], which are filled in: {wrong[0]} does not apply")
+        if masked is not None and infill and all(infill):
+            canvas = Canvas(input_ids, masked, attention_mask, masked.sum(1))
+        else:
+            canvas = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
+    longest = model_config.max_row_length
+    width = int(canvas.attention_mask.sum(1).max()) if canvas.attention_mask.numel() else 0
+    if longest is not None and width > longest:
+        raise ValueError(
+            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
+            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
+        )
+    empty = (canvas.start == 0).nonzero()[:, 0]
+    if len(empty):
+        raise ValueError(
+            f"row {int(empty[0])} of input_ids has no editable position: give [MASK] tokens to fill in, max_new_tokens "
+            "to continue, or max_edits to repair a text"
+        )
+    return canvas
+
+
+def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> Canvas:
+    """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows.
+
+    Rows that hold [MASK] stand among them as they are, their masks editable.
+    """
+    prefix, suffix = model_config.prefix_token_ids, model_config.suffix_token_ids
+    mask_id, device, rows = model_config.mask_token_id, uniforms.device, len(uniforms)
+    if config.length is not None and config.max_new_tokens is not None:
+        raise ValueError("give length (of the whole row) or max_new_tokens (behind the prompt), not both")
+    infill = infill or [False] * rows
+    if input_ids is None:
+        prompts = [list(prefix)] * rows
+    else:
+        prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
+    n = len(suffix)
+    prompts = [
+        row[:-n] if n and row[-n:] == suffix and not whole else row for row, whole in zip(prompts, infill, strict=True)
+    ]
+    new = _count_new(model_config, config, prompts, infill, uniforms)
+    filler = mask_id if mask_id is not None else 0
+    tokens, editable = [], []
+    for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
+        tail = [] if whole else suffix
+        tokens.append(torch.tensor(row + [filler] * count + tail, dtype=torch.int64))
+        changing = [whole and token == mask_id for token in row]
+        editable.append(torch.tensor(changing + [True] * count + [False] * len(tail), dtype=torch.bool))
+    if len({len(row) for row in tokens}) > 1 and model_config.pad_token_id is None:
+        raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
+    pad = torch.nn.utils.rnn.pad_sequence
+    attended = pad([torch.ones(len(row), dtype=torch.bool) for row in tokens], batch_first=True)
+    marked = pad(editable, batch_first=True)
+    return Canvas(
+        pad(tokens, batch_first=True, padding_value=model_config.pad_token_id or 0).to(device),
+        marked.to(device),
+        attended.to(device),
+        marked.sum(dim=1).to(device),
+    )
+
+
+def _count_new(model_config, config, prompts: list[list[int]], infill: list[bool], uniforms: Tensor) -> Tensor:
+    """(B,) int64: tokens that each row is given behind its prompt, none where it is filled in."""
+    device = uniforms.device
+    grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
+    special = set(model_config.special_token_ids)
+    held = torch.tensor([sum(token not in special for token in row) for row in prompts], device=device)
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens * grows
+    if config.length is not None:
+        if bool(((held >= config.length) & grows).any()):
+            raise ValueError(f"length is {config.length}, and a prompt has {int(held[grows].max())} tokens already")
+        return (config.length - held) * grows
+    law = model_config.length_probabilities()
+    if law is None:
+        raise ValueError(
+            "length is not given and the model has no training lengths (length_counts): give length, or max_new_tokens "
+            "with a prompt"
+        )
+    law = law.to(device)
+    top = torch.full_like(held, len(law) - 1)
+    if model_config.max_row_length is not None:
+        used = torch.tensor([len(row) for row in prompts], device=device) + len(model_config.suffix_token_ids)
+        top = top.minimum(held + model_config.max_row_length - used)
+    if bool(((held >= top) & grows).any()):
+        raise ValueError(
+            f"a prompt of {int(held[grows].max())} tokens leaves no room: rows of this model have at most "
+            f"{int(top[grows].min())}, by twice the longest training row or by what the model can read; shorten it, or "
+            "give max_new_tokens"
+        )
+    number = torch.arange(len(law), device=device)
+    possible = (number > held[:, None]) & (number <= top[:, None]) & grows[:, None]
+    weights = torch.where(possible | ~grows[:, None], law, 0.0)
+    return (draw(weights.log(), uniforms) - held) * grows
