@@ -232,6 +232,17 @@ def test_a_plain_bert_is_fine_tuned_with_its_own_tokenizer_and_then_ours_is_cont
     assert (again.config.process, again.config.special_token_ids) == ("mask", model.config.special_token_ids)
 
 
+def test_rows_of_the_embedding_that_have_no_token_are_never_drawn(few_words, tmp_path):
+    tokenizer = framed_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "padded")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer) + 5, **size)).save_pretrained(tmp_path / "padded")
+    train(few_words, tmp_path / "out", "--model", tmp_path / "padded", "--max_steps", 2)
+    config = UDMForMaskedGeneration.from_pretrained(tmp_path / "out").config
+    assert config.vocab_size == len(tokenizer) + 5
+    assert set(range(len(tokenizer), len(tokenizer) + 5)) <= set(config.special_token_ids)
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .terminal import LiveText, load_pipeline, marks
+from .export import check_target, save_trajectories
+from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,9 +52,27 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Tokens added behind a prompt.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Reverse steps; default: one token a step.")] = None,
+    schedule: Annotated[
+        str, typer.Option(help="How the steps are spread: linear, cosine or optimal (which needs a measured curve).")
+    ] = "linear",
+    threshold: Annotated[
+        float | None, typer.Option(help="Reveal every token surer than this in a step, and at least one (mask models).")
+    ] = None,
     order: Annotated[
         str, typer.Option(help="random, left_to_right, confidence, margin or entropy (mask models).")
     ] = "random",
+    order_noise: Annotated[
+        float, typer.Option(help="Gumbel noise on confidence, margin and entropy: 0 none, large the random order.")
+    ] = 0.0,
+    revise: Annotated[
+        int, typer.Option(help="At the end, draw the least sure tokens anew, so many of them (mask models).")
+    ] = 0,
+    forbid: Annotated[
+        list[str] | None, typer.Option(help="A token that is never drawn; may be given several times.")
+    ] = None,
+    speculate: Annotated[
+        int | None, typer.Option(help="Draft so many tokens at a time, by the law of one token a step (mask models).")
+    ] = None,
     kernel: Annotated[str | None, typer.Option(help="site, hamming or free (substitute models).")] = None,
     churn: Annotated[float, typer.Option(help="Share of fresh noise: 0 improved, 1 baseline sampler.")] = 0.0,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
@@ -63,9 +83,15 @@ def generate(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     watch: Annotated[bool, typer.Option("--watch", help="Show the text as it appears.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write how the texts came to be: a page (.html) or an animation (.gif).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Speed and expected price, on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write, continue or fill in texts."""
+    if save is not None:
+        check_target(save)
     pipe = load_pipeline(model, device, dtype)
     inputs = list(text or [""])
     options: dict[str, Any] = {
@@ -73,19 +99,34 @@ def generate(
         "length": length,
         "max_new_tokens": max_new_tokens,
         "num_steps": num_steps,
+        "schedule": schedule,
+        "threshold": threshold,
         "order": order,
+        "order_noise": order_noise,
+        "revise": revise,
+        "speculate": speculate,
         "kernel": kernel,
         "churn": churn,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "seed": seed,
+        "return_dict_in_generate": verbose or as_json,
+        "output_trajectory": save is not None,
     }
+    if forbid:
+        options["forbidden_tokens"] = forbid
+    started = time.perf_counter()
+    batch_size = 1 if watch else min(batch_size, len(inputs))
     if watch:
         with LiveText(pipe.tokenizer) as streamer:
             results = [pipe(one, streamer=streamer, **options) for one in inputs]
     else:
-        results = pipe(inputs, batch_size=min(batch_size, len(inputs)), **options)
+        results = pipe(inputs, batch_size=batch_size, **options)
+    seconds = time.perf_counter() - started
+    if save is not None:
+        states = [record.pop("trajectory") for group in results for record in group]
+        save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
     if as_json:
         print(
             json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False)
@@ -94,6 +135,8 @@ def generate(
         for group in results:
             for record in group:
                 print(record["generated_text"])
+    if verbose:
+        print(describe_speed(results, batch_size, seconds), file=sys.stderr)
 
 
 @app.command()
@@ -129,6 +172,13 @@ def evaluate(
     draws: Annotated[int, typer.Option(min=1, help="Corruptions of each row.")] = 8,
     seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
     kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
+    num_steps: Annotated[
+        int | None, typer.Option(min=1, help="The bound for so many steps; default: one token a step (mask models).")
+    ] = None,
+    schedule: Annotated[str | None, typer.Option(help="How they are spread: linear, cosine or optimal.")] = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Measure and store the price of a token; print that of fewer steps.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     as_json: Json = False,
@@ -138,7 +188,7 @@ def evaluate(
     from . import register
     from .configuration_udm import choices
     from .corpus import hold_out, load_corpus, load_tokenizer, make_rows
-    from .evaluation import evaluate_bound, evaluate_repair
+    from .evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from .modeling_udm import UDMForMaskedGeneration
     from .train_text import describe, describe_repair
 
@@ -163,12 +213,23 @@ def evaluate(
     rows, _ = make_rows(
         splits[split], load_tokenizer(model), rows=how.get("rows", "line"), row_length=how.get("row_length")
     )
-    if report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
+    if curve:
+        for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
+            if value is not None:
+                raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
+        measured = measure_curve(network, rows, batch_size=batch_size, draws=draws, seed=seed)
+        figures = {**measured.to_dict(), "prices": price_table(measured)}
+        text = describe_prices(figures)
+        if Path(model).is_dir():
+            store_curve(model, measured.curve)
+        else:
+            print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
+    elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
         figures = evaluate_repair(network, rows, batch_size=batch_size, seed=seed).to_dict()
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        figures = evaluate_bound(network, rows, **how_measured).to_dict()
+        figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
     print(json.dumps({"model": model, "data": data, "split": split, **figures}) if as_json else text)
 

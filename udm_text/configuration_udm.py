@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils.hub import cached_file
 
-from .decoding import ORDERS
+from .decoding import ORDERS, Order
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
+from .schedules import SCHEDULES
 
 _POSITIONS_BEHIND_PADDING = frozenset(
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
@@ -60,6 +61,9 @@ class UDMConfig(PreTrainedConfig):
             for the substitute process, off for masks (where the number of masks shows t).
         length_counts (`list[int]`, *optional*): `length_counts[l]` training rows had l editable tokens. Generation
             without a length draws one from it.
+        step_curve (`list[float]`, *optional*): nats of a masked token where a share j/n of the row is masked, for j =
+            1..n, as `udm evaluate --curve` measured it. Schedule `"optimal"` and the expected price of a generation
+            need it; it is of these weights, and training drops it.
     """
 
     model_type = "udm"
@@ -75,6 +79,7 @@ class UDMConfig(PreTrainedConfig):
     kernel: str = "site"
     time_conditioning: bool | None = None
     length_counts: list[int] | None = None
+    step_curve: list[float] | None = None
     udm_version: int = CONFIG_VERSION
 
     _known_extras: ClassVar[frozenset[str]] = frozenset(
@@ -125,6 +130,10 @@ class UDMConfig(PreTrainedConfig):
             min(self.length_counts, default=-1) < 0 or sum(self.length_counts[1:]) == 0
         ):
             raise ValueError("length_counts must hold counts >= 0 with at least one row of length 1 or more")
+        if self.step_curve is not None and not (
+            self.step_curve and all(math.isfinite(price) and price >= 0 for price in self.step_curve)
+        ):
+            raise ValueError("step_curve must hold at least one price, each a number of nats that is at least 0")
         self.prefix_token_ids = list(self.prefix_token_ids or [])
         self.suffix_token_ids = list(self.suffix_token_ids or [])
 
@@ -207,6 +216,7 @@ class UDMConfig(PreTrainedConfig):
         own = {name: kwargs.pop(name) for name in cls._own_fields() if name in kwargs}
         if own.get("process", config_dict.get("process")) != config_dict.get("process"):
             own.setdefault("time_conditioning", None)
+            own.setdefault("step_curve", None)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
         if wants_unused:
@@ -303,14 +313,31 @@ class UDMGenerationConfig(GenerationConfig):
 
     Args:
         num_steps (`int`, *optional*): reverse steps; None: one token a step, which is exact for masks.
+        schedule (`str`, defaults to `"linear"`): how num_steps are spread: `"linear"`, equal steps; `"cosine"`, small
+            steps first; `"optimal"`, the grid of lowest expected price on the model's `step_curve` (mask process).
+        threshold (`float`, *optional*): in (0, 1); each step reveals every position whose drawn token has a probability
+            above it, and at least one (mask process, order by confidence). With num_steps, at least what its schedule
+            asks for, so that it takes at most so many steps.
         order (`str`, defaults to `"random"`): which position is revealed first (mask process): `"random"` (the order
             the bound holds for), `"left_to_right"`, or by the model's probabilities, before temperature, top_k and
-            top_p: `"confidence"` (of the drawn token), `"margin"`, `"entropy"`.
+            top_p: `"confidence"` (of the drawn token), `"margin"`, `"entropy"`; or a function called as
+            order(log_probs (N, V), tokens (N,)), with those probabilities and the drawn tokens of any number of masked
+            positions, that returns scores (N,), the highest first. A function is not saved.
+        order_noise (`float`, defaults to 0.0): Gumbel noise on the scores of an order that looks at the probabilities:
+            0 takes the highest, a large one is the random order. It keeps such orders from repeating themselves.
+        revise (`int`, defaults to 0): a heuristic, no bound holds for it (mask process): when a row is done, so many of
+            its tokens, those the model gave the lowest probability when it drew them, are masked again and drawn anew,
+            one a step, given all the rest.
         kernel (`str`, *optional*): reverse kernel of the substitute process; None: the model's own, and `"free"` for
             repair, the one that may leave a text as it is.
+        speculate (`int`, *optional*): at least 2: exact speculative steps (mask process, orders `"random"` and
+            `"left_to_right"`), which draft so many tokens at a time and keep the law of one token a step.
         churn (`float`, defaults to 0.0): share of fresh noise in each step; 0 improved, 1 baseline sampler.
         temperature (`float`, *optional*): divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.
         top_k (`int`, *optional*), top_p (`float`, *optional*): truncation of each token's distribution.
+        forbidden_tokens (`list[int]`, *optional*): tokens that are never drawn, besides the special ones.
+        allowed_tokens (`dict[int, list[int]]`, *optional*): the only tokens that may be drawn at a position of the
+            output row (special tokens count as positions), the same for all rows.
         length (`int`, *optional*): tokens of a row, its prompt included and special tokens not; None: drawn from the
             training lengths.
         max_new_tokens (`int`, *optional*): tokens added behind the prompt, in place of `length`.
@@ -322,12 +349,19 @@ class UDMGenerationConfig(GenerationConfig):
     """
 
     num_steps: int | None
-    order: str
+    schedule: str
+    threshold: float | None
+    order: str | Order
+    order_noise: float
+    revise: int
     kernel: str | None
+    speculate: int | None
     churn: float
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    forbidden_tokens: list[int] | None
+    allowed_tokens: dict[int, list[int]] | None
     length: int | None
     max_new_tokens: int | None
     max_edits: int | None
@@ -338,12 +372,19 @@ class UDMGenerationConfig(GenerationConfig):
 
     _defaults: ClassVar[dict[str, Any]] = {
         "num_steps": None,
+        "schedule": "linear",
+        "threshold": None,
         "order": "random",
+        "order_noise": 0.0,
+        "revise": 0,
         "kernel": None,
+        "speculate": None,
         "churn": 0.0,
         "temperature": None,
         "top_k": None,
         "top_p": None,
+        "forbidden_tokens": None,
+        "allowed_tokens": None,
         "length": None,
         "max_new_tokens": None,
         "max_edits": None,
@@ -357,6 +398,11 @@ class UDMGenerationConfig(GenerationConfig):
         # Only our own fields: most of the parent's steer autoregressive decoding and would be silently without effect.
         for name, default in self._defaults.items():
             setattr(self, name, kwargs.pop(name, default))
+        if isinstance(self.allowed_tokens, dict):  # JSON knows no integers as keys
+            self.allowed_tokens = {
+                int(key) if isinstance(key, str) and key.isdecimal() else key: value
+                for key, value in self.allowed_tokens.items()
+            }
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # Trainer aligns these with the tokenizer's
             setattr(self, name, kwargs.pop(name, None))
         self._commit_hash = kwargs.pop("_commit_hash", None)
@@ -381,8 +427,21 @@ class UDMGenerationConfig(GenerationConfig):
             optional = name != "num_return_sequences"
             good = (value is None and optional) or (number(value, numbers.Integral) and value >= 1)
             need(good, name, "a positive integer" + " or None" * optional)
-        need(self.order in ORDERS, "order", choices(ORDERS))
+        need(self.schedule in SCHEDULES, "schedule", choices(SCHEDULES))
+        threshold = self.threshold
+        need(threshold is None or (number(threshold) and 0 < threshold < 1), "threshold", "a number in (0, 1) or None")
+        named = choices(ORDERS) if isinstance(self.order, str) else f"{choices(ORDERS)}, or a function"
+        need(callable(self.order) or self.order in ORDERS, "order", named)
+        revise = self.revise
+        need(number(revise, numbers.Integral) and revise >= 0, "revise", "an integer that is at least 0")
+        need(number(self.order_noise) and self.order_noise >= 0, "order_noise", "a number that is at least 0")
         need(self.kernel is None or self.kernel in KERNELS, "kernel", f"{choices(KERNELS)}, or None")
+        speculate = self.speculate
+        need(
+            speculate is None or (number(speculate, numbers.Integral) and speculate >= 2),
+            "speculate",
+            "an integer that is at least 2, or None",
+        )
         need(number(self.churn) and 0 <= self.churn <= 1, "churn", "a number in [0, 1]")
         temperature, top_p = self.temperature, self.top_p
         need(
@@ -393,11 +452,39 @@ class UDMGenerationConfig(GenerationConfig):
         need(top_p is None or (number(top_p) and 0 < top_p <= 1), "top_p", "a number in (0, 1] or None")
         need(self.seed is None or number(self.seed, numbers.Integral), "seed", "an integer or None")
 
+        def ids(value: Any) -> bool:
+            return isinstance(value, list | tuple) and all(number(token, numbers.Integral) for token in value)
+
+        forbidden, allowed = self.forbidden_tokens, self.allowed_tokens
+        need(
+            forbidden is None or ids(forbidden), "forbidden_tokens", "a list of token ids (the pipeline takes strings)"
+        )
+        need(
+            allowed is None
+            or (isinstance(allowed, dict) and all(number(i, numbers.Integral) and ids(allowed[i]) for i in allowed)),
+            "allowed_tokens",
+            "a dict {position: list of token ids} (the pipeline takes strings)",
+        )
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What differs from our own defaults (those of transformers' GenerationConfig are not ours)."""
         default = UDMGenerationConfig().to_dict()
         keep = "transformers_version"
         return {k: v for k, v in self.to_dict().items() if k == keep or k not in default or v != default[k]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; an order that is a function is named, not held."""
+        order = self.order
+        named = f"function {getattr(order, '__qualname__', type(order).__name__)}" if callable(order) else order
+        return {**super().to_dict(), "order": named}
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        if callable(self.order):
+            raise ValueError(
+                f"order is a function ({self.to_dict()['order']}), which generation_config.json cannot hold: give it "
+                "to generate, or name an order"
+            )
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_model_config(cls, model_config) -> UDMGenerationConfig:

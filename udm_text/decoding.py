@@ -25,7 +25,7 @@ def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperatu
     if temperature == 0:
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
-    return (scores / temperature).log_softmax(dim=-1)
+    return (scores if temperature == 1 else scores / temperature).log_softmax(dim=-1)
 
 
 def truncate(log_probs: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -50,8 +50,8 @@ def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """Tokens (...) int64 from log_probs (..., V) float64 by inverse CDF; uniforms (...) float64 in (0, 1)."""
     cdf = log_probs.exp().cumsum(dim=-1)
     target = (uniforms * cdf[..., -1]).unsqueeze(-1)
-    last = (cdf < cdf[..., -1:]).sum(dim=-1)  # the last token with mass: rounding never steps past it
-    return torch.searchsorted(cdf, target, right=True).squeeze(-1).minimum(last)
+    last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())  # the last token with mass: rounding never steps past it
+    return torch.searchsorted(cdf, target, right=True).minimum(last).squeeze(-1)
 
 
 def confidence(log_probs: Tensor, tokens: Tensor) -> Tensor:
@@ -79,7 +79,40 @@ ADAPTIVE_ORDERS: dict[str, Order] = {
 }
 """Orders that look at the predictions: the position of the highest score is revealed first."""
 
+_PROBABILITY_LIKE = (confidence, margin)
+"""Orders whose scores lie in [0, 1]: noise is added to their logarithm, to the scores of all others as they are."""
+
 STATIC_ORDERS = ("random", "left_to_right")
 """Orders known before predicting; only these allow the network to be asked at the changing positions alone."""
 
 ORDERS = (*STATIC_ORDERS, *ADAPTIVE_ORDERS)
+
+
+def find_order(order: str | Order) -> Order | None:
+    """The function of an order that looks at the predictions, by its name or as the user gives it; None for others."""
+    return order if callable(order) else ADAPTIVE_ORDERS.get(order)
+
+
+def score(order: Order, log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """(N,) float64: an order's scores. log_probs (N, V) float64, tokens (N,) int64, those drawn."""
+    scores = order(log_probs, tokens)
+    if not isinstance(scores, Tensor) or scores.shape != tokens.shape:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"order must return one score for each of the {len(tokens)} positions, got {got}")
+    if bool(scores.isnan().any()):
+        raise ValueError("order must return numbers, got nan")
+    return scores.to(log_probs)
+
+
+def perturb(order: Order, scores: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """Scores with Gumbel noise of this temperature, so that the surest position is likely, not certain, to be next.
+
+    By the Gumbel-max trick the position of the highest result is i with chance proportional to
+    confidence_i^(1/temperature) (margin alike), or exp(score_i / temperature) for other scores: 0 is the order itself,
+    and a large temperature the random order. Source: MaskGIT, Chang et al. 2202.04200.
+
+    scores, uniforms: float64 of one shape, uniforms in (0, 1).
+    """
+    tiny = torch.finfo(scores.dtype).tiny
+    level = scores.clamp(min=tiny).log() if order in _PROBABILITY_LIKE else scores
+    return level - temperature * (-uniforms.log()).log()

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from transformers.utils import ModelOutput
 
 from .canvas import check_inputs, make_canvas
 from .configuration_udm import LOCATION_ARGUMENTS, UDMGenerationConfig
+from .constraints import Constraints
 from .core import Guess, denoise
+from .decoding import find_order
 from .predictors import MaskPredictor, SubstitutePredictor
 from .randomness import RowRandom
-from .schedules import linear_counts
+from .schedules import counts, prices, with_revision
+from .speculative import Drafts, SpeculativePredictor, check_speculation, speculate
 
 _EXTENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
@@ -35,10 +39,18 @@ class UDMGenerateOutput(ModelOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(rows, length)`): the rows, padded behind with the padding token.
         attention_mask, editable (`torch.BoolTensor` of the same shape): where there is a token; where it could change.
-        steps (`torch.LongTensor` of shape `(rows,)`): reverse steps of each row; a row that is done rests.
+        steps (`torch.LongTensor` of shape `(rows,)`): reverse steps of each row, rounds where it speculates; a row
+            that is done rests.
         trajectory (`tuple[torch.LongTensor]`, *optional*): every xt, from the start to the end (`output_trajectory`);
             of row i the entries up to `steps[i]` are its own.
         num_calls (`int`): network calls of the batch.
+        tokens_per_call (`torch.DoubleTensor` of shape `(rows,)`): positions settled for each call of the row; 1 where a
+            step takes one token.
+        drafts (`Drafts`, *optional*): with `speculate`, the drafts that were tested and accepted, by their place in the
+            round; `drafts.acceptance` is the share accepted at each place.
+        expected_nats (`torch.DoubleTensor` of shape `(rows,)`, *optional*): what the model's `step_curve` says a
+            generated token costs on this grid, in nats: NELBO_K, a bound for rows like those it was measured on. Only
+            of the sampler that it prices: masks in random order, temperature 1, nothing truncated or forced.
     """
 
     sequences: Tensor | None = None
@@ -47,6 +59,9 @@ class UDMGenerateOutput(ModelOutput):
     steps: Tensor | None = None
     trajectory: tuple[Tensor, ...] | None = None
     num_calls: int | None = None
+    tokens_per_call: Tensor | None = None
+    drafts: Drafts | None = None
+    expected_nats: Tensor | None = None
 
 
 class UDMGenerationMixin:
@@ -99,6 +114,7 @@ class UDMGenerationMixin:
         token_type_ids: Tensor | None = None,
         generator: torch.Generator | None = None,
         sample_index: Tensor | None = None,
+        logits_processor: Callable[..., Tensor] | None = None,
         streamer: Any = None,
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         **kwargs: Any,
@@ -116,10 +132,13 @@ class UDMGenerationMixin:
             sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed;
                 None: their place in the batch. A row's result depends on (its input, seed, sample index) only, up to
                 the rounding of the network, whose last bits change with the shape of a batch.
+            logits_processor: called as processor(input_ids, scores), as transformers' `LogitsProcessorList` is, with a
+                row for each position asked about: input_ids (N, L), the whole xt it stands in, and scores (N, V).
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
                 the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
                 prompt, what precedes the first editable position, is told apart where there is a single row.
-            callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step; may return {"xt": ...}.
+            callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step (with `speculate`, after each
+                round, s the masks that remain); may return {"xt": ...}.
 
         The model is in evaluation mode meanwhile: dropout would make a row's result depend on more than its own noise.
 
@@ -139,14 +158,27 @@ class UDMGenerationMixin:
         random = _row_random(rows, config.seed, generator, sample_index, device)
 
         process = model.config.build_process()
+        if config.speculate is not None:
+            check_speculation(config, model.config, process)
         _settle(config, model.config, process)
         asked = [name for name in _EXTENTS if kwargs.get(name) is not None or generation_config is not None]
         canvas = make_canvas(model.config, config, process, input_ids, attention_mask, random, asked)
         xt = canvas.tokens
+        constraints = Constraints(model.config, config, canvas, logits_processor)
         if not canvas.given:
             xt = process.prior(xt, editable=canvas.editable, random=random)
-        times = linear_counts(canvas.start, config.num_steps)
-        predictor = (MaskPredictor if process.visible else SubstitutePredictor)(model, process, config, canvas, random)
+            if constraints.given and not process.visible:  # what stands there at the start may stay
+                xt = constraints.prior(xt, canvas.editable, random)
+        curve = model.config.step_curve
+        tokens = (canvas.editable | model.config.editable(canvas.tokens, canvas.attention_mask)).sum(dim=1)
+        times = counts(config.schedule, canvas.start, config.num_steps, curve, tokens)
+        plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
+        free = not (constraints.given or constraints.processor or config.revise)
+        priced = process.visible and config.order == "random" and plain and free
+        kind = MaskPredictor if process.visible else SubstitutePredictor
+        predictor = (kind if config.speculate is None else SpeculativePredictor)(
+            model, process, config, canvas, random, constraints
+        )
 
         trajectory = [xt]
         head = int((~canvas.editable[0]).long().cumprod(0).sum()) if rows == 1 else 0
@@ -155,25 +187,51 @@ class UDMGenerationMixin:
             streamer.put(xt[:, :head].cpu())
         put_draft(xt[:, head:].cpu())
 
-        def on_step(step: int, xs: Tensor, guess: Guess) -> Tensor:
+        def watch(step: int, xs: Tensor, s: Tensor) -> Tensor:
             if callback_on_step_end is not None:
-                xs = (callback_on_step_end(self, step, times[step + 1], {"xt": xs}) or {}).get("xt", xs)
+                xs = (callback_on_step_end(self, step, s, {"xt": xs}) or {}).get("xt", xs)
             if config.output_trajectory:
                 trajectory.append(xs)
             put_draft(xs[:, head:].cpu())
             return xs
 
+        def on_step(step: int, xs: Tensor, guess: Guess) -> Tensor:
+            return watch(step, xs, grid[step + 1])
+
+        grid = with_revision(times, config.revise) if config.revise else times
+        falls = (grid[:-1] - grid[1:]).clamp(min=0)
+        steps, drafts = (grid[1:] != grid[:-1]).sum(dim=0), None
+        tokens_per_call = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
         with _evaluating(model):
-            sequences = denoise(
-                process,
-                predictor,
-                xt,
-                list(times),
-                config.churn,
-                editable=canvas.editable,
-                random=random,
-                on_step=on_step,
-            )
+            if isinstance(predictor, SpeculativePredictor):
+                done = speculate(
+                    process,
+                    predictor.marginals,
+                    xt,
+                    predictor.width,
+                    editable=canvas.editable,
+                    random=random,
+                    left_to_right=config.order == "left_to_right",
+                    on_round=watch,
+                )
+                sequences, steps = done.sequences, done.rounds
+                drafts, tokens_per_call = done.drafts, done.tokens_per_call
+            elif config.threshold is not None:
+                sequences, steps = _denoise_by_threshold(
+                    process, predictor, xt, times, editable=canvas.editable, random=random, watch=watch
+                )
+                tokens_per_call = canvas.start.double() / steps.clamp(min=1)
+            else:
+                sequences = denoise(
+                    process,
+                    predictor,
+                    xt,
+                    list(grid),
+                    config.churn,
+                    editable=canvas.editable,
+                    random=random,
+                    on_step=on_step,
+                )
         if streamer is not None:
             streamer.put(sequences[:, head:].cpu())
             streamer.end()
@@ -183,10 +241,35 @@ class UDMGenerationMixin:
             sequences=sequences,
             attention_mask=canvas.attention_mask,
             editable=canvas.editable,
-            steps=(times[1:] < times[:-1]).sum(dim=0),
+            steps=steps,
             trajectory=tuple(trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
+            tokens_per_call=tokens_per_call,
+            drafts=drafts,
+            expected_nats=prices(times, curve, tokens) / canvas.start if priced and curve is not None else None,
         )
+
+
+def _denoise_by_threshold(process, predictor, xt: Tensor, times: Tensor, *, editable, random, watch):
+    """`denoise` where a step may go further than the grid asks: (B, L) rows, and (B,) the steps each of them took.
+
+    The predictor says how far; a row that is ahead of the grid goes on by at least one position a step, and the walk
+    ends when all rows have. A row's steps depend on itself alone.
+    """
+    steps = torch.zeros_like(times[0])
+    for step, floor in enumerate(times[1:]):
+        t = (process.corrupted(xt, xt) & editable).sum(dim=1)
+        if not t.any():
+            break
+        steps += t > 0
+        s = floor.minimum(t - 1).clamp(min=0)
+        told = partial(_told, watch, step)
+        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=told)
+    return xt, steps
+
+
+def _told(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, guess: Guess) -> Tensor:
+    return watch(step, xs, guess.s)
 
 
 @contextmanager
@@ -221,6 +304,35 @@ def _settle(config: UDMGenerationConfig, model_config, process) -> None:
         raise ValueError(f"kernel is of the substitute process; this model has process {model_config.process!r}")
     if not process.visible and config.order != "random":
         raise ValueError(f"order is of the mask process; this model has process {model_config.process!r}, see kernel")
+    if config.schedule == "optimal" and not process.visible:
+        raise ValueError(
+            f"schedule 'optimal' is of the mask process; this model has process {model_config.process!r}: give "
+            "'linear' or 'cosine'"
+        )
+    if config.schedule == "optimal" and model_config.step_curve is None:
+        raise ValueError("schedule 'optimal' needs the measured curve of the model: run `udm evaluate MODEL --curve`")
+    if config.threshold is not None:
+        if not process.visible:
+            raise ValueError(f"threshold is of the mask process; this model has process {model_config.process!r}")
+        if config.order not in ("random", "confidence"):
+            raise ValueError(f"threshold reveals the surest tokens: order must be 'confidence', got {config.order!r}")
+        if config.churn:
+            raise ValueError("threshold keeps what is sure, and churn opens it again: give one of them")
+        config.order = "confidence"
+    if config.order_noise and find_order(config.order) is None:
+        raise ValueError(
+            f"order_noise is of orders that look at the probabilities, and order {config.order!r} does not: give "
+            "order='confidence', 'margin', 'entropy' or a function"
+        )
+    if config.order_noise and config.threshold is not None:
+        raise ValueError("order_noise does not go with threshold, which takes the surest positions")
+    if config.revise and not process.visible:
+        raise ValueError(
+            f"revise is of the mask process; this model has process {model_config.process!r}, whose steps revisit "
+            "positions by themselves: see max_edits"
+        )
+    if config.revise and config.threshold is not None:
+        raise ValueError("revise does not go with threshold, whose rows are done at a step of their own")
     repair = config.max_edits is not None
     if config.temperature is None:
         config.temperature = 0.0 if repair else 1.0

@@ -40,7 +40,7 @@ class UDMGenerationPipeline(Pipeline):
     model: Any
     tokenizer: Any
 
-    _calls = ("generation_config", "streamer", "callback_on_step_end", "generator")
+    _calls = ("generation_config", "logits_processor", "streamer", "callback_on_step_end", "generator")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -62,20 +62,48 @@ class UDMGenerationPipeline(Pipeline):
             if name not in known:
                 known = (*known, "return_full_text", "batch_size", "num_workers")
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
+        if kwargs.get("forbidden_tokens") is not None:
+            kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
+        if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
+            named = {at: self._token_ids(f"allowed_tokens[{at}]", tokens) for at, tokens in allowed.items()}
+            kwargs["allowed_tokens"] = named
         after = {} if return_full_text is None else {"return_full_text": return_full_text}
         return {}, kwargs, after
+
+    def _token_ids(self, name: str, tokens: Any) -> list[Any]:
+        """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token."""
+        if not isinstance(tokens, list | tuple):
+            raise ValueError(f"{name} must be a list of tokens, got {tokens!r}")
+        vocabulary, ids = self.tokenizer.get_vocab(), []
+        for token in tokens:
+            if isinstance(token, str):
+                made = [vocabulary[token]] if token in vocabulary else self._encode(token)
+                if len(made) != 1 or (made[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
+                    raise ValueError(
+                        f"{name} must hold single tokens, and {token!r} is "
+                        f"{self.tokenizer.convert_ids_to_tokens(made)} to this tokenizer"
+                    )
+                token = made[0]
+            ids.append(token)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __call__(self, inputs, *args, **kwargs):
         """
         Args:
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
-            kwargs: arguments of `UDMGenerationConfig`; `generator`, `streamer` and `callback_on_step_end` as in
-                `generate`; `return_full_text=False` gives the generated tokens alone; `batch_size`.
+            kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens` and `allowed_tokens` may name tokens by
+                strings); `generator`, `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`;
+                `return_full_text=False` gives the generated tokens alone; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
             of such lists, or an iterator over them where the texts are a torch dataset or a generator. With
-            `output_trajectory=True` each also holds `"trajectory"`, the text after every step of its own.
+            `output_trajectory=True` each also holds `"trajectory"`, the text after every step of its own; with
+            `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
+            the network for its batch, and `"expected_nats"` where `generate` gives them.
         """
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
@@ -116,6 +144,10 @@ class UDMGenerationPipeline(Pipeline):
             return x.reshape(rows, number, *x.shape[1:])
 
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
+        if config.return_dict_in_generate:
+            result["num_calls"] = by_input(torch.full_like(output.steps, output.num_calls))
+            if output.expected_nats is not None:
+                result["expected_nats"] = by_input(output.expected_nats)
         if output.trajectory is not None:
             result["trajectory"] = by_input(torch.stack(output.trajectory, dim=1))
         return result
@@ -131,6 +163,11 @@ class UDMGenerationPipeline(Pipeline):
                     model_outputs["sequences"][0, i][wanted[0, i].bool()].tolist(), skip_special_tokens=True
                 )
             }
+            if "num_calls" in model_outputs:
+                record["num_tokens"] = int(model_outputs["editable"][0, i].sum())
+                record |= {name: int(model_outputs[name][0, i]) for name in ("steps", "num_calls")}
+                if "expected_nats" in model_outputs:
+                    record["expected_nats"] = float(model_outputs["expected_nats"][0, i])
             if "trajectory" in model_outputs:
                 keep = model_outputs["attention_mask"][0, i].bool()
                 record["trajectory"] = [

@@ -7,40 +7,60 @@ it is asked there only; for substitutions it is asked everywhere and a kernel dr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .canvas import Canvas
 from .configuration_udm import UDMGenerationConfig
+from .constraints import Constraints
 from .core import Guess, recover_noise
-from .decoding import ADAPTIVE_ORDERS, draw, log_probabilities, truncate
+from .decoding import confidence, draw, find_order, log_probabilities, perturb, score, truncate
+from .fastpath import FastForward
 from .hamming import NEVER
 from .kernels import KERNELS, Change
 from .objectives import changes
+from .processes import TokenNoise, ranks
 from .randomness import RowRandom
 
 _CHUNK_ELEMENTS = 1 << 24
 """Log-probabilities held in float64 at a time: 128 MiB."""
 
+_MUST = -1e9
+"""log(1 - r_i) where xt_i may not stay; small enough to add up, so that of several the most possible change."""
+
 
 class Predictor:
     """Asks the network: logits at the wanted positions, from the rows that want any."""
 
-    def __init__(self, model, process, config: UDMGenerationConfig, canvas: Canvas, random: RowRandom):
+    def __init__(
+        self,
+        model,
+        process,
+        config: UDMGenerationConfig,
+        canvas: Canvas,
+        random: RowRandom,
+        constraints: Constraints | None = None,
+    ):
         self.model, self.process, self.config, self.random = model, process, config, random
         self.editable, self.attention_mask = canvas.editable, canvas.attention_mask
         self.lengths = canvas.editable.sum(dim=1)
-        self.forbidden = model.config.forbidden_tokens(canvas.tokens.device)
+        self.constraints = constraints or Constraints(model.config, config, canvas)
+        self.forbidden = self.constraints.forbidden
         self.full = bool(canvas.attention_mask.all())
+        self.fast = FastForward(model, canvas.attention_mask, self.lengths)
         self.num_calls = 0
 
     def logits(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(N, V) logits in the order of `positions.nonzero()`."""
+        self.num_calls += 1
+        logits = self.fast(xt, t, positions)
+        if logits is not None:
+            return logits
         rows = positions.any(dim=1)
         everything = bool(rows.all())
         pick = (lambda x: x) if everything else (lambda x: x[rows])
-        self.num_calls += 1
         return self.model(
             input_ids=pick(xt),
             attention_mask=None if self.full else pick(self.attention_mask).long(),
@@ -58,40 +78,67 @@ class Predictor:
 
 
 class MaskPredictor(Predictor):
-    """Noise first: a static order shows which positions a step reveals, so the network is asked there only."""
+    """Noise first: a static order shows which positions a step reveals, so the network is asked there only.
+
+    A step with s > t opens again (`revise`): the s positions whose tokens were the least probable when they were drawn.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sureness = torch.full(self.editable.shape, torch.inf, dtype=torch.float64, device=self.editable.device)
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
         uniforms = self.random.uniform(xt.shape[1])
-        adaptive = ADAPTIVE_ORDERS.get(self.config.order)
+        adaptive, gumbel = find_order(self.config.order), None
+        if self.config.order_noise:
+            gumbel = self.random.uniform(xt.shape[1])
         if adaptive is None:
             scores = None
             if self.config.order == "left_to_right":
                 scores = -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
-            noise = self._noise(xt, t, scores)
+            noise = self._opened(self._noise(xt, t, scores), t, s)
             asked = self.process.changing(xt, s, noise)
         else:
             noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not asked.any():
-            return Guess(xt, noise if noise is not None else self._noise(xt, t, None))
-        tokens, scores = self._by_chunks(self._position, self.logits(xt, t, asked), uniforms[asked])
+            return Guess(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
+        logits, places = self.logits(xt, t, asked), asked.nonzero(as_tuple=True)
+        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), logits, *places, uniforms[asked])
+        self.sureness = self.sureness.masked_scatter(asked, sureness)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-            ranking[asked] = scores
-            noise = self._noise(xt, t, ranking)
-        return Guess(xt.masked_scatter(asked, tokens), noise)
+            ranking[asked] = (
+                scores if gumbel is None else perturb(adaptive, scores, self.config.order_noise, gumbel[asked])
+            )
+            noise = self._opened(self._noise(xt, t, ranking), t, s)
+            if self.config.threshold is not None:  # order by confidence: the scores are probabilities
+                s = s.minimum(t - (ranking > self.config.threshold).sum(dim=1))
+        return Guess(xt.masked_scatter(asked, tokens), noise, s=s)
 
-    def _position(self, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (N,), and their scores (N,) in an adaptive order."""
+    def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
+        """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
         config = self.config
-        log_probs = log_probabilities(logits, self.forbidden, config.temperature or 0.0)
+        logits = self.constraints(logits, xt, rows, columns)
+        log_probs = log_probabilities(logits, temperature=config.temperature or 0.0)
         if config.top_k is not None or config.top_p is not None:
             log_probs = truncate(log_probs, config.top_k, config.top_p)
         tokens = draw(log_probs, uniforms)
-        adaptive = ADAPTIVE_ORDERS.get(config.order)
-        if adaptive is None:
-            return tokens, uniforms
+        adaptive = find_order(config.order)
+        if adaptive is None and not config.revise:
+            return tokens, uniforms, uniforms
         # by the model's own probabilities: temperature 0 or top_k 1 would make every token equally sure
-        return tokens, adaptive(log_probabilities(logits, self.forbidden), tokens)
+        own = log_probabilities(logits)
+        return tokens, uniforms if adaptive is None else score(adaptive, own, tokens), confidence(own, tokens)
+
+    def _opened(self, noise: TokenNoise, t: Tensor, s: Tensor) -> TokenNoise:
+        """The noise; in rows with s > t its smallest keys stand at the positions that were drawn the least surely."""
+        rises = (s > t)[:, None]
+        if not self.config.revise or not bool(rises.any()):
+            return noise
+        sureness = self.sureness.clamp(max=2.0).masked_fill(~self.editable, torch.inf)
+        order = ranks(sureness)
+        keys = ((order + 0.5) / order.shape[1]).masked_fill(~self.editable, torch.inf)
+        return noise._replace(keys=torch.where(rises, keys, noise.keys))
 
     def _noise(self, xt, t, scores):
         return recover_noise(
@@ -118,20 +165,28 @@ class SubstitutePredictor(Predictor):
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
         if asked.any():
-            pieces = self._by_chunks(self._position, self.logits(xt, t, asked), xt[asked], uniforms[asked])
+            logits, places = self.logits(xt, t, asked), asked.nonzero(as_tuple=True)
+            pieces = self._by_chunks(partial(self._position, xt), logits, *places, uniforms[asked])
             wholes = (never, torch.zeros_like(never), xt)
             change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0
         kernel = KERNELS[self.config.kernel or self.model.config.kernel]
-        return kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
+        able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
+        t = t.minimum(able)
+        s = s.minimum(t)
+        guess = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
+        return guess._replace(t=t if guess.t is None else guess.t, s=s if guess.s is None else guess.s)
 
-    def _position(self, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        log_probs = log_probabilities(logits, self.forbidden, self.config.temperature or 1.0)
+    def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
+        """Of `Change`, all (N,): log_change, log_stay, tokens."""
+        current = xt[rows, columns]
+        logits = self.constraints(logits, xt, rows, columns)
+        log_probs = log_probabilities(logits, temperature=self.config.temperature or 1.0)
         others = log_probs.scatter(-1, current[:, None], -torch.inf)
         if self.config.temperature == 0:  # a change is judged by the best token it could bring
             best = others.max(dim=-1)
             stay = log_probs.gather(-1, current[:, None])[:, 0]
-            return best.values.clamp(min=NEVER), stay.clamp(min=NEVER), best.indices
+            return best.values.clamp(min=NEVER), stay.clamp(min=_MUST), best.indices
         change = changes(log_probs, current, torch.ones_like(current, dtype=torch.bool))
         tokens = draw(truncate(others, self.config.top_k, self.config.top_p), uniforms)
-        return change.log_change, change.log_stay, tokens
+        return change.log_change, change.log_stay.clamp(min=_MUST), tokens

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+BLOCK = "░░"
+"""Stands for a [MASK]."""
+
 
 def load_pipeline(model: str, device: str | None = None, dtype: str = "float32"):
     """The generation pipeline of a model."""
@@ -28,6 +31,42 @@ def marks(before: str, after: str) -> str:
     if len(before) != len(after):
         return f"-> {after}"
     return "".join("^" if a != b else " " for a, b in zip(before, after, strict=True)).rstrip()
+
+
+def describe_prices(figures: dict[str, Any]) -> str:
+    """The price table of `evaluation.price_table` under `CurveReport.to_dict`."""
+    schedules = [name for name in figures["prices"][0] if f"{name}_stderr" in figures["prices"][0]]
+    lines = [
+        f"Expected price in nats/token of a row of {figures['length']} tokens (bound NELBO_K, +- one standard error;",
+        f"length given; {figures['rows']} rows, {figures['draws']} draws each); the first line is one token a step:",
+        "calls" + "".join(f"{name:>20}" for name in schedules),
+    ]
+    for row in figures["prices"]:
+        cells = ((row[name], row[f"{name}_stderr"]) for name in schedules)
+        shown = (f"{a:.4f} +- {'unknown' if b is None else format(b, '.4f')}" for a, b in cells)
+        lines.append(f"{row['calls']:>5}" + "".join(f"{cell:>20}" for cell in shown))
+    return "\n".join(lines)
+
+
+def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, seconds: float) -> str:
+    """One line on what a generation took: tokens, time, network calls, and what it was expected to cost in nats."""
+    every = [record for group in records for record in group]
+    tokens = sum(record["num_tokens"] for record in every)
+    calls = sum(group[0]["num_calls"] for group in records[::inputs_per_batch])
+    priced = [record for record in every if "expected_nats" in record]
+    line = f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s, {calls} network calls"
+    if len(priced) < len(every):
+        return f"{line}; no expected price (it needs random order, temperature 1 and `udm evaluate MODEL --curve`)"
+    nats = sum(record["expected_nats"] * record["num_tokens"] for record in priced)
+    return f"{line}; expected price {nats / tokens:.4f} nats/token (a bound)"
+
+
+def readable(tokenizer, text: str) -> str:
+    """A state of a trajectory as it is shown: a block for each [MASK], without what frames and pads a row."""
+    for token in (tokenizer.bos_token, tokenizer.cls_token, tokenizer.sep_token, tokenizer.eos_token):
+        text = text.replace(token, "") if token else text
+    text = text.replace(tokenizer.pad_token, "") if tokenizer.pad_token else text
+    return (text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text).strip()
 
 
 class LiveText:
@@ -74,4 +113,4 @@ class LiveText:
 def show_masks(tokenizer, ids: list[int]) -> str:
     """Decoded text with a block for each [MASK], without padding."""
     text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
-    return text.replace(tokenizer.mask_token, "░░") if tokenizer.mask_token else text
+    return text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text

@@ -254,10 +254,11 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
     own = {name: getattr(model_args, name) for name in ("process", "kernel") if getattr(model_args, name) is not None}
     counts = length_counts(train_rows)
     if model_args.model not in PRESETS:
-        fields = tokenizer_fields(tokenizer)
-        model = UDMForMaskedGeneration.from_pretrained(model_args.model, **{**fields, **own, "length_counts": counts})
+        own |= {"length_counts": counts, "step_curve": None}  # a curve is of the weights that it was measured on
+        model = UDMForMaskedGeneration.from_pretrained(model_args.model, **own)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer))
+        model.config.update(tokenizer_fields(tokenizer, model.config.vocab_size))
         return model
     layers, hidden, heads = PRESETS[model_args.model]
     frame = len(tokenizer("")["input_ids"])

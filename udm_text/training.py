@@ -219,6 +219,7 @@ class UDMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_step += 1
+        self.model.config.step_curve = None  # it was measured on the weights before
         if not torch.isfinite(loss).all():
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: training stops, checkpoints written "

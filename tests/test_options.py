@@ -1,0 +1,61 @@
+"""Every pair of generation options works, keeping what both promise, or is refused by a message that names one."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+
+from tests.models import CLS, MASK, PROCESSES, SEP, make_udm
+from udm_text import UDMGenerationConfig
+
+OPTIONS = {
+    "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right"],
+    "order_noise": [0.5],
+    "revise": [2],
+    "churn": [0.5],
+    "forbidden_tokens": [[5, 6]],
+    "allowed_tokens": [{2: [9]}, {2: [9, 10]}],
+    "logits_processor": [LogitsProcessorList([SuppressTokensLogitsProcessor([7])])],
+    "threshold": [0.3],
+    "speculate": [3],
+    "num_steps": [2],
+    "schedule": ["cosine"],
+    "temperature": [0.0, 0.5],
+    "top_k": [2],
+    "top_p": [0.5],
+    "kernel": ["hamming", "free", "site"],
+    "output_trajectory": [True],
+    "num_return_sequences": [3],
+}
+ELSEWHERE = {  # what a call is for, its randomness and the form of its answer: tests/test_generation_udm.py
+    *("length", "max_new_tokens", "max_edits", "seed", "return_dict_in_generate"),
+}
+FILL_IN = {"input_ids": torch.tensor([[CLS, 7, MASK, 8, MASK, SEP]])}
+REPAIR = {"input_ids": torch.tensor([[CLS, 7, 8, 11, 10, SEP]]), "max_edits": 2}
+
+
+def test_every_option_has_its_pairs_here_or_its_tests_elsewhere():
+    assert set(UDMGenerationConfig._defaults) == (set(OPTIONS) | ELSEWHERE) - {"logits_processor"}
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_every_pair_of_options_works_or_is_refused_by_name(process):
+    model, worked = make_udm(process), set()
+    uses = itertools.cycle([{"length": 4}, FILL_IN if process == "mask" else REPAIR])
+    for a, b in itertools.combinations(OPTIONS, 2):
+        for x, y in itertools.product(OPTIONS[a], OPTIONS[b]):
+            how, use = {a: x, b: y}, next(uses)
+            try:
+                output = model.generate(**use, **how, seed=0)
+            except ValueError as error:
+                assert a in str(error) or b in str(error), f"{how} raises {error}"
+                continue
+            worked.add((a, b))
+            rows = output if torch.is_tensor(output) else output.sequences
+            drawn = rows[:, [2, 4]]  # editable in all uses
+            assert not bool((drawn <= MASK).any()), how
+            if "max_edits" not in use:  # a repair may leave a token that is there
+                assert "forbidden_tokens" not in how or not set(drawn.flatten().tolist()) & {5, 6}, how
+                assert "allowed_tokens" not in how or set(rows[:, 2].tolist()) <= set(how["allowed_tokens"][2]), how
+    assert len(worked) > 40

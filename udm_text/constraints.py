@@ -1,0 +1,102 @@
+"""What may be drawn at a position: never a special or forbidden token, only tokens of its own set where it has one.
+
+Constraints act on the logits, before softmax, temperature and truncation, so what is left is renormalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .canvas import Canvas
+from .randomness import RowRandom
+
+
+class Constraints:
+    """The tokens that may stand at each position of the rows, and the user's processor of the logits.
+
+    Args:
+        model_config: a `UDMConfig`; its special tokens are forbidden everywhere.
+        config: a `UDMGenerationConfig`; `forbidden_tokens` and `allowed_tokens` are read.
+        canvas: the rows.
+        processor: called as processor(input_ids, scores) with the N positions in question as rows: input_ids (N, L)
+            int64, the whole row xt that each of them stands in, and scores (N, V) float32; returns scores (N, V). A
+            call holds any number of positions; special and forbidden tokens are taken out behind it.
+
+    Raises:
+        ValueError: where a position is left without a token, or is not one that may change.
+    """
+
+    def __init__(self, model_config, config, canvas: Canvas, processor: Callable[..., Any] | None = None):
+        if processor is not None and not callable(processor):
+            raise ValueError(f"logits_processor must be callable, got {type(processor).__name__}")
+        device, vocab, width = canvas.tokens.device, model_config.vocab_size, canvas.tokens.shape[1]
+        self.processor = processor
+        forbidden = model_config.forbidden_tokens(device)
+        for token in _inside(config.forbidden_tokens or [], vocab, "forbidden_tokens"):
+            forbidden[token] = True
+        sets = config.allowed_tokens or {}
+        self.blocked = forbidden[None].repeat(1 + len(sets), 1)  # (1 + sets, V)
+        self.set_of = torch.zeros(
+            width, dtype=torch.int64, device=device
+        )  # (L,), the row of `blocked` that holds there
+        editable = canvas.editable.any(dim=0).tolist()
+        for number, (position, tokens) in enumerate(sets.items(), start=1):
+            if not 0 <= position < width or not editable[position]:
+                places = [str(i) for i, changes in enumerate(editable) if changes]
+                places = places if len(places) < 10 else [*places[:8], "...", places[-1]]
+                raise ValueError(
+                    f"allowed_tokens names position {position}, which is editable in no row; editable are positions "
+                    f"{', '.join(places)} (special tokens count)"
+                )
+            keep = torch.tensor(list(_inside(tokens, vocab, f"allowed_tokens[{position}]")), dtype=torch.int64)
+            self.blocked[number] |= ~torch.zeros_like(forbidden).index_fill(0, keep.to(device), True)
+            self.set_of[position] = number
+            if bool(self.blocked[number].all()):
+                raise ValueError(
+                    f"allowed_tokens leaves no token at position {position}: {list(tokens)} are special or forbidden"
+                )
+        if bool(forbidden.all()):
+            raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
+        self.given = bool(config.forbidden_tokens or sets)
+
+    @property
+    def forbidden(self) -> Tensor:
+        """(V,) bool: what is drawn nowhere."""
+        return self.blocked[0]
+
+    def __call__(self, logits: Tensor, xt: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(N, V): the logits, -inf at what may not be drawn. xt: (B, L); rows, columns: (N,), the place of each."""
+        if self.processor is not None:
+            scores = self.processor(xt[rows], logits.to(torch.float32, copy=True))
+            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
+                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+                raise ValueError(f"logits_processor must return scores {tuple(logits.shape)}, got {got}")
+            logits = scores
+        blocked = self.forbidden if len(self.blocked) == 1 else self.blocked[self.set_of[columns]]
+        logits = logits.masked_fill(blocked, -torch.inf)
+        if self.processor is not None:
+            empty = ~(logits > -torch.inf).any(dim=-1)
+            if bool(empty.any()):
+                raise ValueError(f"logits_processor leaves no token at position {int(columns[empty][0])}")
+        return logits
+
+    def prior(self, xt: Tensor, editable: Tensor, random: RowRandom) -> Tensor:
+        """xt (B, L), its editable tokens drawn anew, each uniform among those that may stand there."""
+        uniforms = random.uniform(xt.shape[1])
+        drawn = xt.clone()
+        for number, blocked in enumerate(self.blocked):
+            tokens = (~blocked).nonzero()[:, 0]
+            here = self.set_of == number
+            drawn[:, here] = tokens[(uniforms[:, here] * len(tokens)).long()]
+        return torch.where(editable, drawn, xt)
+
+
+def _inside(tokens, vocab: int, name: str):
+    for token in tokens:
+        if not 0 <= token < vocab:
+            raise ValueError(f"{name} must hold token ids in [0, {vocab}), got {token}")
+        yield int(token)

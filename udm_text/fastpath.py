@@ -1,0 +1,466 @@
+"""The exact fast path of generation: the logits of the full forward at the wanted positions, for less work.
+
+    first layer    queries, keys and values are kept, and computed anew only where a token changed since the last call
+    middle layers  the backbone's own modules
+    last layer     keys and values everywhere; query, attention output and MLP at the wanted positions only
+    head           at the wanted positions only
+
+Nothing is approximated: what is skipped does not reach the logits that are asked for, or was computed before from the
+same tokens. Known for backbones built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT) and like ModernBERT, recognised by
+their modules; every other model takes the plain path, `model(..., positions=...)`, which stays the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+
+_CHUNK_TOKENS = 4096
+"""Tokens that run through the layers at a time: bounds the activations of a large batch, whole rows each."""
+
+_PACK_FROM = 2
+"""Calls after which the weights of the head are laid out anew for the CPU: a single step would not earn it back."""
+
+_enabled = True
+
+
+@contextmanager
+def plain_path() -> Iterator[None]:
+    """Within it, generate asks the model by its forward alone: for tests and benchmarks."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def round_up(count: int) -> int:
+    """Rows that a CPU's matrix kernels are given for `count` rows: kernels are prepared for each new number."""
+    block = 64 if count > 64 else 8 if count > 8 else 1
+    return -(-count // block) * block
+
+
+class _Linear(nn.Module):
+    """The linear maps of some nn.Linear of the same input, side by side; packed for the CPU once `pack` is called."""
+
+    def __init__(self, *modules: nn.Linear, start: int = 0, end: int | None = None):
+        """start, end: the outputs wanted."""
+        super().__init__()
+        weights: list[Tensor] = [module.weight for module in modules]
+        biases: list[Any] = [module.bias for module in modules]
+        joined = len(modules) > 1
+        bias = None if biases[0] is None else torch.cat(biases) if joined else biases[0]
+        self.weight = (torch.cat(weights) if joined else weights[0]).detach()[start:end]
+        self.bias = None if bias is None else bias.detach()[start:end]
+        self.packed: Tensor | None = None
+
+    def pack(self, rows: int) -> None:
+        """Lays the weights out as the kernels of oneDNN like them for about so many rows."""
+        if can_pack(self.weight):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in); returns (..., out)."""
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN has kernels with weights laid out beforehand for such a weight."""
+    mkldnn = torch.ops.mkldnn
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
+
+
+def packed_copy(module: nn.Module, rows: int) -> nn.Module:
+    """The module, its classes' own code and its weights, with every nn.Linear in it packed. The module stays."""
+    if type(module) is nn.Linear and _untouched(module):
+        linear = _Linear(module)
+        linear.pack(rows)
+        return linear
+    clone = copy.copy(module)
+    clone._modules = {name: child and packed_copy(child, rows) for name, child in module._modules.items()}
+    return clone
+
+
+class _Bert:
+    """Bodies built like BERT's: normed embeddings, attention.{self, output}, intermediate, output."""
+
+    turns = False
+    """Whether queries and keys are turned by their position."""
+    reach = 0
+    """Length of the rows."""
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.body = backbone, backbone.base_model
+        self.config, self.embeddings = self.body.config, self.body.embeddings
+        self.layers: Any = self.body.encoder.layer
+        self.heads = self.layers[0].attention.self.num_attention_heads
+        self.decoder = backbone.get_output_embeddings()
+
+    @staticmethod
+    def bypassed(backbone: Any) -> list[nn.Module] | None:
+        """The modules whose own forward is not called, or None where the structure is another one."""
+        body = backbone.base_model
+        head: Any = getattr(backbone, "cls", None) or getattr(backbone, "lm_head", None)
+        if not (_children(body) <= {"embeddings", "encoder", "pooler"} and _children(backbone) - {_prefix(backbone)}):
+            return None
+        if _children(getattr(body, "embeddings", None)) != {
+            "word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
+        }:  # fmt: skip
+            return None
+        layers = getattr(getattr(body, "encoder", None), "layer", None)
+        if layers is None or _children(body.encoder) != {"layer"}:
+            return None
+        for layer in layers:
+            if _children(layer) != {"attention", "intermediate", "output"}:
+                return None
+            attention = layer.attention
+            if _children(attention) != {"self", "output"} or layer.is_decoder:
+                return None
+            if _children(attention.self) != {"query", "key", "value", "dropout"}:
+                return None
+            if not {"dense", "LayerNorm", "dropout"} == _children(attention.output) == _children(layer.output):
+                return None
+        inner: Any = getattr(head, "predictions", head)
+        known = _children(inner) == {"transform", "decoder"} or _children(inner) == {"dense", "layer_norm", "decoder"}
+        if not known or _children(backbone) != {_prefix(backbone), "cls" if inner is not head else "lm_head"}:
+            return None
+        first, last = layers[0].attention, layers[-1].attention
+        used = [first.self, first.self.query, first.self.key, first.self.value, last.self]
+        used += [last.self.query, last.self.key, last.self.value, inner.decoder]
+        return [backbone, body, body.encoder, head, inner, layers[0], layers[-1], first, last, *used]
+
+    def places(self, tokens: Tensor) -> Tensor | None:
+        """(B, L) position ids where they depend on the tokens (RoBERTa counts what is not padding)."""
+        count = getattr(self.embeddings, "create_position_ids_from_input_ids", None)
+        return None if count is None else count(tokens, self.embeddings.padding_idx)
+
+    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """(N, H) from tokens (N,) at position ids (N,)."""
+        return self.embeddings(input_ids=tokens[None], position_ids=places[None])[0]
+
+    def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        """The masks that the backbone makes, (B or 1, 1, L, L) or None, by the kind of layer. like: (B, L, 1)."""
+        return {"": create_bidirectional_mask(self.config, like, attention_mask)}
+
+    def kind(self, layer: Any) -> str:
+        return ""
+
+    def project(self, layer: Any, start: int = 0, end: int | None = None) -> _Linear:
+        """Outputs start to end of the queries, keys and values of a layer."""
+        own = layer.attention.self
+        return _Linear(own.query, own.key, own.value, start=start, end=end)
+
+    def enter(self, layer: Any, x: Tensor) -> Tensor:
+        """What the projections of a layer see of x (..., H)."""
+        return x
+
+    def turn(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
+        """Queries or keys (N, heads, d), made to know their positions (N,)."""
+        return x
+
+    def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+        return layer(x, mask)
+
+    def leave(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+        """(..., H) after a layer: attention output, MLP, residuals. context: what its attention gathered."""
+        return layer.feed_forward_chunk(layer.attention.output(context, x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the decoder sees of the last layer's output (N, H)."""
+        head = getattr(self.backbone, "cls", None)
+        if head is not None:
+            return head.predictions.transform(x)
+        head = self.backbone.lm_head
+        return head.layer_norm(F.gelu(head.dense(x)))
+
+
+class _ModernBert(_Bert):
+    """Bodies built like ModernBERT's: norms before, rotary positions, one projection, local and global attention."""
+
+    turns = True
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.body = backbone, backbone.base_model
+        self.config, self.embeddings = self.body.config, self.body.embeddings
+        self.layers = self.body.layers
+        self.heads = self.config.num_attention_heads
+        self.decoder = backbone.get_output_embeddings()
+        self._angles: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def bypassed(backbone: Any) -> list[nn.Module] | None:
+        body = backbone.base_model
+        if _children(backbone) != {_prefix(backbone), "head", "decoder"}:
+            return None
+        if _children(body) != {"embeddings", "layers", "final_norm", "rotary_emb"}:
+            return None
+        if _children(body.embeddings) != {"tok_embeddings", "norm", "drop"} or not len(body.layers):
+            return None
+        for layer in body.layers:
+            if _children(layer) != {"attn_norm", "attn", "mlp_norm", "mlp"}:
+                return None
+            if _children(layer.attn) != {"Wqkv", "Wo", "out_drop"}:
+                return None
+        ropes = set(body.rotary_emb.rope_type.values())
+        if ropes != {"default"} or not isinstance(body.layers[0].attn_norm, nn.Identity):
+            return None
+        first, last = body.layers[0], body.layers[-1]
+        return [backbone, body, first, last, first.attn, last.attn, first.attn.Wqkv, last.attn.Wqkv, backbone.decoder]
+
+    def places(self, tokens: Tensor) -> Tensor | None:
+        return None
+
+    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
+        return self.embeddings(input_ids=tokens[None])[0]
+
+    def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
+        return {
+            "full_attention": create_bidirectional_mask(self.config, like, attention_mask),
+            "sliding_attention": create_bidirectional_sliding_window_mask(self.config, like, attention_mask),
+        }
+
+    def kind(self, layer: Any) -> str:
+        return layer.attention_type
+
+    def project(self, layer: Any, start: int = 0, end: int | None = None) -> _Linear:
+        return _Linear(layer.attn.Wqkv, start=start, end=end)
+
+    def enter(self, layer: Any, x: Tensor) -> Tensor:
+        return layer.attn_norm(x)
+
+    def angles(self, layer: Any, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (1, length, d) of the positions."""
+        kind = layer.attention_type
+        if kind not in self._angles or self._angles[kind][0].shape[1] < length:
+            number = torch.arange(length, device=like.device)[None]
+            self._angles[kind] = self.body.rotary_emb(like, number, kind)
+        cos, sin = self._angles[kind]
+        return cos[:, :length], sin[:, :length]
+
+    def turn(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
+        cos, sin = (angle[0, where, None] for angle in self.angles(layer, x, self.reach))
+        first, second = x.float().chunk(2, dim=-1)
+        return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+    def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+        return layer(x, attention_mask=mask, position_embeddings=self.angles(layer, x, x.shape[1]))
+
+    def leave(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+        x = x + layer.attn.out_drop(layer.attn.Wo(context))
+        return x + layer.mlp(layer.mlp_norm(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        return self.backbone.head(self.body.final_norm(x))
+
+
+def _children(module: Any) -> set[str]:
+    return set() if module is None else {name for name, child in module.named_children() if not _is_loss(child)}
+
+
+def _is_loss(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.loss._Loss)
+
+
+def _prefix(backbone: Any) -> str:
+    return backbone.base_model_prefix
+
+
+def _untouched(module: nn.Module, own: bool = False) -> bool:
+    """No adapter, hook or compiled forward in it: its class says what it computes. What only records is let pass."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    if any(not getattr(hook, "__module__", "").startswith("transformers.utils") for hook in hooks):
+        return False
+    plain = "forward" not in vars(module) and module._compiled_call_impl is None and not hasattr(module, "_hf_hook")
+    home = type(module).forward.__module__.split(".")[0]
+    return plain and (own or type(module) is nn.Linear or home == "transformers")
+
+
+def _recognise(model: Any) -> _Bert | None:
+    """The structure of the model's backbone, where it is a known one and nothing in it was changed."""
+    backbone = getattr(model, "backbone", None)
+    if backbone is None or type(model).forward.__module__ != f"{__package__}.modeling_udm":
+        return None
+    for kind in (_Bert, _ModernBert):
+        try:
+            bypassed = kind.bypassed(backbone)
+        except (AttributeError, TypeError):  # a module of that name, built otherwise
+            continue
+        if bypassed is not None:
+            body = kind(backbone)
+            config = body.config
+            if config._attn_implementation not in ("sdpa", "eager") or len(body.layers) < 2:
+                return None
+            if config.output_attentions or config.output_hidden_states:
+                return None
+            if len({(weight.dtype, weight.device) for weight in model.parameters()}) > 1:
+                return None
+            return body if _untouched(model, own=True) and all(map(_untouched, bypassed)) else None
+    return None
+
+
+class FastForward:
+    """The network for the calls of one `generate`: what it remembers lasts as long as it.
+
+    Args:
+        model: a `UDMForMaskedGeneration`; its weights stay as they are meanwhile.
+        attention_mask: (B, L) bool, of the rows that the calls are about; ones, then zeros.
+        lengths: (B,) editable positions of each row, for models conditioned on time.
+    """
+
+    def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor):
+        self.body = _recognise(model) if _enabled else None
+        self.model, self.shape, self.calls = model, attention_mask.shape, 0
+        self.attended = None if bool(attention_mask.all()) else attention_mask
+        self.row_lengths, self.lengths = attention_mask.sum(dim=1).tolist(), lengths
+        self._weights = list(model.parameters()) if self.body is not None else []
+        self._stamp: int | None = None
+
+    def _prepare(self, body: _Bert) -> None:
+        """Weights side by side, masks, and room for the first layer."""
+        rows, length = self.shape
+        embedding = self.model.get_input_embeddings().weight
+        device, hidden = embedding.device, body.config.hidden_size
+        like = embedding.new_empty(1, 1, 1).expand(rows, length, 1)
+        body.reach = length
+        self.masks = body.masks(like, None if self.attended is None else self.attended.long())
+        self.layers: list[Any] = list(body.layers)
+        self.query, self.key_value = (body.project(self.layers[-1], *part) for part in ((0, hidden), (hidden, None)))
+        self.decoder = _Linear(body.decoder)
+        self.where = torch.arange(length, device=device)
+        if self.model.time_embedding is None:
+            self.first = body.project(self.layers[0])
+            self.tokens = torch.full(self.shape, -1, device=device)
+            self.places = torch.full(self.shape, -1, device=device)
+            self.input = embedding.new_empty(rows, length, hidden)
+            self.projected = embedding.new_empty(rows, length, 3 * hidden)
+
+    def __call__(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
+        """(N, V) logits in the order of `positions.nonzero()`, or None: ask the model itself.
+
+        xt: (B, L) int64. t: (B,). positions: (B, L) bool.
+        """
+        body, device = self.body, xt.device.type
+        if body is None or xt.shape != self.shape or torch.is_grad_enabled() or self.model.training:
+            return None
+        if torch.is_autocast_enabled(device):
+            return None
+        stamp = sum(weight._version for weight in self._weights if not weight.is_inference())
+        if stamp != self._stamp:  # the first call, or a callback changed the weights
+            self._prepare(body)
+            self._stamp, self.calls = stamp, 0
+        self.calls += 1
+        x = self._hidden(body, xt, t, positions)
+        surplus = round_up(len(x)) - len(x) if device == "cpu" else 0
+        x = body.finish(F.pad(x, (0, 0, 0, surplus)))
+        if self.calls == _PACK_FROM:
+            self._pack(len(x))
+        return self.decoder(x)[: len(x) - surplus]
+
+    def _pack(self, rows: int) -> None:
+        """The head always, which few rows go through; in bfloat16 the layers too (a product takes a fifth less)."""
+        self.decoder.pack(rows)
+        if self.decoder.packed is not None and self.decoder.weight.dtype == torch.bfloat16:
+            tokens = min(_CHUNK_TOKENS, self.shape[0] * self.shape[1])
+            self.layers = [packed_copy(layer, tokens) for layer in self.layers]
+            self.key_value.pack(tokens)
+
+    def _hidden(self, body: _Bert, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        """(N, H) behind the last layer, by groups of rows."""
+        asked = positions.any(dim=1).nonzero()[:, 0].tolist()
+        size = max(1, _CHUNK_TOKENS // self.shape[1])
+        groups = [asked[start : start + size] for start in range(0, len(asked), size)]
+        parts = [self._group(body, self._index(rows), rows, xt, t, positions) for rows in groups]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _index(self, rows: list[int]) -> Any:
+        """The rows as a slice where they lie side by side (a view), else as a tensor (a copy)."""
+        if rows[-1] - rows[0] == len(rows) - 1:
+            return slice(rows[0], rows[-1] + 1)
+        return torch.tensor(rows, device=self.where.device)
+
+    def _group(self, body: _Bert, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        """(n, H) behind the last layer, of the rows of one group, cut at the longest of them."""
+        length = max(self.row_lengths[row] for row in rows)
+        tokens, wanted = xt[index, :length], positions[index, :length]
+        masks = {
+            kind: mask if mask is None else (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
+            for kind, mask in self.masks.items()
+        }
+        layers = self.layers
+        kept = self.model.time_embedding is None
+        if kept:
+            x, projected = self._first(body, index, rows, tokens)
+            kind = body.kind(layers[0])
+            parts = projected.unflatten(-1, (3, body.heads, -1)).unbind(dim=2)
+            query, key, value = (part.transpose(1, 2) for part in parts)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[kind])
+            x = body.leave(layers[0], context.transpose(1, 2).flatten(2), x)
+        else:
+            share = t[index] / self.lengths[index].clamp(min=1)
+            x = self.model.get_input_embeddings()(tokens)
+            x = x + self.model.time_embedding(share)[:, None].to(x.dtype)
+            x = body.embeddings(inputs_embeds=x)
+        for layer in layers[1:-1] if kept else layers[:-1]:
+            x = body.run(layer, x, masks[body.kind(layer)])
+        return self._last(body, layers[-1], x, masks[body.kind(layers[-1])], wanted)
+
+    def _first(self, body: _Bert, index: Any, rows: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (b, L, H) and queries, keys and values (b, L, 3H) of the first layer, brought up to date."""
+        length = tokens.shape[1]
+        places = body.places(tokens)
+        if places is None:
+            places = self.where[:length].expand_as(tokens)
+        changed = (tokens != self.tokens[index, :length]) | (places != self.places[index, :length])
+        row, column = changed.nonzero(as_tuple=True)
+        if len(row):
+            number = row + index.start if isinstance(index, slice) else index[row]
+            self.tokens[number, column], self.places[number, column] = tokens[row, column], places[row, column]
+            x = body.embed(tokens[row, column], places[row, column])
+            self.input[number, column] = x
+            first = self.layers[0]
+            projected = self.first(body.enter(first, x)).unflatten(-1, (3, body.heads, -1))
+            query, key, value = projected.unbind(dim=1)
+            parts = (body.turn(first, query, column), body.turn(first, key, column), value)
+            self.projected[number, column] = torch.stack(parts, dim=1).flatten(1)
+        return self.input[index, :length], self.projected[index, :length]
+
+    def _last(self, body: _Bert, layer: Any, x: Tensor, mask: Tensor | None, wanted: Tensor) -> Tensor:
+        """(n, H) behind the last layer at the wanted positions (b, L), from its input x (b, L, H)."""
+        seen = body.enter(layer, x)
+        row, column = wanted.nonzero(as_tuple=True)
+        slot = (wanted.cumsum(dim=1) - 1)[row, column]
+        rows, width = len(wanted), int(slot.max()) + 1
+
+        key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
+        if body.turns:
+            flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
+            key = body.turn(layer, key.flatten(0, 1), flat).view_as(key)
+        query = self.query(seen[row, column]).unflatten(-1, (body.heads, -1))
+        query = body.turn(layer, query, column)
+        queries = query.new_zeros(rows, width, *query.shape[1:])
+        queries[row, slot] = query
+        if mask is not None:
+            mask = mask.expand(rows, -1, -1, -1)[:, 0]
+            chosen = mask.new_ones(rows, width, mask.shape[-1]) if mask.dtype == torch.bool else None
+            chosen = mask.new_zeros(rows, width, mask.shape[-1]) if chosen is None else chosen
+            chosen[row, slot] = mask[row, column]
+            mask = chosen[:, None]
+        context = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+        )
+        context = context.transpose(1, 2)[row, slot].flatten(1)
+        return body.leave(layer, context, x[row, column])
