@@ -131,6 +131,14 @@ def wake_time(model: UDMForMaskedGeneration) -> UDMForMaskedGeneration:
 # A vocabulary without a tokenizer: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP], 4 [MASK], then words.
 PAD, UNK, CLS, SEP, MASK = range(5)
 
+COUNTS = [0, 1, 0, 4, 5, 2]
+ROWS = (  # three to fill in, the last to continue
+    [CLS, 7, MASK, 9, MASK, MASK, SEP],
+    [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
+    [CLS, UNK, MASK, SEP],
+    [CLS, 11, SEP],
+)
+
 
 def make_udm(process: str = "mask", *, family: str = "bert", seed: int = 0, **fields: Any) -> UDMForMaskedGeneration:
     """A random model of that vocabulary in evaluation mode, its time embedding awake."""

@@ -10,11 +10,13 @@ from transformers import GenerationConfig, TextDiffusionStreamer, TextStreamer
 
 from tests.models import (
     CLS,
+    COUNTS,
     FAMILIES,
     MASK,
     MAX_POSITIONS,
     PAD,
     PROCESSES,
+    ROWS,
     SEP,
     UNK,
     make_tokenizer,
@@ -26,13 +28,6 @@ from udm_text.decoding import ORDERS
 from udm_text.kernels import KERNELS
 
 SPECIAL = {PAD, UNK, CLS, SEP, MASK}
-COUNTS = [0, 1, 0, 4, 5, 2]
-ROWS = (  # three to fill in, the last to continue
-    [CLS, 7, MASK, 9, MASK, MASK, SEP],
-    [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
-    [CLS, UNK, MASK, SEP],
-    [CLS, 11, SEP],
-)
 
 
 @pytest.fixture(scope="module")

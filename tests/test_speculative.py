@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.models import CLS, FAMILIES, MASK, PAD, SEP, UNK, make_udm
+from tests.models import CLS, COUNTS, FAMILIES, MASK, PAD, ROWS, SEP, make_udm
 from tests.oracle.outcomes import Script, orderings
 from tests.oracle.world import all_rows, index_of, random_predictor, total_variation
 from udm_text import UDMGenerationConfig
@@ -344,14 +344,6 @@ def test_acceptance_is_counted_over_all_rows():
 
 
 # ---- generate
-
-COUNTS = [0, 1, 0, 4, 5, 2]
-ROWS = (  # three to fill in, the last to continue
-    [CLS, 7, MASK, 9, MASK, MASK, SEP],
-    [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
-    [CLS, UNK, MASK, SEP],
-    [CLS, 11, SEP],
-)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .generation_udm import evaluating
 from .kernels import KERNELS
 from .objectives import row_losses
 from .randomness import RowRandom
@@ -90,23 +91,6 @@ def scored_rows(config, rows: Iterable[dict[str, Any]]) -> tuple[list[int], list
     return [i for i, _ in held], [row for _, row in held]
 
 
-def row_bounds(
-    model,
-    rows: Sequence[dict[str, Any]],
-    index: Sequence[int],
-    *,
-    batch_size: int,
-    draws: int,
-    seed: int,
-    kernel: str,
-    num_steps: int | None = None,
-    schedule: str = "linear",
-) -> Tensor:
-    """(len(rows),) float64: NELBO estimate of each row in nats, lengths not counted. Arguments as in `row_draws`."""
-    how: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-    return row_draws(model, rows, index, **how, num_steps=num_steps, schedule=schedule).nats.mean(dim=1)
-
-
 class Draws(NamedTuple):
     """Estimates of the bound of each row, all (R, draws): corrupted positions t (int64), nats (float64); l: (R,)."""
 
@@ -137,32 +121,30 @@ def row_draws(
     config, process = model.config, model.config.build_process()
     device = model.get_input_embeddings().weight.device
     forbidden = config.forbidden_tokens(device)
-    was_training = model.training
-    model.eval()
     blank = torch.zeros(len(rows), draws, dtype=torch.float64)
     result = Draws(blank.long(), blank, torch.zeros(len(rows), dtype=torch.int64))
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    for start in range(0, len(rows), batch_size):
-        chosen = by_length[start : start + batch_size]
-        batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        editable, mask = batch["labels"] != -100, batch["attention_mask"]
-        lengths = editable.sum(dim=1)
-        result.lengths[chosen] = lengths.cpu()
-        random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
-        grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
+            batch = {name: value.to(device) for name, value in batch.items()}
+            editable, mask = batch["labels"] != -100, batch["attention_mask"]
+            lengths = editable.sum(dim=1)
+            result.lengths[chosen] = lengths.cpu()
+            random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
+            grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
-        def predict(mask: Tensor = mask, **inputs: Tensor) -> Tensor:
-            return model(attention_mask=mask, **inputs).logits
+            def predict(mask: Tensor = mask, **inputs: Tensor) -> Tensor:
+                return model(attention_mask=mask, **inputs).logits
 
-        for stratum in range(draws):
-            u = (stratum + random.uniform(1)[:, 0]) / draws
-            t = (u * lengths).long().clamp(max=lengths - 1) + 1
-            if grid is not None:
-                t = torch.where(grid >= t, grid, lengths).amin(dim=0)
-            nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
-            result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats.double().cpu()
-    model.train(was_training)
+            for stratum in range(draws):
+                u = (stratum + random.uniform(1)[:, 0]) / draws
+                t = (u * lengths).long().clamp(max=lengths - 1) + 1
+                if grid is not None:
+                    t = torch.where(grid >= t, grid, lengths).amin(dim=0)
+                nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
+                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats.double().cpu()
     return result
 
 
@@ -207,8 +189,8 @@ def evaluate_bound(
     index, kept = scored_rows(model.config, rows)
     schedule = schedule or "linear"
     how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel}
-    nats = row_bounds(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
-    report = summarise(model.config, kept, nats, **how)
+    drawn = row_draws(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
+    report = summarise(model.config, kept, drawn.nats.mean(dim=1), **how)
     return report if num_steps is None else dataclasses.replace(report, num_steps=num_steps, schedule=schedule)
 
 

@@ -202,7 +202,7 @@ class UDMGenerationMixin:
         falls = (grid[:-1] - grid[1:]).clamp(min=0)
         steps, drafts = (grid[1:] != grid[:-1]).sum(dim=0), None
         tokens_per_call = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
-        with _evaluating(model):
+        with evaluating(model):
             if isinstance(predictor, SpeculativePredictor):
                 done = speculate(
                     process,
@@ -273,7 +273,7 @@ def _told(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, guess: Gu
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, each of its modules put back as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

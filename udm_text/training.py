@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 
-from .evaluation import collate, row_bounds, scored_rows, summarise
+from .evaluation import collate, row_draws, scored_rows, summarise
 from .objectives import LOSSES, row_losses, stratified_counts
 from .randomness import RowRandom
 
@@ -264,14 +264,14 @@ class UDMTrainer(Trainer):
         how: dict[str, Any] = {"draws": self.args.eval_draws, "seed": 0, "kernel": config.kernel}
         nats = torch.zeros(len(rows), dtype=torch.float64)
         if mine:
-            own = row_bounds(
+            own = row_draws(
                 self.model,
                 [rows[i] for i in mine],
                 [index[i] for i in mine],
                 batch_size=self.args.per_device_eval_batch_size,
                 **how,
             )
-            nats[mine] = own
+            nats[mine] = own.nats.mean(dim=1)
         if world > 1:
             nats = self.accelerator.reduce(nats.to(self.args.device), "sum").cpu()
         report = summarise(config, rows, nats, **how)
