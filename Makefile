@@ -7,7 +7,7 @@ OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Installing with --no-compile leaves compiling to the first import, which must then be allowed to keep the result.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo demo-image test test-slow check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -17,6 +17,9 @@ help: ## show this list
 
 demo: .venv/demo.stamp ## train a small model and generate with it
 	$(BIN)/udm demo
+
+demo-image: .venv/images.stamp ## train on digits, then draw, restore and measure
+	$(BIN)/udm image demo
 
 test: .venv/dev.stamp ## run the fast tests, on the CPU and without network
 	$(OFFLINE) $(BIN)/python -m pytest --timeout 300
@@ -51,8 +54,12 @@ endef
 	$(call install,train)
 	@touch $@
 
+.venv/images.stamp: pyproject.toml constraints.txt
+	$(call install,train$(comma)images)
+	@touch .venv/demo.stamp $@
+
 .venv/dev.stamp: pyproject.toml constraints.txt
 	$(call install,dev$(comma)train)
-	@touch .venv/demo.stamp $@
+	@touch .venv/demo.stamp .venv/images.stamp $@
 
 comma := ,

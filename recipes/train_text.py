@@ -3,7 +3,8 @@
     accelerate launch recipes/train_text.py --data names.txt --output runs/names --bf16
     python recipes/train_text.py --help          every option: ours, and every field of TrainingArguments
 
-On several processes: `accelerate config` once, or `accelerate launch --multi_gpu --num_processes 8 ...`. On CPUs:
+On several processes: `accelerate launch --config_file recipes/accelerate/ddp.yaml` (or fsdp2, zero2, zero3) in place of
+`accelerate launch`; on several machines: recipes/slurm/train.sbatch. On CPUs:
 `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 recipes/train_text.py --use_cpu ...` (with
 `--cpu`
 alone, accelerate 1.15 starts a single process). `udm train` is the same in one process.

@@ -119,6 +119,22 @@ def test_a_guess_may_settle_the_noise_and_the_counts():
     assert torch.allclose(denoise(process, lambda *a: Guess(X0), at(5), counts(5, 1)), at(1))
 
 
+def test_a_guess_may_settle_the_churn_of_its_step():
+    shares = []
+
+    def predict_x0(xt, t, s):
+        shares.append(None if not shares else torch.tensor([0.0, 1.0]))
+        return Guess(X0, churn=shares[-1])
+
+    class PerRow(Shift):
+        def blend(self, noise, fresh, churn):
+            churn = torch.as_tensor(churn).view(-1, 1)
+            return (1 - churn) * noise + churn * fresh
+
+    out = denoise(PerRow(fresh=7.0), predict_x0, at(5), counts(5, 3, 1))  # the first step keeps the loop's own, none
+    assert torch.allclose(out, torch.stack((at(1)[0], X0[1] + 7.0)))
+
+
 def test_what_on_step_returns_replaces_xs():
     guesses = []
 

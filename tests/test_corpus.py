@@ -20,6 +20,7 @@ from udm_text.corpus import (
     make_rows,
     read_lines,
     train_tokenizer,
+    vocabulary_report,
 )
 
 LINES = ["latin small letter a", "latin capital letter b", "greek small letter alpha", "  two  spaces ", "größe 漢字 ☃"]
@@ -269,6 +270,17 @@ def test_a_vocabulary_too_small_is_refused(kind, size, least):
         train_tokenizer(kind, LINES, size)
 
 
+def test_what_is_too_rare_becomes_no_token():
+    texts = ["aab ab ab", "abc", "d"]
+    vocabulary = {kind: set(train_tokenizer(kind, texts, 300, min_frequency=2).get_vocab()) for kind, _ in KINDS}
+    assert vocabulary["char"] == {"[PAD]", "[UNK]", "[MASK]", "a", "b", " "}
+    assert vocabulary["wordpiece"] == {"[PAD]", "[UNK]", "[MASK]", "a", "b", "##a", "##b", "ab"}
+    assert "ab" in vocabulary["bpe"] and "abc" not in vocabulary["bpe"] and "d" in vocabulary["bpe"]
+    assert "abc" in train_tokenizer("wordpiece", texts, 300).get_vocab()
+    with pytest.raises(ValueError, match="min_frequency must be at least 1, got 0"):
+        train_tokenizer("char", texts, min_frequency=0)
+
+
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="must be one of wordpiece, char, bpe or a model directory, got 'word'"):
         train_tokenizer("word", LINES)
@@ -466,3 +478,44 @@ def test_a_contiguous_hold_out_is_the_end_of_the_corpus():
     assert splits["validation"]["text"] == ["36", "37", "38", "39"]
     with pytest.raises(CorpusError, match="too few"):
         hold_out(DatasetDict(train=Dataset.from_dict({"text": ["only"]})), 0.1, contiguous=True)
+
+
+# --- many texts ------------------------------------------------------------------------------------------------------
+
+
+def test_tokenisation_is_cached_until_text_or_tokenizer_changes(tmp_path, monkeypatch):
+    from udm_text.rows import RowCutter
+
+    seen, encode = [], RowCutter.encode
+    monkeypatch.setattr(RowCutter, "encode", lambda self, batch: seen.append(len(batch["text"])) or encode(self, batch))
+    path = write(tmp_path / "a.txt", "one two\nthree\n")
+    words = train_tokenizer("wordpiece", ["one two three"], 40)
+
+    def ids(tokenizer):
+        return list(make_rows(load_corpus(str(path))["train"], tokenizer)[0]["input_ids"])
+
+    first = ids(words)
+    words("used in between", padding=True, truncation=True, max_length=4)  # which changes its pickle
+    assert ids(words) == first and seen == [2]
+    assert ids(train_tokenizer("char", ["one two three"])) != first and len(seen) == 2
+    write(path, "one two\nthree\nfour one\n")
+    assert len(ids(words)) == 3 and seen == [2, 2, 3]
+
+
+def test_rows_are_the_same_by_several_processes():
+    texts = Dataset.from_dict({"text": [f"{LINES[i % 5]} {i}" for i in range(40)]})
+    tokenizer = train_tokenizer("char", LINES)
+    alone, shared = (make_rows(texts, tokenizer, num_proc=number) for number in (None, 2))
+    assert alone[0].to_list() == shared[0].to_list() and alone[1] == shared[1]
+
+
+def test_the_vocabulary_report_counts_what_training_never_sees():
+    tokenizer = train_tokenizer("char", ["abcd"])
+    rows, _ = make_rows(Dataset.from_dict({"text": ["aab", "aж"]}), tokenizer)
+    assert vocabulary_report(rows, tokenizer) == {
+        "tokens": 5,
+        "unknown": 1,
+        "unknown_share": 0.2,
+        "never_seen": 2,
+        "never_seen_share": 0.5,
+    }

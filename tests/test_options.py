@@ -19,6 +19,8 @@ OPTIONS = {
     "logits_processor": [LogitsProcessorList([SuppressTokensLogitsProcessor([7])])],
     "threshold": [0.3],
     "speculate": [3],
+    "guidance_scale": [2.0],
+    "cache_refresh": [3],
     "num_steps": [2],
     "schedule": ["cosine"],
     "temperature": [0.0, 0.5],
@@ -32,6 +34,7 @@ ELSEWHERE = {  # what a call is for, its randomness and the form of its answer: 
     *("length", "max_new_tokens", "max_edits", "seed", "return_dict_in_generate"),
 }
 FILL_IN = {"input_ids": torch.tensor([[CLS, 7, MASK, 8, MASK, SEP]])}
+CONTINUE = {"input_ids": torch.tensor([[CLS, 7, SEP]]), "max_new_tokens": 3}
 REPAIR = {"input_ids": torch.tensor([[CLS, 7, 8, 11, 10, SEP]]), "max_edits": 2}
 
 
@@ -39,13 +42,15 @@ def test_every_option_has_its_pairs_here_or_its_tests_elsewhere():
     assert set(UDMGenerationConfig._defaults) == (set(OPTIONS) | ELSEWHERE) - {"logits_processor"}
 
 
+@pytest.mark.filterwarnings("ignore:guidance_scale")
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_pair_of_options_works_or_is_refused_by_name(process):
     model, worked = make_udm(process), set()
     uses = itertools.cycle([{"length": 4}, FILL_IN if process == "mask" else REPAIR])
+    prompted = FILL_IN if process == "mask" else CONTINUE  # guidance needs something given
     for a, b in itertools.combinations(OPTIONS, 2):
         for x, y in itertools.product(OPTIONS[a], OPTIONS[b]):
-            how, use = {a: x, b: y}, next(uses)
+            how, use = {a: x, b: y}, prompted if "guidance_scale" in (a, b) else next(uses)
             try:
                 output = model.generate(**use, **how, seed=0)
             except ValueError as error:

@@ -527,7 +527,9 @@ def test_what_does_not_go_with_speculation_is_refused(model, how, message):
 
 
 def test_any_setting_that_steers_steps_in_another_way_is_refused(model):
-    known = set("speculate order temperature top_k top_p length max_new_tokens num_return_sequences seed".split())
+    known = set(
+        "speculate order guidance_scale temperature top_k top_p length max_new_tokens num_return_sequences seed".split()
+    )
     known |= {"return_dict_in_generate", "output_trajectory", "forbidden_tokens", "allowed_tokens"}
     config = UDMGenerationConfig(speculate=2, length=5)
     for name in set(config._defaults) - known:

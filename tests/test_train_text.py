@@ -2,19 +2,22 @@
 
 import dataclasses
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, TrainingArguments
 
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
 from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_bound
 from udm_text.train_text import OutputExistsError, describe, main, parse, train_text
+from udm_text.training import StepNoise
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
 FAST = "--model tiny --max_steps 4 --per_device_train_batch_size 8 --vocab_size 200 --use_cpu --report_to none".split()
@@ -118,6 +121,64 @@ def test_one_seed_repeats_a_run(toy, tmp_path):
     assert (tmp_path / "0" / "tokenizer.json").read_bytes() == (tmp_path / "1" / "tokenizer.json").read_bytes()
 
 
+def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(toy, tmp_path, capsys, monkeypatch):
+    output, options = tmp_path / "out", ["--lr_scheduler_type", "constant", "--max_steps", 6, "--ema_decay", 0.9]
+    on_step_begin = StepNoise.on_step_begin
+
+    def told(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return on_step_begin(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StepNoise, "on_step_begin", told)
+    report = train(toy, output, *options)
+    monkeypatch.undo()
+    assert "SIGTERM at step 3: a checkpoint is written" in capsys.readouterr().out
+    assert (report["stopped"], report["steps"]) == ("SIGTERM", 3) and "validation" not in report
+    assert json.loads((output / "report.json").read_text())["stopped"] == "SIGTERM"
+    assert (output / "checkpoint-3").is_dir() and not (output / "model.safetensors").exists()
+    report = train(toy, output, *options, "--resume")
+    assert (report["stopped"], report["steps"]) == (None, 6)
+    train(toy, tmp_path / "whole", *options)
+    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(toy, tmp_path, capsys):
+    output = tmp_path / "out"
+    train(toy, output, "--max_steps", 2)
+    for path in output.glob("checkpoint-*"):
+        (path / "model.safetensors").write_bytes(b"half")
+    report = train(toy, output, "--max_steps", 2, "--resume")
+    assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
+    assert report["steps"] == 2
+    (output / "run.json").unlink()
+    (output / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(
+        OutputExistsError, match=r"holds no checkpoint .*checkpoint-2: its model.safetensors is cut off"
+    ):
+        train(toy, output, "--resume")
+
+
+def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp_path, capsys):
+    mask, twin = (train(toy, tmp_path / o, "--objective", o, "--seed", 5) for o in ("diffusion", "ar"))
+    assert twin.keys() == mask.keys() and twin["validation"].keys() == mask["validation"].keys() | {"exact"}
+    assert (twin["objective"], twin["process"]) == ("ar", "autoregressive")
+    for name in ("train_rows", "steps", "rows_per_step", "vocab_size", "learning_rate"):
+        assert twin[name] == mask[name]
+    assert twin["validation"]["tokens"] == mask["validation"]["tokens"]
+    assert twin["validation"]["chars"] == mask["validation"]["chars"]
+    assert abs(twin["parameters"] - mask["parameters"]) <= 2 * 128  # two more places
+    assert "NLL" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ar").config.is_decoder
+
+
+def test_a_run_by_time_ends_with_a_model_and_its_bound(toy, tmp_path):
+    report = train(toy, tmp_path / "out", "--max_steps", -1, "--max_seconds", 0.5)
+    assert report["stopped"] == "max_seconds" and report["train_seconds"] >= 0.5
+    assert report["validation"]["nelbo_nats_per_token"] > 0 and (tmp_path / "out" / "model.safetensors").exists()
+
+
 # --- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +212,7 @@ def test_options_are_read_in_both_forms():
         ("--data d --output o stray", "stray"),
         ("--data d", "--output DIR is needed"),
         ("--output o", "--data"),
+        ("--data d --output o --objective gpt", "objective must be one of diffusion, ar"),
         ("--data d --output o --max_steps many", "--max_steps"),
     ],
 )
@@ -269,6 +331,10 @@ def test_bad_input_fails_before_anything_is_written(few_words, plain_bert, tmp_p
         ((few_words, "--tokenizer", without), ValueError, "no mask token"),
         ((few_words, "--rows", "packed"), ValueError, "needs row_length"),
         ((few_words, "--process", "erase"), ValueError, "process must be"),
+        ((few_words, "--objective", "ar", "--process", "mask"), ValueError, "--objective ar has no process"),
+        ((few_words, "--objective", "ar", "--model", plain_bert), ValueError, "--objective ar trains a preset"),
+        ((few_words, "--objective", "ar", "--max_corruption", 0.5), ValueError, "--objective ar corrupts nothing"),
+        ((few_words, "--objective", "ar", "--backbone", "modernbert"), ValueError, "needs a backbone"),
         ((few_words, "--backbone", "t6"), ValueError, "t6"),
         ((few_words, "--validation_share", "2"), ValueError, "validation_share"),
     ]
@@ -310,3 +376,26 @@ def test_a_bound_without_error_or_beyond_all_numbers_can_be_described():
     )
     assert "NELBO infinite nats/token" in describe(bound | {"nelbo_nats_per_token": None})
     assert "perplexity bound 1.50 +- unknown" in describe(bound | {"perplexity_bound_stderr": None})
+
+
+def test_a_recipe_gives_fields_and_the_command_line_overrides_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("row_length: 40\nbf16: true\nlearning_rate: 1.0e-3\nmodel: tiny\n")
+    common = ["--data", "x.txt", "--output", str(tmp_path / "out")]
+    data, model, run = parse(["--config", str(recipe), *common, "--row_length", "7"])
+    assert (data.row_length, model.model, run.bf16, run.learning_rate) == (7, "tiny", True, 1e-3)
+    assert parse([*common, f"--config={recipe}"])[0].row_length == 40
+    with pytest.raises(FileNotFoundError, match="--config nowhere.yaml"):
+        parse(["--config", "nowhere.yaml", *common])
+    recipe.write_text("- a\n")
+    with pytest.raises(ValueError, match="field: value"):
+        parse(["--config", str(recipe), *common])
+
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_hold_known_fields(recipe, tmp_path):
+    data, _, run = parse(["--config", str(recipe), "--data", "x.txt", "--output", str(tmp_path / "out")])
+    assert run.max_steps > 0 and data.rows in ("line", "fixed", "packed")

@@ -30,6 +30,7 @@ from tests.training_helpers import (
 )
 from udm_text import UDMForMaskedGeneration
 from udm_text.evaluation import evaluate_bound
+from udm_text.objectives import step_random
 from udm_text.training import NonFiniteLossError, RowOrder, UDMTrainer, UDMTrainingArguments
 
 
@@ -187,6 +188,23 @@ def test_two_processes_measure_what_one_measures(two_processes, one_process, var
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
 
 
+def test_two_processes_stop_together_where_one_is_told_to_and_resume_bit_for_bit(two_processes):
+    found = json.loads((two_processes / "more.json").read_text())["interrupted"]
+    expected = {"stopped_by": "SIGUSR1", "stopped_at": 5, "ended_at": 9, "same": True, "same_average": True}
+    assert found == expected
+    assert sorted(p.name for p in (two_processes / "stopped").iterdir()) == ["checkpoint-5"]
+
+
+def test_weights_spread_over_two_processes_learn_what_one_learns(two_processes, one_process):
+    record = json.loads((two_processes / "more.json").read_text())["sharded"]
+    assert record["kinds"] == ["DTensor"]
+    log = torch.tensor(record["history"], dtype=torch.float64)
+    stored = load_file(two_processes / "sharded" / "model" / "model.safetensors")
+    assert_close_runs(one_process["mask"][:2], (stored, log))
+    bound = "eval_nelbo_nats_per_token"
+    assert record["metrics"][bound] == pytest.approx(one_process["mask"][2][bound], rel=1e-5)
+
+
 def test_two_processes_share_one_tokenizer_and_write_one_report(two_processes):
     report = json.loads((two_processes / "text" / "report.json").read_text())
     assert report["steps"] == 4
@@ -238,14 +256,14 @@ class Watch:
 
     def __init__(self, trainer):
         self.calls = []
-        corrupt = trainer.process.corrupt
+        corrupt = trainer.objective.process.corrupt
 
         def watched(x0, t, noise):
             xt = corrupt(x0, t, noise)
             self.calls.append((x0, t, xt))
             return xt
 
-        trainer.process.corrupt = watched
+        trainer.objective.process.corrupt = watched
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -290,7 +308,7 @@ def test_padding_and_special_tokens_are_neither_corrupted_nor_scored(tmp_path, v
     editable = batch["labels"] != -100
     assert torch.equal(editable, x0 >= FIRST)
     assert not ((x0 != xt) & ~editable).any()
-    visible = trainer.process.visible
+    visible = trainer.objective.process.visible
     through_head = int(seen[0].any(dim=1).sum())  # but for rows of zeros, which make up a round number
     assert through_head == (t.sum() if visible else editable.sum())
     assert len(seen[0]) < through_head + 64
@@ -354,12 +372,114 @@ def test_the_loss_is_divided_by_the_tokens_of_the_global_batch(tmp_path):
     assert counted == sum((b["input_ids"] >= FIRST).sum() for b in batches)
 
 
+@pytest.mark.parametrize("variant", ["mask", "substitute"])
+def test_a_loss_in_chunks_is_the_loss_and_its_gradient(tmp_path, variant):
+    batch, found = make_rows(16, longest=30), []
+    for chunk in (None, 7, 64, 10_000):
+        trainer = make_trainer(tmp_path, variant, dropout=0.0, loss_chunk=chunk, model=make_model(**VARIANTS[variant]))
+        largest = []
+        head = trainer.model.get_output_embeddings()
+        head.register_forward_hook(lambda module, inputs, output, seen=largest: seen.append(output.numel() // 24))
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(batch))
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad for n, p in trainer.model.named_parameters()}))
+        assert max(largest) == chunk or (chunk in (None, 10_000) and max(largest) > 64)
+        assert len(largest) > 4 or chunk != 7
+    for loss, gradient in found[1:]:
+        torch.testing.assert_close(loss, found[0][0], rtol=1e-6, atol=0)
+        for name, value in gradient.items():
+            torch.testing.assert_close(value, found[0][1][name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_activation_checkpointing_changes_no_gradient(tmp_path):
+    runs = []
+    for how in ({}, {"gradient_checkpointing": True}):
+        trainer = make_trainer(tmp_path, dropout=0.2, max_steps=3, **how)
+        trainer.train()
+        runs.append((weights(trainer), history(trainer, "loss", "grad_norm")))
+    assert trainer.model.is_gradient_checkpointing
+    assert_close_runs(*runs)
+
+
+class Squares:
+    """An objective that knows nothing of text: a linear map to be learned, its error noised by row."""
+
+    def __init__(self):
+        self.places = []
+
+    @staticmethod
+    def collate(rows):
+        return {"x": torch.stack([row["x"] for row in rows])}
+
+    def lengths(self, dataset):
+        return None
+
+    def num_items(self, inputs):
+        return inputs["x"].numel()
+
+    def row_terms(self, model, inputs, *, place, total, step, seed):
+        self.places += [(step, p, total) for p in place.tolist()]
+        x = inputs["x"]
+        noise = step_random(seed, step, place).uniform(x.shape[1]).float()
+        return (model(x + noise) - 2 * x).square().sum(dim=1)
+
+    def evaluate(self, trainer, dataset):
+        mine = trainer.own_rows(len(dataset))
+        with torch.no_grad():
+            errors = torch.stack([(trainer.model(dataset[i]["x"]) - 2 * dataset[i]["x"]).square().sum() for i in mine])
+        return {"loss": float(trainer.gather_rows(errors, mine, len(dataset)).mean())}
+
+
+def test_any_objective_trains_any_module_with_the_noise_of_its_rows(tmp_path):
+    rows = [{"x": row} for row in torch.randn(40, 6, generator=torch.Generator().manual_seed(0))]
+    runs = []
+    for batch, accumulated in ((8, 1), (2, 4)):
+        model, objective = torch.nn.Linear(6, 6), Squares()
+        with torch.no_grad():
+            model.weight.zero_(), model.bias.zero_()
+        how = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "max_steps": 6}
+        trainer = make_trainer(
+            tmp_path,
+            model=model,
+            objective=objective,
+            rows=rows,
+            learning_rate=0.1,
+            train_sampling_strategy="group_by_length",
+            **how,
+        )
+        before = trainer.evaluate(rows)["eval_loss"]
+        trainer.train()
+        assert objective.places == [(step, place, 8) for step in range(6) for place in range(8)]
+        assert trainer.evaluate(rows)["eval_loss"] < 0.8 * before
+        runs.append((weights(trainer), history(trainer, "loss", "grad_norm")))
+    assert_close_runs(*runs)
+    with pytest.raises(ValueError, match="objective must be given: Linear is not a model of this package"):
+        make_trainer(tmp_path, model=torch.nn.Linear(6, 6), rows=rows)
+
+
 def test_the_logged_loss_is_the_mean_of_the_steps_between(tmp_path):
     fine, coarse = (make_trainer(tmp_path, max_steps=6, logging_steps=n) for n in (1, 3))
     fine.train()
     coarse.train()
     expected = history(fine, "loss")[:, 0].reshape(2, 3).mean(dim=1)
     torch.testing.assert_close(history(coarse, "loss")[:, 0], expected, rtol=1e-5, atol=0)
+
+
+def test_a_step_of_few_rows_is_warned_of_with_its_noise_and_what_would_help(tmp_path, caplog, monkeypatch):
+    rows = make_rows(200, longest=3)
+    how = {"rows": rows, "max_steps": 60, "learning_rate": 1e-5}
+    few = make_trainer(tmp_path, model=make_model(scale=30.0), per_device_train_batch_size=1, **how)
+    few.train()
+    losses = history(few, "loss")[20:, 0]
+    assert few.noise.relative == pytest.approx(float(losses.std() / losses.mean()), rel=0.3)
+    assert few.noise.relative > 0.05
+    [said] = [record.getMessage() for record in caplog.records if "noise" in record.getMessage()]
+    assert "with 1 rows a step" in said and "gradient_accumulation_steps" in said
+    caplog.clear()
+    many = make_trainer(tmp_path, model=make_model(scale=30.0), per_device_train_batch_size=64, **how)
+    many.train()
+    assert many.noise.relative < few.noise.relative / 2
+    assert not [record for record in caplog.records if "noise" in record.getMessage()]
 
 
 def test_the_seed_changes_the_run_and_repeats_it(tmp_path):
@@ -508,6 +628,8 @@ def test_no_pickle_of_the_arguments_is_left_behind(tmp_path):
         ({"loss": "mse"}, "loss must be one of"),
         ({"eval_draws": 0}, "eval_draws must be at least 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0"),
+        ({"loss_chunk": 0}, "loss_chunk must be at least 1"),
+        ({"variant": "substitute nelbo", "loss_chunk": 8}, "loss_chunk goes with loss 'cross_entropy'"),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, arguments, error):

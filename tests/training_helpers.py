@@ -1,12 +1,15 @@
 """Small models, rows and runs for the tests of training; as a script, the worker of the two-process test."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
-from transformers import BertConfig
+from transformers import BertConfig, TrainerCallback
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.randomness import RowRandom
@@ -62,7 +65,9 @@ def make_rows(count, longest=12, vocab_size=24, seed=0, shortest=1):
     return rows
 
 
-def make_trainer(output, variant="mask", *, model=None, rows=None, dropout=0.0, eval_dataset=None, **args):
+def make_trainer(
+    output, variant="mask", *, model=None, rows=None, dropout=0.0, eval_dataset=None, objective=None, **args
+):
     """A `UDMTrainer` of 16 rows a step and 20 steps on a small model."""
     own = dict(VARIANTS[variant])
     loss = {"loss": own.pop("loss")} if "loss" in own else {}
@@ -70,7 +75,7 @@ def make_trainer(output, variant="mask", *, model=None, rows=None, dropout=0.0, 
     arguments = UDMTrainingArguments(output_dir=str(output), **{**QUIET, **defaults, **loss, **args})
     rows = make_rows(90) if rows is None else rows
     model = make_model(dropout=dropout, **own) if model is None else model
-    return UDMTrainer(model, arguments, train_dataset=rows, eval_dataset=eval_dataset)
+    return UDMTrainer(model, arguments, objective=objective, train_dataset=rows, eval_dataset=eval_dataset)
 
 
 def weights(trainer):
@@ -83,10 +88,60 @@ def history(trainer, *names):
     return torch.tensor(log, dtype=torch.float64)
 
 
+def interrupted(output: Path) -> dict:
+    """A run that only the second process is told to stop, resumed; and one that nobody disturbs."""
+    how = {"ema_decay": 0.9, "dropout": 0.1, "max_steps": 9, "per_device_train_batch_size": 8}
+
+    class Signalled(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 4 and args.process_index == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    whole = make_trainer(output / "whole", **how)
+    whole.train()
+    first = make_trainer(output / "stopped", **how)
+    first.add_callback(Signalled())
+    first.train()
+    second = make_trainer(output / "stopped", **how)
+    second.train(resume_from_checkpoint=True)
+    same = all(torch.equal(value, weights(second)[name]) for name, value in weights(whole).items())
+    averages = whole.average.average, second.average.average
+    same_average = all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
+    return {
+        "stopped_by": first.stopped_by,
+        "stopped_at": first.state.global_step,
+        "ended_at": second.state.global_step,
+        "same": same,
+        "same_average": same_average,
+    }
+
+
+def sharded(output: Path) -> dict:
+    """20 steps of a model whose weights are spread over both processes by FSDP2, as transformers loads it."""
+    from transformers.distributed import DistributedConfig
+
+    state = PartialState()
+    if state.is_main_process:
+        make_model().save_pretrained(output / "base")
+    state.wait_for_everyone()
+    plan = {"backbone.bert.encoder.layer.*": "free_full_weight"}
+    spread = DistributedConfig(fsdp_size=2, fsdp_plan=plan)
+    model = UDMForMaskedGeneration.from_pretrained(output / "base", distributed_config=spread)
+    trainer = make_trainer(output / "sharded", model=model, per_device_train_batch_size=8)
+    trainer.train()
+    metrics = trainer.evaluate(make_rows(31, seed=1))
+    trainer.save_model(str(output / "sharded" / "model"))
+    kinds = sorted({type(p.data).__name__ for p in model.parameters()})
+    return {"kinds": kinds, "history": history(trainer, "loss", "grad_norm").tolist(), "metrics": metrics}
+
+
 def work(output: Path, toy: Path) -> None:
     """What each of the two processes does; the first writes it down."""
     from udm_text.train_text import main
 
+    more = {"interrupted": interrupted(output), "sharded": sharded(output)}
+    if PartialState().is_main_process:
+        (output / "more.json").write_text(json.dumps(more))
     for variant in VARIANTS:
         trainer = make_trainer(
             output / "trainer", variant, per_device_train_batch_size=4, gradient_accumulation_steps=2

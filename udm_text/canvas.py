@@ -60,6 +60,8 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
     uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
     mask_id = model_config.mask_token_id
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
+    if masked is not None and model_config.prompted:
+        _check_prompts(model_config, input_ids, masked)
     infill = [] if masked is None else masked.any(dim=1).tolist()
     if config.max_edits is not None:
         if process.visible:
@@ -91,6 +93,11 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
             f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
         )
     empty = (canvas.start == 0).nonzero()[:, 0]
+    if len(empty) and model_config.prompted and config.max_edits is not None:
+        raise ValueError(
+            f"row {int(empty[0])} of input_ids has no answer to repair: this model repairs what stands behind the "
+            f"separator {model_config.separator_token_ids} of a prompt and its answer"
+        )
     if len(empty):
         raise ValueError(
             f"row {int(empty[0])} of input_ids has no editable position: give [MASK] tokens to fill in, max_new_tokens "
@@ -99,10 +106,38 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
     return canvas
 
 
+def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
+    """A model of prompts and answers fills in answers only."""
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    wrong = (masked & (places < model_config.answer_starts(input_ids)[:, None])).any(dim=1).nonzero()[:, 0]
+    if len(wrong):
+        raise ValueError(
+            f"the prompt of row {int(wrong[0])} holds [MASK], and this model fills in answers alone: give a prompt "
+            f"without it, or the [MASK] behind the separator {model_config.separator_token_ids}"
+        )
+
+
+def _open_end(model_config, row: list[int]) -> tuple[list[int], int]:
+    """The row that new tokens go behind, and where the text that they lengthen begins in it.
+
+    It loses the tokenizer's suffix. A prompt without a separator gets one, and its answer is still empty; with one, the
+    answer is begun.
+    """
+    suffix, start = model_config.suffix_token_ids, model_config.answer_start(row)
+    n = len(suffix)
+    ends = n and row[-n:] == suffix and len(row) - n >= (start or 0)
+    row = row[:-n] if ends else list(row)
+    if start is None:
+        row += model_config.separator_token_ids
+        start = len(row)
+    return row, start
+
+
 def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> Canvas:
     """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows.
 
-    Rows that hold [MASK] stand among them as they are, their masks editable.
+    Of a model of prompts and answers they stand behind prompt and separator, or behind the answer that is begun. Rows
+    that hold [MASK] stand among them as they are, their masks editable.
     """
     prefix, suffix = model_config.prefix_token_ids, model_config.suffix_token_ids
     mask_id, device, rows = model_config.mask_token_id, uniforms.device, len(uniforms)
@@ -113,11 +148,9 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
         prompts = [list(prefix)] * rows
     else:
         prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
-    n = len(suffix)
-    prompts = [
-        row[:-n] if n and row[-n:] == suffix and not whole else row for row, whole in zip(prompts, infill, strict=True)
-    ]
-    new = _count_new(model_config, config, prompts, infill, uniforms)
+    opened = [(row, 0) if whole else _open_end(model_config, row) for row, whole in zip(prompts, infill, strict=True)]
+    prompts = [row for row, _ in opened]
+    new = _count_new(model_config, config, opened, infill, uniforms)
     filler = mask_id if mask_id is not None else 0
     tokens, editable = [], []
     for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
@@ -138,12 +171,14 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
     )
 
 
-def _count_new(model_config, config, prompts: list[list[int]], infill: list[bool], uniforms: Tensor) -> Tensor:
-    """(B,) int64: tokens that each row is given behind its prompt, none where it is filled in."""
+def _count_new(
+    model_config, config, opened: list[tuple[list[int], int]], infill: list[bool], uniforms: Tensor
+) -> Tensor:
+    """(B,) int64: tokens that each row is given, none where it is filled in. opened: rows, where their text begins."""
     device = uniforms.device
     grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
     special = set(model_config.special_token_ids)
-    held = torch.tensor([sum(token not in special for token in row) for row in prompts], device=device)
+    held = torch.tensor([sum(token not in special for token in row[start:]) for row, start in opened], device=device)
     if config.max_new_tokens is not None:
         return config.max_new_tokens * grows
     if config.length is not None:
@@ -159,13 +194,16 @@ def _count_new(model_config, config, prompts: list[list[int]], infill: list[bool
     law = law.to(device)
     top = torch.full_like(held, len(law) - 1)
     if model_config.max_row_length is not None:
-        used = torch.tensor([len(row) for row in prompts], device=device) + len(model_config.suffix_token_ids)
+        used = torch.tensor([len(row) for row, _ in opened], device=device) + len(model_config.suffix_token_ids)
         top = top.minimum(held + model_config.max_row_length - used)
     if bool(((held >= top) & grows).any()):
+        texts = "answers" if model_config.prompted else "rows"
+        full = ((held >= top) & grows).nonzero()[:, 0].tolist()
+        longest = max(len(opened[i][0]) if model_config.prompted else int(held[i]) for i in full)
         raise ValueError(
-            f"a prompt of {int(held[grows].max())} tokens leaves no room: rows of this model have at most "
-            f"{int(top[grows].min())}, by twice the longest training row or by what the model can read; shorten it, or "
-            "give max_new_tokens"
+            f"a prompt of {longest} tokens leaves no room: {texts} of this model have at most "
+            f"{max(0, int(top[grows].min()))}, by twice the longest training row or by what the model can read; "
+            "shorten it, or give max_new_tokens"
         )
     number = torch.arange(len(law), device=device)
     possible = (number > held[:, None]) & (number <= top[:, None]) & grows[:, None]

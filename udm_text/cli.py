@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from continuous.cli import app as image_app
 
 from .export import check_target, save_trajectories
 from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
@@ -21,9 +24,32 @@ app = typer.Typer(
     help="Text by discrete diffusion: train, generate, evaluate, repair.",
 )
 
+app.add_typer(image_app, name="image")
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
+
+
+def _pipeline(model: str, device: str | None = None, dtype: str = "float32"):
+    """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
+    from transformers import PreTrainedConfig
+
+    if Path(model).is_dir() or not model.startswith((".", "/", "~")):
+        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        if kind != "udm":
+            raise ValueError(
+                f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
+                f"`udm train --model {model} --data ... --output ...`"
+            )
+    try:
+        return load_pipeline(model, device, dtype)
+    except ValueError as error:
+        *_, last = str(error).strip().splitlines()
+        if "while loading with" not in str(error):
+            raise
+        # transformers puts the tracebacks of all it tried into its message, what went wrong in the last line
+        raise OSError(last.split(": ", 1)[-1]) from error
 
 
 @app.command(
@@ -73,6 +99,12 @@ def generate(
     speculate: Annotated[
         int | None, typer.Option(help="Draft so many tokens at a time, by the law of one token a step (mask models).")
     ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Above 1: hold closer to the prompt than the model does (2 calls a step).")
+    ] = None,
+    cache_refresh: Annotated[
+        int | None, typer.Option(help="APPROXIMATE, and faster: bring what is kept up to date every so many steps.")
+    ] = None,
     kernel: Annotated[str | None, typer.Option(help="site, hamming or free (substitute models).")] = None,
     churn: Annotated[float, typer.Option(help="Share of fresh noise: 0 improved, 1 baseline sampler.")] = 0.0,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
@@ -92,7 +124,7 @@ def generate(
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
-    pipe = load_pipeline(model, device, dtype)
+    pipe = _pipeline(model, device, dtype)
     inputs = list(text or [""])
     options: dict[str, Any] = {
         "num_return_sequences": number,
@@ -105,6 +137,8 @@ def generate(
         "order_noise": order_noise,
         "revise": revise,
         "speculate": speculate,
+        "guidance_scale": guidance_scale,
+        "cache_refresh": cache_refresh,
         "kernel": kernel,
         "churn": churn,
         "temperature": temperature,
@@ -149,7 +183,7 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
-    pipe = load_pipeline(model, device)
+    pipe = _pipeline(model, device)
     records = []
     for one in text:
         [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
@@ -186,11 +220,10 @@ def evaluate(
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from . import register
-    from .configuration_udm import choices
-    from .corpus import hold_out, load_corpus, load_tokenizer, make_rows
+    from .corpus import load_tokenizer
     from .evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from .modeling_udm import UDMForMaskedGeneration
-    from .train_text import describe, describe_repair
+    from .train_text import DataArguments, describe, describe_repair, rows_of_split, write_json
 
     register()
     report_file = Path(model) / "report.json"
@@ -198,21 +231,17 @@ def evaluate(
     how: dict[str, Any] = {}
     if report_file.is_file():
         report = json.loads(report_file.read_text(encoding="utf-8"))
-        how = report["data_arguments"]
+        known = {field.name for field in dataclasses.fields(DataArguments)}
+        how = {name: value for name, value in report["data_arguments"].items() if name in known}
+        if data is not None:
+            how["validation_data"] = None  # another corpus has held-out texts of its own
         data = data or report["data"]
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
     network = UDMForMaskedGeneration.from_pretrained(model)
     if device is not None:
         network = network.to(device)
-    splits = load_corpus(data, how.get("text_column", "text"), how.get("data_config"))
-    if split not in splits:
-        splits = hold_out(splits, how.get("validation_share", 0.05), contiguous=how.get("rows") == "packed")
-    if split not in splits:
-        raise ValueError(f"--split must be {choices(splits)} of {data}, got {split!r}")
-    rows, _ = make_rows(
-        splits[split], load_tokenizer(model), rows=how.get("rows", "line"), row_length=how.get("row_length")
-    )
+    rows = rows_of_split(DataArguments(**{**how, "data": data}), load_tokenizer(model), split)
     if curve:
         for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
             if value is not None:
@@ -222,6 +251,8 @@ def evaluate(
         text = describe_prices(figures)
         if Path(model).is_dir():
             store_curve(model, measured.curve)
+            if report:
+                write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
@@ -232,6 +263,56 @@ def evaluate(
         figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
     print(json.dumps({"model": model, "data": data, "split": split, **figures}) if as_json else text)
+
+
+@app.command()
+def push(
+    model: Model,
+    name: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository only its owner can see.")] = False,
+    include_code: Annotated[
+        bool, typer.Option("--include-code", help="Also the code, so that it works without this package.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch; default: main.")] = None,
+    message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
+    license: Annotated[str | None, typer.Option(help="The licence of the weights, as apache-2.0.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
+) -> None:
+    """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
+    from . import register
+    from .hub import push as publish
+    from .modeling_udm import UDMForMaskedGeneration
+
+    register()
+    commit = publish(
+        UDMForMaskedGeneration.from_pretrained(model),
+        name,
+        source=model,
+        private=private or None,
+        include_code=include_code,
+        revision=revision,
+        commit_message=message,
+        license=license,
+        timeout=timeout,
+    )
+    print(f'{commit.commit_url}\nload it: pipeline("udm-generation", model="{name}")')
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+) -> None:
+    """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
+    from transformers import AutoTokenizer
+
+    from . import register
+    from .hub import save_backbone
+    from .modeling_udm import UDMForMaskedGeneration
+
+    register()
+    save_backbone(UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model), output)
+    print(f'{output}: pipeline("fill-mask", model="{output}")')
 
 
 @app.command()
@@ -254,8 +335,10 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         app()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get("UDM_TRACEBACK"):
+    except Exception as error:
+        broken = type(error).__module__.split(".")[0] in ("httpx", "httpx2")  # the connection to the Hub
+        mendable = broken or isinstance(error, ValueError | OSError | ImportError | RuntimeError)
+        if os.environ.get("UDM_TRACEBACK") or not mendable:
             raise
         print(f"udm: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -6,12 +6,14 @@ import copy
 import dataclasses
 import math
 import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.hub import cached_file
 
 from .decoding import ORDERS, Order
@@ -27,6 +29,9 @@ _POSITIONS_BEHIND_PADDING = frozenset(
 
 CONFIG_VERSION = 1
 """Raised when a newer package writes what an older one cannot read."""
+
+_INSTALLED = not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
+"""False in the copy of this file that a repository on the Hub carries."""
 
 PROCESSES: dict[str, Any] = {
     "mask": lambda config: MaskProcess(config.mask_token_id),
@@ -56,6 +61,11 @@ class UDMConfig(PreTrainedConfig):
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
             special token; other new tokens can be drawn.
         prefix_token_ids, suffix_token_ids (`list[int]`): what the tokenizer puts around a row, as [CLS] and [SEP].
+        separator_token_ids (`list[int]`, *optional*): what stands between prompt and answer, as [SEP], where the model
+            was trained on both. Then only what is behind the first separator of a row may change, and `length_counts`
+            are those of answers. None: rows are one text.
+        prompt_dropout (`float`, defaults to 0.0): the share of training rows whose prompt was hidden, each of its
+            tokens a [MASK]; guidance compares with such a prompt.
         kernel (`str`, defaults to `"site"`): reverse kernel of the substitute process: `"site"`, `"hamming"`, `"free"`.
         time_conditioning (`bool`, *optional*): whether an embedding of t/l is added to the input embeddings; None: on
             for the substitute process, off for masks (where the number of masks shows t).
@@ -76,6 +86,8 @@ class UDMConfig(PreTrainedConfig):
     special_token_ids: list[int] | None = None
     prefix_token_ids: list[int] | None = None
     suffix_token_ids: list[int] | None = None
+    separator_token_ids: list[int] | None = None
+    prompt_dropout: float = 0.0
     kernel: str = "site"
     time_conditioning: bool | None = None
     length_counts: list[int] | None = None
@@ -90,14 +102,11 @@ class UDMConfig(PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs):
+        self._check_version(self.udm_version)
         self._refuse(list(kwargs))
-        # A registered pipeline's save writes this, and then even an installed package would need trust_remote_code.
-        kwargs.pop("custom_pipelines", None)
-        if self.udm_version > CONFIG_VERSION:
-            raise ValueError(
-                f"this model was written by a newer udm-text (udm_version {self.udm_version}, this package reads up "
-                f"to {CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
-            )
+        if _INSTALLED:  # code that a repository carries is not used, and must not ask for trust_remote_code
+            kwargs.pop("custom_pipelines", None)
+            kwargs.pop("auto_map", None)
         if isinstance(self.text_config, PreTrainedConfig):
             # A copy: what is set here for the whole (as attn_implementation) would reach the model it was taken from.
             self.text_config = copy.deepcopy(self.text_config)
@@ -123,9 +132,22 @@ class UDMConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, {vocab}), the backbone's vocabulary, got {value}{_RESIZE}")
         special = {i for i in (self.mask_token_id, self.pad_token_id) if i is not None}
         special.update(self.special_token_ids or [], self.prefix_token_ids or [], self.suffix_token_ids or [])
+        special.update(self.separator_token_ids or [])
         if special and not all(0 <= i < vocab for i in special):
             raise ValueError(f"special_token_ids must lie in [0, {vocab}), got {sorted(special)}{_RESIZE}")
         self.special_token_ids = sorted(special)
+        if self.separator_token_ids is not None and not self.separator_token_ids:
+            raise ValueError(
+                "separator_token_ids must hold the tokens between prompt and answer, or be None where rows have no "
+                "prompt, got []"
+            )
+        if not 0.0 <= self.prompt_dropout < 1.0:
+            raise ValueError(f"prompt_dropout must lie in [0, 1), got {self.prompt_dropout}")
+        if self.prompt_dropout and self.mask_token_id is None:
+            raise ValueError(
+                f"prompt_dropout is {self.prompt_dropout}, which hides prompts behind [MASK], and mask_token_id is not "
+                "set: give mask_token_id, or prompt_dropout=0"
+            )
         if self.length_counts is not None and (
             min(self.length_counts, default=-1) < 0 or sum(self.length_counts[1:]) == 0
         ):
@@ -172,10 +194,61 @@ class UDMConfig(PreTrainedConfig):
         forbidden[self.special_token_ids] = True
         return forbidden
 
+    @property
+    def prompted(self) -> bool:
+        """Whether rows are prompt and answer."""
+        return self.separator_token_ids is not None
+
+    def answer_start(self, row: Sequence[int]) -> int | None:
+        """Where the answer begins in a row: behind its first separator, 0 without prompts; None: no separator."""
+        separator = self.separator_token_ids
+        if separator is None:
+            return 0
+        row, n = list(row), len(separator)
+        for i in range(len(self.prefix_token_ids or []), len(row) - n + 1):
+            if row[i : i + n] == separator:
+                return i + n
+        return None
+
+    def answer_starts(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B,) int64, `answer_start` of (B, L) rows; L where there is no separator."""
+        width = input_ids.shape[1]
+        if self.separator_token_ids is None:
+            return torch.zeros(len(input_ids), dtype=torch.int64, device=input_ids.device)
+        begins = torch.zeros_like(input_ids, dtype=torch.bool)
+        separator = torch.tensor(self.separator_token_ids, device=input_ids.device)
+        if width >= (n := len(separator)):
+            begins[:, : width - n + 1] = (input_ids.unfold(1, n, 1) == separator).all(dim=-1)
+        begins[:, : len(self.prefix_token_ids or [])] = False
+        return ((begins.cumsum(dim=1) == 0).sum(dim=1) + n).clamp(max=width)
+
+    def count_editable(self, rows: Iterable[Sequence[int]]) -> list[int]:
+        """How many tokens of each row of ids (lists, arrays or tensors) may change."""
+        special = set(self.special_token_ids or [])
+        counts = []
+        for row in rows:
+            ids = row.tolist() if hasattr(row, "tolist") else list(row)
+            start = self.answer_start(ids)
+            counts.append(0 if start is None else sum(token not in special for token in ids[start:]))
+        return counts
+
     def editable(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, L) bool: positions of a clean row that may change, neither padding nor special tokens."""
+        """(B, L) bool: positions of a clean row that may change: neither padding nor special tokens nor a prompt."""
         editable = ~self.forbidden_tokens(input_ids.device)[input_ids]
+        if self.prompted:
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            editable &= places >= self.answer_starts(input_ids)[:, None]
         return editable if attention_mask is None else editable & attention_mask.bool()
+
+    def prompt_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L) bool: what training hides with `prompt_dropout`, and guidance when it compares: the tokens before the
+        answer, special ones apart. Without prompts any token may be a condition: all that could change."""
+        if not self.prompted:
+            return self.editable(input_ids, attention_mask)
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = ~self.forbidden_tokens(input_ids.device)[input_ids]
+        hidden &= places < self.answer_starts(input_ids)[:, None]
+        return hidden if attention_mask is None else hidden & attention_mask.bool()
 
     def length_probabilities(self) -> torch.Tensor | None:
         """(n + 1,) float64: the law of row lengths 0..n, or None where lengths are not modelled.
@@ -188,7 +261,8 @@ class UDMConfig(PreTrainedConfig):
         longest = len(self.length_counts) - 1
         top = 2 * longest
         if self.max_row_length is not None:
-            top = min(top, self.max_row_length - len(self.prefix_token_ids or []) - len(self.suffix_token_ids or []))
+            around = (self.prefix_token_ids, self.separator_token_ids, self.suffix_token_ids)
+            top = min(top, self.max_row_length - sum(len(ids or []) for ids in around))
         top = max(top, longest)
         law = torch.zeros(top + 1, dtype=torch.float64)
         law[: longest + 1] = torch.tensor(self.length_counts, dtype=torch.float64)
@@ -213,6 +287,7 @@ class UDMConfig(PreTrainedConfig):
 
         Where it changes the process, the default of `time_conditioning` is that of the new process.
         """
+        cls._check_version(config_dict.get("udm_version"))
         own = {name: kwargs.pop(name) for name in cls._own_fields() if name in kwargs}
         if own.get("process", config_dict.get("process")) != config_dict.get("process"):
             own.setdefault("time_conditioning", None)
@@ -225,6 +300,15 @@ class UDMConfig(PreTrainedConfig):
             [name for name in unused if name not in (*LOCATION_ARGUMENTS, "trust_remote_code", "code_revision")]
         )
         return config
+
+    @staticmethod
+    def _check_version(version: Any) -> None:
+        """First of all: what a newer package wrote may be wrong in any other way to this one."""
+        if isinstance(version, int) and version > CONFIG_VERSION:
+            raise ValueError(
+                f"this model was written by a newer udm-text (udm_version {version}, this package reads up "
+                f"to {CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
+            )
 
     @classmethod
     def _refuse(cls, names: list[str]) -> None:
@@ -297,15 +381,44 @@ def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> 
 
 def tokenizer_frame(tokenizer) -> tuple[list[int], list[int]]:
     """The tokens that a tokenizer puts before and behind a row, as ([CLS], [SEP])."""
-    ordinary = (i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids)
+    for text, bare in _samples(tokenizer):
+        framed = list(tokenizer(text)["input_ids"])
+        if (start := _find(framed, bare)) is not None:
+            return framed[:start], framed[start + len(bare) :]
+    return [], []
+
+
+def tokenizer_separator(tokenizer) -> list[int]:
+    """What a tokenizer puts between a pair of texts, as [SEP]; its sep_token where it puts no special token there."""
+    special = set(tokenizer.all_special_ids)
+    for text, bare in _samples(tokenizer):
+        pair = list(tokenizer(text, text)["input_ids"])
+        if (start := _find(pair, bare)) is None:
+            continue
+        behind = pair[start + len(bare) :]
+        if (end := _find(behind, bare)) is not None and end and special.issuperset(behind[:end]):
+            return behind[:end]
+        break
+    if tokenizer.sep_token_id is None:
+        raise ValueError(
+            "rows of prompt and answer need a separator, and the tokenizer has no sep_token; add one by "
+            "tokenizer.add_special_tokens({'sep_token': '[SEP]'}) and save it"
+        )
+    return [tokenizer.sep_token_id]
+
+
+def _samples(tokenizer) -> Iterable[tuple[str, list[int]]]:
+    """Short texts and the tokens they are, without what a tokenizer puts around them."""
+    special = set(tokenizer.all_special_ids)
+    ordinary = (i for i in range(len(tokenizer)) if i not in special)
     for text in ("a", "A", *(tokenizer.decode([i]) for _, i in zip(range(100), ordinary, strict=False))):
         bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         if bare:  # a tokenizer without [UNK] makes nothing of characters that it does not know
-            framed = list(tokenizer(text)["input_ids"])
-            for start in range(len(framed)):
-                if framed[start : start + len(bare)] == bare:
-                    return framed[:start], framed[start + len(bare) :]
-    return [], []
+            yield text, bare
+
+
+def _find(row: list[int], part: list[int]) -> int | None:
+    return next((i for i in range(len(row) - len(part) + 1) if row[i : i + len(part)] == part), None)
 
 
 class UDMGenerationConfig(GenerationConfig):
@@ -332,6 +445,13 @@ class UDMGenerationConfig(GenerationConfig):
             repair, the one that may leave a text as it is.
         speculate (`int`, *optional*): at least 2: exact speculative steps (mask process, orders `"random"` and
             `"left_to_right"`), which draft so many tokens at a time and keep the law of one token a step.
+        guidance_scale (`float`, *optional*): classifier-free guidance, at least 0: tokens are drawn from log p_u +
+            guidance_scale (log p_c - log p_u), renormalised, where p_c reads the row and p_u the row with [MASK] in
+            place of all that was given. None and 1 are the model itself; more than 1 holds closer to what was given.
+            For models trained with prompt_dropout. Two network calls a step.
+        cache_refresh (`int`, *optional*): an APPROXIMATION (backbones built like BERT, RoBERTa, ModernBERT): keys and
+            values of all layers are kept and brought up to date only every so many calls; in between, only what
+            changed and what is asked about runs through the layers. None and 1 are exact.
         churn (`float`, defaults to 0.0): share of fresh noise in each step; 0 improved, 1 baseline sampler.
         temperature (`float`, *optional*): divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.
         top_k (`int`, *optional*), top_p (`float`, *optional*): truncation of each token's distribution.
@@ -356,6 +476,8 @@ class UDMGenerationConfig(GenerationConfig):
     revise: int
     kernel: str | None
     speculate: int | None
+    guidance_scale: float | None
+    cache_refresh: int | None
     churn: float
     temperature: float | None
     top_k: int | None
@@ -379,6 +501,8 @@ class UDMGenerationConfig(GenerationConfig):
         "revise": 0,
         "kernel": None,
         "speculate": None,
+        "guidance_scale": None,
+        "cache_refresh": None,
         "churn": 0.0,
         "temperature": None,
         "top_k": None,
@@ -441,6 +565,17 @@ class UDMGenerationConfig(GenerationConfig):
             speculate is None or (number(speculate, numbers.Integral) and speculate >= 2),
             "speculate",
             "an integer that is at least 2, or None",
+        )
+        scale, refresh = self.guidance_scale, self.cache_refresh
+        need(
+            scale is None or (number(scale) and scale >= 0),
+            "guidance_scale",
+            "a finite number that is at least 0, or None",
+        )
+        need(
+            refresh is None or (number(refresh, numbers.Integral) and refresh >= 1),
+            "cache_refresh",
+            "a positive integer or None",
         )
         need(number(self.churn) and 0 <= self.churn <= 1, "churn", "a number in [0, 1]")
         temperature, top_p = self.temperature, self.top_p

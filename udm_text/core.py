@@ -43,8 +43,11 @@ class Process(Protocol):
     ) -> Any:
         """F_t^-1(x0, xt): noise that carries x0 to xt; a draw from its posterior where it is not unique."""
 
-    def blend(self, noise: Any, fresh: Any, churn: float) -> Any:
-        """Noise of the same law, a share `churn` of it fresh: 0 gives `noise`, 1 gives `fresh`."""
+    def blend(self, noise: Any, fresh: Any, churn: Any) -> Any:
+        """Noise of the same law, a share `churn` of it fresh: 0 gives `noise`, 1 gives `fresh`.
+
+        A number; a process may also take a tensor, a share for each row (pictures do).
+        """
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
         """A draw of x_T: what is left of x when everything editable is corrupted."""
@@ -53,14 +56,16 @@ class Process(Protocol):
 class Guess(NamedTuple):
     """A predictor's answer: x0_hat, and what it has already settled on the way.
 
-    A predictor may fix the noise before x0_hat (masks: the corrupted set is visible in xt), or the counts (a kernel
-    that draws fewer changes than t). None leaves the choice to `reverse_step`.
+    A predictor may fix the noise before x0_hat (masks: the corrupted set is visible in xt), the counts (a kernel that
+    draws fewer changes than t), or the churn of its step (pictures: DDPM's share depends on t and s). None leaves the
+    choice to `reverse_step`.
     """
 
     x0: Tensor
     noise: Any = None
     t: Tensor | None = None
     s: Tensor | None = None
+    churn: float | Tensor | None = None
 
 
 def recover_noise(
@@ -68,7 +73,7 @@ def recover_noise(
     xt: Tensor,
     x0: Tensor,
     t: Tensor,
-    churn: float = 0.0,
+    churn: float | Tensor = 0.0,
     *,
     editable: Tensor | None = None,
     random: RowRandom | None = None,
@@ -76,7 +81,7 @@ def recover_noise(
 ) -> Any:
     """The noise a reverse step uses: F_t^-1(x0, xt), a share `churn` of it replaced by fresh noise."""
     noise = process.invert_noise(x0, xt, t, editable=editable, random=random, **how)
-    if churn:
+    if isinstance(churn, Tensor) or churn:
         noise = process.blend(noise, process.sample_noise(xt, editable=editable, random=random), churn)
     return noise
 
@@ -87,7 +92,7 @@ def reverse_step(
     x0: Tensor,
     t: Tensor,
     s: Tensor,
-    churn: float = 0.0,
+    churn: float | Tensor = 0.0,
     *,
     noise: Any = None,
     editable: Tensor | None = None,
@@ -131,7 +136,8 @@ def denoise(
         answer = predict_x0(xt, t, s)
         guess = answer if isinstance(answer, Guess) else Guess(answer)
         t, s = t if guess.t is None else guess.t, s if guess.s is None else guess.s
-        xt = reverse_step(process, xt, guess.x0, t, s, churn, noise=guess.noise, editable=editable, random=random)
+        share = churn if guess.churn is None else guess.churn
+        xt = reverse_step(process, xt, guess.x0, t, s, share, noise=guess.noise, editable=editable, random=random)
         if on_step is not None:
             replaced = on_step(step, xt, guess)
             xt = xt if replaced is None else replaced

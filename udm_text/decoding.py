@@ -28,6 +28,16 @@ def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperatu
     return (scores if temperature == 1 else scores / temperature).log_softmax(dim=-1)
 
 
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: log p_u + scale (log p_c - log p_u), renormalised. Logits (..., V) to float64 (..., V).
+
+    scale 1 is p_c itself, 0 is p_u, more than 1 goes beyond p_c. Source: Ho and Salimans, "Classifier-free diffusion
+    guidance" (arXiv 2207.12598); for tokens Sanchez et al. (arXiv 2306.17806), whose convention for scale this is.
+    """
+    log_c, log_u = (logits.to(torch.float64).log_softmax(dim=-1) for logits in (conditional, unconditional))
+    return (log_u + scale * (log_c - log_u)).log_softmax(dim=-1)
+
+
 def truncate(log_probs: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Keep the top_k most likely tokens, then the smallest set whose mass reaches top_p; renormalised. (..., V)."""
     if top_k is not None:

@@ -26,7 +26,8 @@ class BoundReport:
     """Upper bounds on the negative log-likelihood of held-out rows. A `_stderr` is one standard error.
 
     nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of
-    each row: a bound on -log p of the text itself. bits_per_char divides the same nats by the characters; None where
+    each row: a bound on -log p of the text itself. Of rows with a prompt it is the answer alone that is counted, given
+    the prompt. bits_per_char divides the same nats by the characters; None where
     the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
     noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
     With num_steps it is the bound of the sampler with as many steps (NELBO_K), otherwise that of one token a step.
@@ -84,8 +85,9 @@ def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, 
 
 def scored_rows(config, rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
     """The rows that hold an editable token, behind their places in `rows`. Raises ValueError where there is none."""
-    special = set(config.special_token_ids)
-    held = [(i, row) for i, row in enumerate(rows) if any(int(token) not in special for token in row["input_ids"])]
+    rows = list(rows)
+    counts = config.count_editable(row["input_ids"] for row in rows)
+    held = [(i, row) for i, (row, count) in enumerate(zip(rows, counts, strict=True)) if count]
     if not held:
         raise ValueError("there is no row with an editable token to evaluate on")
     return [i for i, _ in held], [row for _, row in held]
@@ -350,9 +352,7 @@ def summarise(
     config, rows: Sequence[dict[str, Any]], nats: Tensor, *, draws: int, seed: int, kernel: str
 ) -> BoundReport:
     """`BoundReport` from the NELBO estimate of each row."""
-    special = set(config.special_token_ids)
-    lengths = [sum(int(token) not in special for token in row["input_ids"]) for row in rows]
-    tokens = torch.tensor(lengths, dtype=torch.float64)
+    tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
     law = config.length_probabilities()
     length_nats = torch.zeros_like(nats)
     if law is not None:
@@ -419,8 +419,8 @@ def evaluate_repair(
         raise ValueError("repair needs a model of process 'substitute'")
     if errors < 1:
         raise ValueError(f"errors must be at least 1, got {errors}")
-    special = set(config.special_token_ids)
-    fit = [row for row in rows if sum(token not in special for token in row["input_ids"]) >= errors]
+    counted = config.count_editable(row["input_ids"] for row in rows)
+    fit = [row for row, count in zip(rows, counted, strict=True) if count >= errors]
     if not fit:
         raise ValueError(f"there is no row with at least {errors} tokens to corrupt")
     fit = [fit[i * len(fit) // min(max_rows, len(fit))] for i in range(min(max_rows, len(fit)))]

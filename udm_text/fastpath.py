@@ -3,7 +3,7 @@
     first layer    queries, keys and values are kept, and computed anew only where a token changed since the last call
     middle layers  the backbone's own modules
     last layer     keys and values everywhere; query, attention output and MLP at the wanted positions only
-    head           at the wanted positions only
+    head           at the wanted positions only, and of as many of them at a time as the caller has room for
 
 Nothing is approximated: what is skipped does not reach the logits that are asked for, or was computed before from the
 same tokens. Known for backbones built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT) and like ModernBERT, recognised by
@@ -111,8 +111,11 @@ class _Bert:
         self.decoder = backbone.get_output_embeddings()
 
     @staticmethod
-    def bypassed(backbone: Any) -> list[nn.Module] | None:
-        """The modules whose own forward is not called, or None where the structure is another one."""
+    def bypassed(backbone: Any, every: bool = False) -> list[nn.Module] | None:
+        """The modules whose own forward is not called, or None where the structure is another one.
+
+        every: whether the layers between the first and the last are run by their parts, too.
+        """
         body = backbone.base_model
         head: Any = getattr(backbone, "cls", None) or getattr(backbone, "lm_head", None)
         if not (_children(body) <= {"embeddings", "encoder", "pooler"} and _children(backbone) - {_prefix(backbone)}):
@@ -138,19 +141,29 @@ class _Bert:
         known = _children(inner) == {"transform", "decoder"} or _children(inner) == {"dense", "layer_norm", "decoder"}
         if not known or _children(backbone) != {_prefix(backbone), "cls" if inner is not head else "lm_head"}:
             return None
-        first, last = layers[0].attention, layers[-1].attention
-        used = [first.self, first.self.query, first.self.key, first.self.value, last.self]
-        used += [last.self.query, last.self.key, last.self.value, inner.decoder]
-        return [backbone, body, body.encoder, head, inner, layers[0], layers[-1], first, last, *used]
+        passed = list(layers) if every else [layers[0], layers[-1]]
+        passed += [layer.attention for layer in passed]
+        own = [module.self for module in passed if hasattr(module, "self")]
+        own += [map_ for module in own for map_ in (module.query, module.key, module.value)]
+        return [backbone, body, body.encoder, head, inner, inner.decoder, *passed, *own]
 
     def places(self, tokens: Tensor) -> Tensor | None:
         """(B, L) position ids where they depend on the tokens (RoBERTa counts what is not padding)."""
         count = getattr(self.embeddings, "create_position_ids_from_input_ids", None)
         return None if count is None else count(tokens, self.embeddings.padding_idx)
 
-    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """(N, H) from tokens (N,) at position ids (N,)."""
-        return self.embeddings(input_ids=tokens[None], position_ids=places[None])[0]
+    @property
+    def first_place(self) -> int:
+        """Position id of the first token where places do not depend on the tokens (given embeddings)."""
+        counts = hasattr(self.embeddings, "create_position_ids_from_input_ids")
+        return self.embeddings.padding_idx + 1 if counts else 0
+
+    def embed(self, tokens: Tensor, places: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(N, H) from tokens (N,) at position ids (N,). shift: (N, H), added to the embeddings of the tokens."""
+        if shift is None:
+            return self.embeddings(input_ids=tokens[None], position_ids=places[None])[0]
+        word = self.backbone.get_input_embeddings()(tokens) + shift
+        return self.embeddings(inputs_embeds=word[None], position_ids=places[None])[0]
 
     def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         """The masks that the backbone makes, (B or 1, 1, L, L) or None, by the kind of layer. like: (B, L, 1)."""
@@ -202,7 +215,7 @@ class _ModernBert(_Bert):
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
-    def bypassed(backbone: Any) -> list[nn.Module] | None:
+    def bypassed(backbone: Any, every: bool = False) -> list[nn.Module] | None:
         body = backbone.base_model
         if _children(backbone) != {_prefix(backbone), "head", "decoder"}:
             return None
@@ -218,14 +231,17 @@ class _ModernBert(_Bert):
         ropes = set(body.rotary_emb.rope_type.values())
         if ropes != {"default"} or not isinstance(body.layers[0].attn_norm, nn.Identity):
             return None
-        first, last = body.layers[0], body.layers[-1]
-        return [backbone, body, first, last, first.attn, last.attn, first.attn.Wqkv, last.attn.Wqkv, backbone.decoder]
+        passed = list(body.layers) if every else [body.layers[0], body.layers[-1]]
+        own = [module for layer in passed for module in (layer.attn, layer.attn.Wqkv)]
+        return [backbone, body, backbone.decoder, *passed, *own]
 
     def places(self, tokens: Tensor) -> Tensor | None:
         return None
 
-    def embed(self, tokens: Tensor, places: Tensor) -> Tensor:
-        return self.embeddings(input_ids=tokens[None])[0]
+    def embed(self, tokens: Tensor, places: Tensor, shift: Tensor | None = None) -> Tensor:
+        if shift is None:
+            return self.embeddings(input_ids=tokens[None])[0]
+        return self.embeddings(inputs_embeds=(self.backbone.get_input_embeddings()(tokens) + shift)[None])[0]
 
     def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         return {
@@ -289,14 +305,17 @@ def _untouched(module: nn.Module, own: bool = False) -> bool:
     return plain and (own or type(module) is nn.Linear or home == "transformers")
 
 
-def _recognise(model: Any) -> _Bert | None:
-    """The structure of the model's backbone, where it is a known one and nothing in it was changed."""
+def recognise(model: Any, every: bool = False) -> _Bert | None:
+    """The structure of the model's backbone, where it is a known one and nothing in it was changed.
+
+    every: whether all layers are run by their parts, so that nothing may have been changed in any of them.
+    """
     backbone = getattr(model, "backbone", None)
     if backbone is None or type(model).forward.__module__ != f"{__package__}.modeling_udm":
         return None
     for kind in (_Bert, _ModernBert):
         try:
-            bypassed = kind.bypassed(backbone)
+            bypassed = kind.bypassed(backbone, every)
         except (AttributeError, TypeError):  # a module of that name, built otherwise
             continue
         if bypassed is not None:
@@ -321,8 +340,11 @@ class FastForward:
         lengths: (B,) editable positions of each row, for models conditioned on time.
     """
 
+    every = False
+    """Whether all layers are run by their parts."""
+
     def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor):
-        self.body = _recognise(model) if _enabled else None
+        self.body = recognise(model, self.every) if _enabled else None
         self.model, self.shape, self.calls = model, attention_mask.shape, 0
         self.attended = None if bool(attention_mask.all()) else attention_mask
         self.row_lengths, self.lengths = attention_mask.sum(dim=1).tolist(), lengths
@@ -330,45 +352,59 @@ class FastForward:
         self._stamp: int | None = None
 
     def _prepare(self, body: _Bert) -> None:
-        """Weights side by side, masks, and room for the first layer."""
+        """Weights side by side, masks, and room for what is kept."""
         rows, length = self.shape
         embedding = self.model.get_input_embeddings().weight
-        device, hidden = embedding.device, body.config.hidden_size
         like = embedding.new_empty(1, 1, 1).expand(rows, length, 1)
         body.reach = length
         self.masks = body.masks(like, None if self.attended is None else self.attended.long())
         self.layers: list[Any] = list(body.layers)
+        self.decoder, self.packed = _Linear(body.decoder), False
+        self.where = torch.arange(length, device=embedding.device)
+        self.tokens = torch.full(self.shape, -1, device=embedding.device)
+        self.places = torch.full(self.shape, -1, device=embedding.device)
+        self._make_room(body, embedding)
+
+    def _make_room(self, body: _Bert, like: Tensor) -> None:
+        """The first and the last layer's projections, and what is kept of the first. like: of the weights' kind."""
+        hidden = body.config.hidden_size
         self.query, self.key_value = (body.project(self.layers[-1], *part) for part in ((0, hidden), (hidden, None)))
-        self.decoder = _Linear(body.decoder)
-        self.where = torch.arange(length, device=device)
         if self.model.time_embedding is None:
             self.first = body.project(self.layers[0])
-            self.tokens = torch.full(self.shape, -1, device=device)
-            self.places = torch.full(self.shape, -1, device=device)
-            self.input = embedding.new_empty(rows, length, hidden)
-            self.projected = embedding.new_empty(rows, length, 3 * hidden)
+            self.input = like.new_empty(*self.shape, hidden)
+            self.projected = like.new_empty(*self.shape, 3 * hidden)
 
     def __call__(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
-        """(N, V) logits in the order of `positions.nonzero()`, or None: ask the model itself.
+        """(N, V) logits in the order of `positions.nonzero()`, or None: ask the model itself. See `hidden`."""
+        rows = self.hidden(xt, t, positions)
+        return None if rows is None else self.head(rows)
+
+    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
+        """(N, H) behind the last layer in the order of `positions.nonzero()`, for `head`; None: ask the model itself.
 
         xt: (B, L) int64. t: (B,). positions: (B, L) bool.
         """
-        body, device = self.body, xt.device.type
+        body = self.body
         if body is None or xt.shape != self.shape or torch.is_grad_enabled() or self.model.training:
             return None
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(xt.device.type):
             return None
         stamp = sum(weight._version for weight in self._weights if not weight.is_inference())
         if stamp != self._stamp:  # the first call, or a callback changed the weights
             self._prepare(body)
             self._stamp, self.calls = stamp, 0
         self.calls += 1
-        x = self._hidden(body, xt, t, positions)
-        surplus = round_up(len(x)) - len(x) if device == "cpu" else 0
-        x = body.finish(F.pad(x, (0, 0, 0, surplus)))
-        if self.calls == _PACK_FROM:
+        return self._hidden(body, xt, t, positions)
+
+    def head(self, rows: Tensor) -> Tensor:
+        """(n, V) logits of rows (n, H) that `hidden` gave: any of them, as many at a time as there is room for."""
+        assert self.body is not None
+        surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
+        x = self.body.finish(F.pad(rows, (0, 0, 0, surplus)))
+        if self.calls >= _PACK_FROM and not self.packed:
+            self.packed = True
             self._pack(len(x))
-        return self.decoder(x)[: len(x) - surplus]
+        return self.decoder(x)[: len(rows)]
 
     def _pack(self, rows: int) -> None:
         """The head always, which few rows go through; in bfloat16 the layers too (a product takes a fifth less)."""
@@ -376,7 +412,10 @@ class FastForward:
         if self.decoder.packed is not None and self.decoder.weight.dtype == torch.bfloat16:
             tokens = min(_CHUNK_TOKENS, self.shape[0] * self.shape[1])
             self.layers = [packed_copy(layer, tokens) for layer in self.layers]
-            self.key_value.pack(tokens)
+            self._pack_projections(tokens)
+
+    def _pack_projections(self, tokens: int) -> None:
+        self.key_value.pack(tokens)
 
     def _hidden(self, body: _Bert, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(N, H) behind the last layer, by groups of rows."""
@@ -392,15 +431,24 @@ class FastForward:
             return slice(rows[0], rows[-1] + 1)
         return torch.tensor(rows, device=self.where.device)
 
+    def _masks(self, index: Any, length: int) -> dict[str, Any]:
+        """The masks of some rows, cut at a length, by the kind of layer."""
+        return {
+            kind: mask if mask is None else (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
+            for kind, mask in self.masks.items()
+        }
+
+    def _shift(self, index: Any, t: Tensor, like: Tensor) -> Tensor | None:
+        """(b, H): what a model conditioned on time adds to the embeddings of a row's tokens."""
+        if self.model.time_embedding is None:
+            return None
+        return self.model.time_embedding(t[index] / self.lengths[index].clamp(min=1)).to(like.dtype)
+
     def _group(self, body: _Bert, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(n, H) behind the last layer, of the rows of one group, cut at the longest of them."""
         length = max(self.row_lengths[row] for row in rows)
         tokens, wanted = xt[index, :length], positions[index, :length]
-        masks = {
-            kind: mask if mask is None else (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
-            for kind, mask in self.masks.items()
-        }
-        layers = self.layers
+        masks, layers = self._masks(index, length), self.layers
         kept = self.model.time_embedding is None
         if kept:
             x, projected = self._first(body, index, rows, tokens)
@@ -410,10 +458,9 @@ class FastForward:
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[kind])
             x = body.leave(layers[0], context.transpose(1, 2).flatten(2), x)
         else:
-            share = t[index] / self.lengths[index].clamp(min=1)
             x = self.model.get_input_embeddings()(tokens)
-            x = x + self.model.time_embedding(share)[:, None].to(x.dtype)
-            x = body.embeddings(inputs_embeds=x)
+            shift = self._shift(index, t, x)
+            x = body.embeddings(inputs_embeds=x if shift is None else x + shift[:, None])
         for layer in layers[1:-1] if kept else layers[:-1]:
             x = body.run(layer, x, masks[body.kind(layer)])
         return self._last(body, layers[-1], x, masks[body.kind(layers[-1])], wanted)
@@ -421,14 +468,8 @@ class FastForward:
     def _first(self, body: _Bert, index: Any, rows: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Input (b, L, H) and queries, keys and values (b, L, 3H) of the first layer, brought up to date."""
         length = tokens.shape[1]
-        places = body.places(tokens)
-        if places is None:
-            places = self.where[:length].expand_as(tokens)
-        changed = (tokens != self.tokens[index, :length]) | (places != self.places[index, :length])
-        row, column = changed.nonzero(as_tuple=True)
+        row, column, number, places = self._changes(body, index, tokens)
         if len(row):
-            number = row + index.start if isinstance(index, slice) else index[row]
-            self.tokens[number, column], self.places[number, column] = tokens[row, column], places[row, column]
             x = body.embed(tokens[row, column], places[row, column])
             self.input[number, column] = x
             first = self.layers[0]
@@ -438,29 +479,53 @@ class FastForward:
             self.projected[number, column] = torch.stack(parts, dim=1).flatten(1)
         return self.input[index, :length], self.projected[index, :length]
 
+    def _changes(
+        self, body: _Bert, index: Any, tokens: Tensor, besides: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where tokens (b, L) differ from those of the last call, which they take the place of.
+
+        besides: (b, L) bool, positions that count as changed. Returns row (n,) in the group, column (n,), row (n,) in
+        the batch; and the position ids (b, L).
+        """
+        length = tokens.shape[1]
+        places = body.places(tokens) if self.model.time_embedding is None else None
+        if places is None:
+            places = (self.where[:length] + body.first_place).expand_as(tokens)
+        changed = (tokens != self.tokens[index, :length]) | (places != self.places[index, :length])
+        row, column = (changed if besides is None else changed | besides).nonzero(as_tuple=True)
+        number = row + index.start if isinstance(index, slice) else index[row]
+        self.tokens[number, column], self.places[number, column] = tokens[row, column], places[row, column]
+        return row, column, number, places
+
     def _last(self, body: _Bert, layer: Any, x: Tensor, mask: Tensor | None, wanted: Tensor) -> Tensor:
         """(n, H) behind the last layer at the wanted positions (b, L), from its input x (b, L, H)."""
         seen = body.enter(layer, x)
         row, column = wanted.nonzero(as_tuple=True)
-        slot = (wanted.cumsum(dim=1) - 1)[row, column]
-        rows, width = len(wanted), int(slot.max()) + 1
-
         key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
         if body.turns:
             flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
             key = body.turn(layer, key.flatten(0, 1), flat).view_as(key)
-        query = self.query(seen[row, column]).unflatten(-1, (body.heads, -1))
-        query = body.turn(layer, query, column)
-        queries = query.new_zeros(rows, width, *query.shape[1:])
-        queries[row, slot] = query
-        if mask is not None:
-            mask = mask.expand(rows, -1, -1, -1)[:, 0]
-            chosen = mask.new_ones(rows, width, mask.shape[-1]) if mask.dtype == torch.bool else None
-            chosen = mask.new_zeros(rows, width, mask.shape[-1]) if chosen is None else chosen
-            chosen[row, slot] = mask[row, column]
-            mask = chosen[:, None]
-        context = F.scaled_dot_product_attention(
-            queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
-        )
-        context = context.transpose(1, 2)[row, slot].flatten(1)
-        return body.leave(layer, context, x[row, column])
+        query = body.turn(layer, self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), column)
+        return body.leave(layer, attend(query, key, value, mask, wanted), x[row, column])
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
+    """(n, heads * d): what the queries (n, heads, d) of the positions `where` (b, L) gather from keys and values.
+
+    key, value: (b, L, heads, d). mask: (b or 1, 1, L, L), bool or added, or None.
+    """
+    row, column = where.nonzero(as_tuple=True)
+    slot = (where.cumsum(dim=1) - 1)[row, column]
+    rows, width = len(where), int(slot.max()) + 1
+    queries = query.new_zeros(rows, width, *query.shape[1:])
+    queries[row, slot] = query
+    if mask is not None:
+        mask = mask.expand(rows, -1, -1, -1)[:, 0]
+        chosen = mask.new_ones(rows, width, mask.shape[-1]) if mask.dtype == torch.bool else None
+        chosen = mask.new_zeros(rows, width, mask.shape[-1]) if chosen is None else chosen
+        chosen[row, slot] = mask[row, column]
+        mask = chosen[:, None]
+    context = F.scaled_dot_product_attention(
+        queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+    )
+    return context.transpose(1, 2)[row, slot].flatten(1)

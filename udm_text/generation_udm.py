@@ -7,6 +7,7 @@ down a grid of counts with the predictor of its process (`predictors.py`).
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from .configuration_udm import LOCATION_ARGUMENTS, UDMGenerationConfig
 from .constraints import Constraints
 from .core import Guess, denoise
 from .decoding import find_order
-from .predictors import MaskPredictor, SubstitutePredictor
+from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
 from .randomness import RowRandom
 from .schedules import counts, prices, with_revision
 from .speculative import Drafts, SpeculativePredictor, check_speculation, speculate
@@ -43,9 +44,9 @@ class UDMGenerateOutput(ModelOutput):
             that is done rests.
         trajectory (`tuple[torch.LongTensor]`, *optional*): every xt, from the start to the end (`output_trajectory`);
             of row i the entries up to `steps[i]` are its own.
-        num_calls (`int`): network calls of the batch.
+        num_calls (`int`): network calls of the batch; guidance reads it twice, which counts as two.
         tokens_per_call (`torch.DoubleTensor` of shape `(rows,)`): positions settled for each call of the row; 1 where a
-            step takes one token.
+            step takes one token and has one call.
         drafts (`Drafts`, *optional*): with `speculate`, the drafts that were tested and accepted, by their place in the
             round; `drafts.acceptance` is the share accepted at each place.
         expected_nats (`torch.DoubleTensor` of shape `(rows,)`, *optional*): what the model's `step_curve` says a
@@ -173,7 +174,8 @@ class UDMGenerationMixin:
         tokens = (canvas.editable | model.config.editable(canvas.tokens, canvas.attention_mask)).sum(dim=1)
         times = counts(config.schedule, canvas.start, config.num_steps, curve, tokens)
         plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
-        free = not (constraints.given or constraints.processor or config.revise)
+        free = not (constraints.given or constraints.processor or config.revise or guided(config))
+        free = free and not approximate(config)
         priced = process.visible and config.order == "random" and plain and free
         kind = MaskPredictor if process.visible else SubstitutePredictor
         predictor = (kind if config.speculate is None else SpeculativePredictor)(
@@ -201,7 +203,7 @@ class UDMGenerationMixin:
         grid = with_revision(times, config.revise) if config.revise else times
         falls = (grid[:-1] - grid[1:]).clamp(min=0)
         steps, drafts = (grid[1:] != grid[:-1]).sum(dim=0), None
-        tokens_per_call = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
+        tokens_of_calls = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
         with evaluating(model):
             if isinstance(predictor, SpeculativePredictor):
                 done = speculate(
@@ -215,12 +217,12 @@ class UDMGenerationMixin:
                     on_round=watch,
                 )
                 sequences, steps = done.sequences, done.rounds
-                drafts, tokens_per_call = done.drafts, done.tokens_per_call
+                drafts, tokens_of_calls = done.drafts, done.tokens_per_call
             elif config.threshold is not None:
                 sequences, steps = _denoise_by_threshold(
                     process, predictor, xt, times, editable=canvas.editable, random=random, watch=watch
                 )
-                tokens_per_call = canvas.start.double() / steps.clamp(min=1)
+                tokens_of_calls = canvas.start.double() / steps.clamp(min=1)
             else:
                 sequences = denoise(
                     process,
@@ -244,7 +246,7 @@ class UDMGenerationMixin:
             steps=steps,
             trajectory=tuple(trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
-            tokens_per_call=tokens_per_call,
+            tokens_per_call=tokens_of_calls / predictor.readings,
             drafts=drafts,
             expected_nats=prices(times, curve, tokens) / canvas.start if priced and curve is not None else None,
         )
@@ -311,6 +313,13 @@ def _settle(config: UDMGenerationConfig, model_config, process) -> None:
         )
     if config.schedule == "optimal" and model_config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: run `udm evaluate MODEL --curve`")
+    if guided(config) and not getattr(model_config, "prompt_dropout", 0.0):
+        warnings.warn(
+            f"guidance_scale={config.guidance_scale}: this model was not trained with its condition dropped "
+            "(prompt_dropout is 0), so it was never shown a row whose prompt is [MASK] everywhere, and what it says of "
+            "such a row may be worth little",
+            stacklevel=4,
+        )
     if config.threshold is not None:
         if not process.visible:
             raise ValueError(f"threshold is of the mask process; this model has process {model_config.process!r}")

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import can_return_tuple, logging
+from transformers.utils.hub import has_file as has_file_on_the_hub
 
-from .configuration_udm import LOCATION_ARGUMENTS, UDMConfig, UDMGenerationConfig
+from .configuration_udm import LOCATION_ARGUMENTS, UDMConfig, UDMGenerationConfig, has_file
 from .generation_udm import UDMGenerationMixin
+from .hub import push
 
 logger = logging.get_logger(__name__)
 
@@ -78,6 +81,22 @@ def check_masked_lm(config: UDMConfig) -> None:
             f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers; "
             "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
         )
+
+
+def refuse_pickle(path: Any, **where: Any) -> None:
+    """Raises OSError where a model's only weights are pickle, which can run any code when it is read."""
+    where = {name: value for name, value in where.items() if name != "force_download"}
+    if any(has_file(path, f"model.safetensors{end}", **where) for end in ("", ".index.json")):
+        return
+    asked = {name: value for name, value in where.items() if name != "subfolder"}
+    inside = f"{where['subfolder']}/" if where.get("subfolder") else ""
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if has_file_on_the_hub(path, inside + name, **asked):
+            raise OSError(
+                f"{path} holds its weights as {name} only, which is pickle: it can run any code when it is read, and "
+                "is refused. If you trust where it is from, load it with its own class and save_pretrained, which "
+                "writes safetensors"
+            )
 
 
 class UDMPreTrainedModel(PreTrainedModel):
@@ -147,6 +166,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         own = {name: kwargs.pop(name) for name in UDMConfig._own_fields() if name in kwargs}
         if own and config is not None:
             raise ValueError(f"give config or its fields, not both: config and {', '.join(own)}")
+        if not {"variant", "state_dict", "gguf_file", "use_safetensors"} & kwargs.keys():
+            refuse_pickle(path, **where)
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
@@ -170,6 +191,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
         return (model, info) if wants_info else model
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+        """Publishes the model, its tokenizer and a card in one commit; for the arguments see `udm_text.hub.push`."""
+        return push(self, repo_id, **kwargs)
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
@@ -205,8 +230,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         used = config.vocab_size if new_num_tokens is None else new_num_tokens
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         spare = range(used, config.vocab_size)
-        for name in ("special_token_ids", "prefix_token_ids", "suffix_token_ids"):
-            setattr(config, name, [i for i in getattr(config, name) if i < used])
+        for name in ("special_token_ids", "prefix_token_ids", "suffix_token_ids", "separator_token_ids"):
+            if getattr(config, name) is not None:
+                setattr(config, name, [i for i in getattr(config, name) if i < used])
         config.special_token_ids += spare
         return embedding
 
@@ -222,6 +248,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         positions: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        through: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits of x0 given xt.
@@ -234,6 +261,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted; None: everywhere.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
+            through: with positions, called as through(head, hidden) in place of head(hidden), hidden (N, H); what it
+                gives stands in the output's logits. For losses that never hold all logits at once.
 
         Returns:
             MaskedLMOutput with logits (B, L, V), or (N, V) in the order of `positions.nonzero()`.
@@ -257,7 +286,12 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             inputs["position_ids"] = position_ids
 
         head = language_head(self.backbone) if positions is not None else None
-        if head is not None:
+        if through is not None:
+            if head is None or labels is not None:
+                raise ValueError("through needs positions, no labels, and a backbone whose head is known")
+            output = self.backbone.base_model(**inputs)
+            logits = through(head, output.last_hidden_state[positions])
+        elif head is not None:
             output = self.backbone.base_model(**inputs)
             hidden = output.last_hidden_state[positions]
             # CPU kernels are prepared for each new number of rows; round it up and few are ever needed

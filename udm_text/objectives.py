@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
@@ -24,6 +26,14 @@ from .processes import TokenProcess
 from .randomness import RowRandom
 
 LOSSES = ("cross_entropy", "nelbo")
+
+
+def step_random(seed: int, step: int, place: Tensor) -> RowRandom:
+    """The noise of rows in training: it depends on (seed, global step, place in the global batch) and on nothing else.
+
+    place: (B,) int64, below 2^32.
+    """
+    return RowRandom(seed, (step << 32) + place)
 
 
 def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, step: int) -> Tensor:
@@ -86,6 +96,25 @@ def substitute_terms(
     return lengths * (math.log(num_tokens / (num_tokens - 1)) + step)
 
 
+def chunked_cross_entropy(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, forbidden: Tensor, chunk: int
+) -> Tensor:
+    """(N,) cross-entropy without all (N, V) logits at once: a chunk of them is made, used, and made again in backward.
+
+    Args:
+        head: (n, H) hidden states -> (n, V) logits. hidden: (N, H). target: (N,) int64. forbidden: (V,) bool, never
+            predicted. chunk: rows of logits at a time, at least 1.
+    """
+
+    def part(rows: Tensor, wanted: Tensor) -> Tensor:
+        scores = head(rows).float().masked_fill(forbidden, -torch.inf)
+        return torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+
+    pairs = zip(hidden.split(chunk), target.split(chunk), strict=True)
+    parts = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
 def row_losses(
     predict: Callable[..., Tensor],
     process: TokenProcess,
@@ -97,6 +126,7 @@ def row_losses(
     *,
     loss: str = "nelbo",
     kernel: str = "site",
+    chunk: int | None = None,
 ) -> Tensor:
     """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score.
 
@@ -104,6 +134,8 @@ def row_losses(
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
+        chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with through=, too, and gives
+            (N,) cross-entropies. None: all at once.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
             "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is
             visible
@@ -113,6 +145,12 @@ def row_losses(
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
     corrupted = process.corrupted(xt, x0) & editable
     asked = corrupted if process.visible else editable
+    if chunk is not None:
+        if not process.visible and loss != "cross_entropy":
+            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+        through = partial(chunked_cross_entropy, target=x0[asked], forbidden=forbidden, chunk=chunk)
+        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked, through=through)
+        return mask_terms(ce, corrupted, lengths, t) if process.visible else mask_terms(ce, asked, lengths, lengths)
     logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked)
     scores = logits.float().masked_fill(forbidden, -torch.inf)
     if process.visible:

@@ -7,18 +7,22 @@ from types import GeneratorType
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
 from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .hub import push, write_code
 
 
 class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
     What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of
-    the substitute process); any other text is continued; an empty string is written from nothing.
+    the substitute process); any other text is continued; an empty string is written from nothing. To a model that was
+    trained on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or
+    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun".
 
     ```python
     >>> import udm_text
@@ -96,7 +100,8 @@ class UDMGenerationPipeline(Pipeline):
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens` and `allowed_tokens` may name tokens by
                 strings); `generator`, `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`;
-                `return_full_text=False` gives the generated tokens alone; `batch_size`.
+                `return_full_text=False` gives the generated tokens alone, True the whole row, prompt included; by
+                default the answer of a model of prompts and answers, and the whole row of any other; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
@@ -115,6 +120,12 @@ class UDMGenerationPipeline(Pipeline):
         trust_remote_code when it is loaded, even where the package is installed."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory, **kwargs)
+        if self.model.is_remote_code():  # then the code came with the model, and goes with it
+            write_code(save_directory)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Publishes model, tokenizer and card in one commit; for the arguments see `udm_text.hub.push`."""
+        return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
     def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, GenericTensor]:
         if not isinstance(input_, str):
@@ -144,6 +155,10 @@ class UDMGenerationPipeline(Pipeline):
             return x.reshape(rows, number, *x.shape[1:])
 
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
+        if self.model.config.prompted:
+            starts = self.model.config.answer_starts(output.sequences)[:, None]
+            places = torch.arange(output.sequences.shape[1], device=starts.device)
+            result["answer"] = by_input((places >= starts) & output.attention_mask)
         if config.return_dict_in_generate:
             result["num_calls"] = by_input(torch.full_like(output.steps, output.num_calls))
             if output.expected_nats is not None:
@@ -153,10 +168,12 @@ class UDMGenerationPipeline(Pipeline):
         return result
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: Any, return_full_text: bool = True, **postprocess_parameters: Any
+        self, model_outputs: Any, return_full_text: bool | None = None, **postprocess_parameters: Any
     ) -> list[dict[str, Any]]:
         records = []
-        wanted = model_outputs["attention_mask"] if return_full_text else model_outputs["editable"]
+        wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
+        if return_full_text is None:
+            wanted = model_outputs.get("answer", wanted)
         for i in range(model_outputs["sequences"].shape[1]):
             record: dict[str, Any] = {
                 "generated_text": self.tokenizer.decode(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .caching import CachedForward
 from .canvas import Canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Guess, recover_noise
-from .decoding import confidence, draw, find_order, log_probabilities, perturb, score, truncate
+from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, truncate
 from .fastpath import FastForward
 from .hamming import NEVER
 from .kernels import KERNELS, Change
@@ -24,15 +26,28 @@ from .objectives import changes
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
 
-_CHUNK_ELEMENTS = 1 << 24
-"""Log-probabilities held in float64 at a time: 128 MiB."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Log-probabilities held in float64 at a time: 32 MiB. The head makes logits of as many positions at a time."""
 
 _MUST = -1e9
 """log(1 - r_i) where xt_i may not stay; small enough to add up, so that of several the most possible change."""
 
 
+class Answer(NamedTuple):
+    """What the network says of N positions: rows (N, ...), and `head`, which makes logits (n, V) of n of them.
+
+    Logits are the largest thing there is, so they are made when they are used, some at a time.
+    """
+
+    rows: Tensor
+    head: Callable[[Tensor], Tensor]
+
+
 class Predictor:
-    """Asks the network: logits at the wanted positions, from the rows that want any."""
+    """Asks the network about the wanted positions, from the rows that want any.
+
+    Under guidance every row is read twice, as it is and with [MASK] in place of its condition, in one batch.
+    """
 
     def __init__(
         self,
@@ -44,37 +59,98 @@ class Predictor:
         constraints: Constraints | None = None,
     ):
         self.model, self.process, self.config, self.random = model, process, config, random
-        self.editable, self.attention_mask = canvas.editable, canvas.attention_mask
-        self.lengths = canvas.editable.sum(dim=1)
+        self.editable = canvas.editable
         self.constraints = constraints or Constraints(model.config, config, canvas)
         self.forbidden = self.constraints.forbidden
+        self.condition = condition(model.config, canvas, config.guidance_scale) if guided(config) else None
+        self.scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
+        self.readings = 1 if self.condition is None else 2
+        self.attention_mask = canvas.attention_mask.repeat(self.readings, 1)
+        self.lengths = canvas.editable.sum(dim=1).repeat(self.readings)
         self.full = bool(canvas.attention_mask.all())
-        self.fast = FastForward(model, canvas.attention_mask, self.lengths)
+        if approximate(config):
+            self.fast: FastForward = CachedForward(model, self.attention_mask, self.lengths, config.cache_refresh or 1)
+        else:
+            self.fast = FastForward(model, self.attention_mask, self.lengths)
         self.num_calls = 0
 
-    def logits(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        """(N, V) logits in the order of `positions.nonzero()`."""
-        self.num_calls += 1
-        logits = self.fast(xt, t, positions)
-        if logits is not None:
-            return logits
+    def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> Answer:
+        """The answer for N positions, in the order of `positions.nonzero()`."""
+        self.num_calls += self.readings
+        if self.condition is None:
+            return self._ask(xt, t, positions)
+        free = xt.masked_fill(self.condition, self.model.config.mask_token_id)
+        both = self._ask(torch.cat((xt, free)), t.repeat(2), positions.repeat(2, 1))
+        return Answer(both.rows.unflatten(0, (2, -1)).transpose(0, 1), partial(self._guided, both.head))
+
+    def _guided(self, head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """(n, V) guided log-probabilities of rows (n, 2, ...), as the text is and without its condition."""
+        conditional, unconditional = head(rows.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(dim=1)
+        return guide(conditional, unconditional, self.scale)
+
+    def _ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> Answer:
+        hidden = self.fast.hidden(xt, t, positions)
+        if hidden is not None:
+            return Answer(hidden, self.fast.head)
         rows = positions.any(dim=1)
         everything = bool(rows.all())
         pick = (lambda x: x) if everything else (lambda x: x[rows])
-        return self.model(
+        logits = self.model(
             input_ids=pick(xt),
             attention_mask=None if self.full else pick(self.attention_mask).long(),
             t=pick(t),
             num_editable=pick(self.lengths),
             positions=pick(positions),
         ).logits
+        return Answer(logits, lambda rows: rows)
 
-    @staticmethod
-    def _by_chunks(function: Callable[..., tuple[Tensor, ...]], logits: Tensor, *others: Tensor) -> list[Tensor]:
-        """function(logits (N, V), others (N,)...) in chunks, which bounds what is held in float64."""
-        size = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-        parts = zip(*(x.split(size) for x in (logits, *others)), strict=True)
-        return [torch.cat(columns) for columns in zip(*(function(*part) for part in parts), strict=True)]
+    def _by_chunks(self, function: Callable[..., tuple[Tensor, ...]], answer: Answer, *others: Tensor) -> list[Tensor]:
+        """function(logits (n, V), others (n,)...) by chunks of the N positions, which bounds what is held of logits."""
+        size = max(1, _CHUNK_ELEMENTS // (self.readings * self.model.config.vocab_size))
+        size = size if size < 64 else size - size % 64  # the kernels of the head like whole blocks
+        whole: list[Tensor] = []
+        for start in range(0, len(answer.rows), size):
+            chunk = slice(start, start + size)
+            pieces = function(answer.head(answer.rows[chunk]), *(x[chunk] for x in others))
+            # What stays is made once: small tensors between large ones that go would keep a C heap from shrinking.
+            whole = whole or [piece.new_empty(len(answer.rows), *piece.shape[1:]) for piece in pieces]
+            for all_of_it, piece in zip(whole, pieces, strict=True):
+                all_of_it[chunk] = piece
+        return whole
+
+
+def guided(config: UDMGenerationConfig) -> bool:
+    """Whether the unconditional reading takes part: scale 1 is the model itself."""
+    return config.guidance_scale is not None and config.guidance_scale != 1
+
+
+def approximate(config: UDMGenerationConfig) -> bool:
+    """Whether keys and values are kept beyond the call they are exact for."""
+    return config.cache_refresh is not None and config.cache_refresh > 1
+
+
+def condition(model_config, canvas: Canvas, scale: float | None) -> Tensor:
+    """(B, L) bool: the condition of each row: its prompt where the model knows prompts, or else all that is given.
+
+    Either way attended positions that are not editable and hold no special token: those that training hides.
+
+    Raises:
+        ValueError: where a row has none, or the model has no [MASK] to put there.
+    """
+    if model_config.mask_token_id is None:
+        raise ValueError(
+            f"guidance_scale={scale} reads a row with [MASK] in place of its prompt, and this model has no "
+            "mask_token_id: leave guidance_scale at None"
+        )
+    given = model_config.prompt_tokens(canvas.tokens, canvas.attention_mask) & ~canvas.editable
+    without = (~given.any(dim=1)).nonzero()[:, 0]
+    if len(without):
+        raise ValueError(
+            f"guidance_scale={scale} weighs what a given text changes, and row {int(without[0])} has none: all its "
+            "tokens are special, or may change, or belong to the answer. Give a prompt, or text around [MASK], or "
+            "leave guidance_scale at None"
+        )
+    return given
 
 
 class MaskPredictor(Predictor):
@@ -102,8 +178,8 @@ class MaskPredictor(Predictor):
             noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not asked.any():
             return Guess(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
-        logits, places = self.logits(xt, t, asked), asked.nonzero(as_tuple=True)
-        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), logits, *places, uniforms[asked])
+        answer, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), answer, *places, uniforms[asked])
         self.sureness = self.sureness.masked_scatter(asked, sureness)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
@@ -165,8 +241,8 @@ class SubstitutePredictor(Predictor):
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
         if asked.any():
-            logits, places = self.logits(xt, t, asked), asked.nonzero(as_tuple=True)
-            pieces = self._by_chunks(partial(self._position, xt), logits, *places, uniforms[asked])
+            answer, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+            pieces = self._by_chunks(partial(self._position, xt), answer, *places, uniforms[asked])
             wholes = (never, torch.zeros_like(never), xt)
             change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0

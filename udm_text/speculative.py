@@ -232,7 +232,7 @@ class SpeculativePredictor(MaskPredictor):
     def marginals(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """`Marginals` with constraints, temperature, top_k and top_p: p and q alike are what is drawn from."""
         places = positions.nonzero(as_tuple=True)
-        return self._by_chunks(partial(self._law, xt), self.logits(xt, t, positions), *places)[0]
+        return self._by_chunks(partial(self._law, xt), self.ask(xt, t, positions), *places)[0]
 
     def _law(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor]:
         config = self.config
@@ -244,7 +244,7 @@ class SpeculativePredictor(MaskPredictor):
 
 
 _WORKS_WITH = frozenset(
-    "speculate order temperature top_k top_p forbidden_tokens allowed_tokens length max_new_tokens "
+    "speculate order guidance_scale temperature top_k top_p forbidden_tokens allowed_tokens length max_new_tokens "
     "num_return_sequences seed return_dict_in_generate output_trajectory".split()
 )
 """Settings that mean the same with speculative steps; any other must be left at its default."""

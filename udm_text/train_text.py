@@ -10,20 +10,40 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoConfig, HfArgumentParser, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, ProgressCallback, set_seed
 
-from .configuration_udm import UDMConfig, tokenizer_fields
-from .corpus import TOKENIZERS, hold_out, length_counts, load_corpus, load_tokenizer, make_rows, train_tokenizer
+from .adapters import ADAPTER, add_adapter, is_adapted, merge_adapter
+from .causal import PROCESS as CAUSAL
+from .causal import CausalObjective, causal_twin, evaluate_causal
+from .checkpoints import checkpoints, fault, last_checkpoint
+from .configuration_udm import UDMConfig, choices, tokenizer_fields, tokenizer_separator
+from .corpus import (
+    TOKENIZERS,
+    RowCutter,
+    fit_vocabulary,
+    hold_out,
+    length_counts,
+    load_corpus,
+    load_tokenizer,
+    make_rows,
+    open_corpus,
+    train_tokenizer,
+    vocabulary_report,
+)
 from .evaluation import evaluate_bound, evaluate_repair
 from .modeling_udm import UDMForMaskedGeneration
+from .packing import check_packing
+from .streaming import RowStream, TrainingTexts, follow_stream, sample_corpus, stream_arguments
 from .training import UDMTrainer, UDMTrainingArguments
 
 PRESETS = {  # layers, hidden size, attention heads
@@ -32,6 +52,9 @@ PRESETS = {  # layers, hidden size, attention heads
     "small": (4, 512, 8),
     "base": (12, 768, 12),
 }
+OBJECTIVES = ("diffusion", "ar")
+RUN_FILE = "run.json"
+"""Written when training begins: marks a folder as that of a run, which --resume may start anew."""
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""
 
@@ -42,12 +65,21 @@ class DataArguments:
 
     data: str = field(metadata={"help": "A text file, a folder, or the name of a data set."})
     data_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    text_column: str = field(default="text", metadata={"help": "The column that holds the text, or the answer."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "The column of prompts: the model learns to write text_column given them."}
+    )
+    prompt_dropout: float = field(
+        default=0.0, metadata={"help": "Share of rows whose prompt is hidden in training; guidance needs some, as 0.1."}
+    )
     rows: str = field(
         default="line",
         metadata={"help": "line: a row a line; fixed: lines of row_length tokens; packed: blocks of row_length."},
     )
     row_length: int | None = field(default=None, metadata={"help": "Tokens of a row; lines that are longer are cut."})
+    validation_data: str | None = field(
+        default=None, metadata={"help": "Held-out texts: a source like data, whose train split (or only file) counts."}
+    )
     validation_share: float = field(
         default=0.05, metadata={"help": "Held out of the training part where the data has no validation split."}
     )
@@ -56,6 +88,21 @@ class DataArguments:
         metadata={"help": "wordpiece, char or bpe (trained on the data), or an existing one; default: the model's."},
     )
     vocab_size: int = field(default=4000, metadata={"help": "Tokens at most of a tokenizer that is trained."})
+    min_frequency: int = field(
+        default=1, metadata={"help": "Of a tokenizer that is trained: what is rarer becomes no token."}
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
+    pack_rows: int | None = field(
+        default=None, metadata={"help": "Training: rows share sequences of so many tokens, each attending to itself."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read and tokenise while training (needs max_steps and row_length)."}
+    )
+    stream_sample: int = field(
+        default=100_000,
+        metadata={"help": "Streaming: first texts, read beforehand for tokenizer, lengths and held-out rows."},
+    )
+    stream_buffer: int = field(default=10_000, metadata={"help": "Streaming: texts that are shuffled at a time."})
 
 
 @dataclass
@@ -74,12 +121,22 @@ class ModelArguments:
         default=None,
         metadata={"help": "Default: eager on a CPU, where the fused backward is slow; else sdpa."},
     )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train low-rank adapters of a pretrained model (peft), merged at the end."}
+    )
+    lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapters; default: 2 lora_rank."})
+    lora_target: str | None = field(
+        default=None, metadata={"help": "Modules with adapters, as query,value; default: all linear maps but the last."}
+    )
 
 
 @dataclass
 class RunArguments(UDMTrainingArguments):
     """How to train: every field of TrainingArguments, some with defaults for text on a laptop."""
 
+    objective: str = field(
+        default="diffusion", metadata={"help": "diffusion, or ar: the causal twin of a preset, for comparison."}
+    )
     resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
     plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
     learning_rate: float | None = field(  # type: ignore[assignment]
@@ -100,6 +157,10 @@ class RunArguments(UDMTrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.max_seconds is not None and self.max_steps <= 0 and self.logging_steps < 1:
+            self.logging_steps = 50
         super().__post_init__()
 
 
@@ -108,8 +169,11 @@ class OutputExistsError(FileExistsError):
 
 
 def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArguments, RunArguments]:
-    """Command-line arguments; --output is short for --output_dir, and every field may be written with dashes."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Command-line arguments; --output is short for --output_dir, and every field may be written with dashes.
+
+    `--config FILE` reads fields from a YAML file; what stands on the command line goes before it.
+    """
+    given = read_recipe(list(sys.argv[1:] if arguments is None else arguments))
     given = [a.replace("--output", "--output_dir", 1) if a.split("=")[0] == "--output" else a for a in given]
     usage = "udm train --data DATA --output DIR [options]   (all of them: udm train --help)"
     kinds: Any = (DataArguments, ModelArguments, RunArguments)
@@ -120,70 +184,149 @@ def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArgum
     return data, model, run
 
 
+def read_recipe(given: list[str]) -> list[str]:
+    """The arguments with those of the YAML file after `--config` in front of them, where a later one overrides them."""
+    place = next((i for i, argument in enumerate(given) if argument.split("=")[0] == "--config"), None)
+    if place is None:
+        return given
+    name, _, file = given[place].partition("=")
+    rest = given[:place] + given[place + 1 :]
+    if not file:
+        if place == len(rest):
+            raise ValueError("--config needs the path of a YAML file behind it")
+        file = rest.pop(place)
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{name} {file}: there is no such file")
+    try:
+        fields = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a YAML file: {error}") from None
+    if not isinstance(fields, dict) or any(isinstance(value, (dict, list)) for value in fields.values()):
+        raise ValueError(f"{file} must hold lines `field: value`, as in `max_steps: 1000`")
+    return [f"--{name}={value}" for name, value in fields.items() if value is not None] + rest
+
+
 def train_text(data: DataArguments, model_args: ModelArguments, run: RunArguments) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     started = time.time()
     output, state = Path(str(run.output_dir)), PartialState()
     checkpoint = prepare_output(output, run.resume)
+    if run.resume and checkpoint is None:
+        print_once(state, f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
     state.wait_for_everyone()
     if run.plot:
         require_matplotlib()
     set_seed(run.seed)
 
-    splits = load_corpus(data.data, data.text_column, data.data_config)
-    splits = hold_out(splits, data.validation_share, contiguous=data.rows == "packed")
+    check_data(data, run)
+    with state.main_process_first():  # the others find its cache
+        splits, stream_texts = read_texts(data)
     scratch = model_args.model in PRESETS
     tokenizer = choose_tokenizer(data, model_args, splits, checkpoint, state)
-    train_rows, dropped = make_rows(splits["train"], tokenizer, rows=data.rows, row_length=data.row_length)
-    eval_rows = None
-    if "validation" in splits:
-        eval_rows, _ = make_rows(splits["validation"], tokenizer, rows=data.rows, row_length=data.row_length)
-    if dropped["truncated"] or dropped["left_out"] or dropped["unknown"]:
-        print_once(state, f"note: training rows {dropped}")
+    cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
+    with state.main_process_first():
+        train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
+        eval_rows = None
+        if "validation" in splits:
+            eval_rows, _ = make_rows(splits["validation"], tokenizer, **cut)
+    vocabulary = vocabulary_report(train_rows, tokenizer)
+    print_once(state, describe_rows(dropped, vocabulary, len(train_rows)))
 
-    model = build_model(model_args, tokenizer, train_rows)
+    fields: dict[str, Any] = {"separator_token_ids": None, "prompt_dropout": data.prompt_dropout}
+    if data.prompt_column is not None:
+        fields["separator_token_ids"] = tokenizer_separator(tokenizer)
+    check_model(model_args, run)
+    causal = run.objective == "ar"
+    objective: Any = None
+    if causal:
+        config = preset_config(model_args, tokenizer, train_rows, fields)
+        model: Any = causal_twin(config)
+        objective = CausalObjective(config, run.per_device_eval_batch_size)
+    else:
+        model = build_model(model_args, tokenizer, train_rows, fields)
+        config = model.config
+        if model_args.lora_rank is not None:
+            model = add_adapter(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_target)
     attention = model_args.attn_implementation or ("eager" if run.device.type == "cpu" else None)
     if attention is not None:
         model.set_attn_implementation(attention)
-    limit = model.config.max_row_length
-    longest = max(len(ids) for part in (train_rows, eval_rows) if part is not None for ids in part["input_ids"])
+    limit = config.max_row_length
+    longest = longest_row(train_rows, eval_rows)
+    stream = None
+    if stream_texts is not None:
+        cutter = RowCutter(tokenizer, data.rows, data.row_length, prompted=data.prompt_column is not None)
+        seed = run.seed if run.data_seed is None else run.data_seed
+        stream = RowStream(stream_texts, cutter, seed=seed, buffer=data.stream_buffer)
+        longest = max(longest, cutter.longest or 0)
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row_length")
     if run.learning_rate is None:
         run.learning_rate = 1e-3 if scratch else 1e-4
-    trainer = UDMTrainer(model, run, train_dataset=train_rows, eval_dataset=eval_rows, processing_class=tokenizer)
+    if stream is not None:
+        stream_arguments(run)
+    sets: dict[str, Any] = {"train_dataset": train_rows if stream is None else stream, "eval_dataset": eval_rows}
+    trainer = UDMTrainer(model, run, objective=objective, processing_class=tokenizer, **sets)
+    if data.pack_rows is not None:
+        check_packing(model, data.pack_rows)
+        text_objective: Any = trainer.objective
+        text_objective.pack_length = data.pack_rows
+    if stream is not None:
+        follow_stream(trainer, stream, checkpoint)
     if not run.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar)
+    process = CAUSAL if causal else config.process
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print_once(
         state,
-        f"{len(train_rows)} rows, {parameters / 1e6:.1f} M parameters, {len(tokenizer)} tokens, process "
-        f"{model.config.process}, {trainer.rows_per_step} rows a step",
+        f"{len(train_rows)} rows{' read beforehand' * data.streaming}, {parameters / 1e6:.1f} M parameters, "
+        f"{len(tokenizer)} tokens, process {process}, {trainer.rows_per_step} rows a step",
     )
+    if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / RUN_FILE, {"data": vars(data), "model": vars(model_args), "run": run.to_dict()})
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    report = {
+    report: dict[str, Any] = {
         "data": str(Path(data.data).resolve()) if Path(data.data).exists() else data.data,
         "data_arguments": vars(data),
         "model_arguments": vars(model_args),
-        "process": model.config.process,
+        "objective": run.objective,
+        "process": process,
         "parameters": parameters,
+        "trained_parameters": trained,
         "vocab_size": len(tokenizer),
         "train_rows": len(train_rows),
         "dropped": dropped,
+        "vocabulary": vocabulary,
         "rows_per_step": trainer.rows_per_step,
         "steps": trainer.state.global_step,
+        "stopped": trainer.stopped_by,
         "seed": run.seed,
         "learning_rate": run.learning_rate,
         "max_corruption": run.max_corruption,
         "train_seconds": result.metrics["train_runtime"],
         "train_loss": result.metrics["train_loss"],
+        "step_noise": trainer.noise.relative,
         "machine": machine(),
         "log": trainer.state.log_history,
     }
+    if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
+        if state.is_main_process:
+            write_json(output / "report.json", report)
+        print_once(
+            state,
+            f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
+            "finished; the same command with --resume goes on from there",
+        )
+        return report
+    write_model(trainer, output)
     if state.is_main_process:
-        if eval_rows is not None:  # from what was written, so that `udm evaluate` repeats these very figures
+        if causal and eval_rows is not None:
+            twin = AutoModelForCausalLM.from_pretrained(output)
+            report["validation"] = evaluate_causal(twin, eval_rows, objective)
+            print_once(state, describe(report["validation"]))
+        elif eval_rows is not None:  # from what was written, so that `udm evaluate` repeats these very figures
             saved = UDMForMaskedGeneration.from_pretrained(output)
             if run.max_corruption < 1.0:
                 report["repair"] = evaluate_repair(saved, eval_rows).to_dict()
@@ -221,13 +364,80 @@ def prepare_output(output: Path, resume: bool) -> str | None:
             raise OutputExistsError(
                 f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
             )
-        checkpoint = get_last_checkpoint(str(output))
-        if checkpoint is None:
-            raise OutputExistsError(f"{output} holds no checkpoint to resume from; give another --output")
-        return checkpoint
+        checkpoint = last_checkpoint(output)
+        broken = [f"{path.name}: {fault(path)}" for path in checkpoints(output) if fault(path) is not None]
+        if checkpoint is None and not (output / RUN_FILE).exists():
+            found = f" ({'; '.join(broken)})" if broken else ""
+            raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")
+        return checkpoint  # none yet, but a run of ours: from the beginning
     if resume:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
     return None
+
+
+def check_data(data: DataArguments, run: RunArguments) -> None:
+    """Raises ValueError where options do not go together, before anything is read."""
+    if data.prompt_dropout and data.prompt_column is None:
+        raise ValueError(f"--prompt_dropout is {data.prompt_dropout} and rows have no prompt: give --prompt_column")
+    if not 0.0 <= data.prompt_dropout < 1.0:
+        raise ValueError(f"--prompt_dropout must lie in [0, 1), got {data.prompt_dropout}")
+    if data.pack_rows is not None and run.objective == "ar":
+        raise ValueError("--pack_rows goes with models that attend both ways, not with --objective ar")
+    if not data.streaming:
+        return
+    if run.max_steps < 1:
+        raise ValueError("--streaming needs --max_steps: a stream does not tell how long an epoch is")
+    if data.row_length is None:
+        raise ValueError("--streaming needs --row_length: the longest row is not known beforehand")
+    if data.prompt_column is not None and data.rows != "line":
+        raise ValueError(f"--streaming with --prompt_column goes with --rows line, got {data.rows}")
+    if run.dataloader_num_workers > 1:
+        raise ValueError(
+            f"--streaming needs --dataloader_num_workers 0 or 1, got {run.dataloader_num_workers}: each would read "
+            "all of the stream"
+        )
+
+
+def read_texts(data: DataArguments) -> tuple[DatasetDict, TrainingTexts | None]:
+    """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream."""
+    how: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+    contiguous = data.rows == "packed"
+    given: dict[str, Any] = {}
+    if data.validation_data is not None:
+        given["validation"] = load_corpus(data.validation_data, **how)["train"]
+    if data.streaming:
+        splits, texts = sample_corpus(
+            open_corpus(data.data, name=data.data_config, **how),
+            data.stream_sample,
+            0.0 if given else data.validation_share,
+            contiguous,
+        )
+        return DatasetDict({**splits, **given}), texts
+    corpus = load_corpus(data.data, name=data.data_config, **how)
+    return hold_out(DatasetDict({**corpus, **given}), data.validation_share, contiguous), None
+
+
+def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> Dataset:
+    """The rows of a split as a run with these arguments has them: what it trained on, or measured on."""
+    splits, _ = read_texts(data)
+    if split not in splits:
+        raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
+    cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
+    return make_rows(splits[split], tokenizer, **cut)[0]
+
+
+def longest_row(*parts: Any) -> int:
+    """Tokens of the longest row, whatever stands around it included."""
+    return max(len(ids) for part in parts if part is not None for ids in part["input_ids"])
+
+
+def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
+    """What of the corpus training will not see, each with its share; and what of the vocabulary."""
+    lost = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
+    return (
+        f"note: of {rows} training rows: {lost} ({vocabulary['unknown_share']:.2%} of tokens unknown); "
+        f"{vocabulary['never_seen']} tokens of the vocabulary ({vocabulary['never_seen_share']:.1%}) never occur"
+    )
 
 
 def choose_tokenizer(
@@ -239,30 +449,54 @@ def choose_tokenizer(
     kind = data.tokenizer or ("wordpiece" if model_args.model in PRESETS else model_args.model)
     if kind not in TOKENIZERS:
         return load_tokenizer(kind)
-    texts = splits["train"]["text"]
+    texts: Iterable[str] = splits["train"]["text"]
+    if data.prompt_column is not None:
+        texts = (text or "" for column in ("prompt", "text") for text in splits["train"][column])
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
     # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] are its
     # landmarks.
     landmarks = model_args.backbone in ROTARY
-    made = [train_tokenizer(kind, texts, data.vocab_size, landmarks=landmarks) if state.is_main_process else None]
+    how: dict[str, Any] = {"landmarks": landmarks, "separator": data.prompt_column is not None}
+    how["min_frequency"] = data.min_frequency
+    made = [train_tokenizer(kind, texts, data.vocab_size, **how) if state.is_main_process else None]
     return broadcast_object_list(made)[0]  # by one process for all
 
 
-def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMaskedGeneration:
-    """A new model of a preset size, or a pretrained one."""
-    own = {name: getattr(model_args, name) for name in ("process", "kernel") if getattr(model_args, name) is not None}
-    counts = length_counts(train_rows)
+def build_model(
+    model_args: ModelArguments, tokenizer, train_rows, fields: dict[str, Any] | None = None
+) -> UDMForMaskedGeneration:
+    """A new model of a preset size, or a pretrained one. fields: what of a UDMConfig follows from the rows."""
+    fields = fields or {}
     if model_args.model not in PRESETS:
-        own |= {"length_counts": counts, "step_curve": None}  # a curve is of the weights that it was measured on
-        model = UDMForMaskedGeneration.from_pretrained(model_args.model, **own)
-        if len(tokenizer) > model.config.vocab_size:
-            model.resize_token_embeddings(len(tokenizer))
-        model.config.update(tokenizer_fields(tokenizer, model.config.vocab_size))
+        own = own_fields(model_args)
+        own |= {
+            "length_counts": length_counts(train_rows),
+            "step_curve": None,
+        }  # a curve is of the weights that it was measured on
+        model, info = UDMForMaskedGeneration.from_pretrained(model_args.model, output_loading_info=True, **own)
+        if model_args.lora_rank is not None and (info["missing_keys"] or len(tokenizer) > model.config.vocab_size):
+            what = "no language-model head" if info["missing_keys"] else "fewer tokens than the tokenizer"
+            raise ValueError(
+                f"--lora_rank adapts what is trained, and {model_args.model} has {what}: train it whole first, without "
+                "--lora_rank"
+            )
+        fit_vocabulary(model, tokenizer)
+        model.config.update(fields)
         return model
+    return UDMForMaskedGeneration(preset_config(model_args, tokenizer, train_rows, fields))
+
+
+def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dict[str, Any] | None = None) -> UDMConfig:
+    """The configuration of a new model of a preset size."""
+    fields = fields or {}
+    own = own_fields(model_args)
+    counts = length_counts(train_rows)
     layers, hidden, heads = PRESETS[model_args.model]
-    frame = len(tokenizer("")["input_ids"])
-    room = 2 * (len(counts) - 1) + frame + 2
+    if fields.get("separator_token_ids"):
+        room = longest_row(train_rows) + len(counts) + 1
+    else:
+        room = 2 * (len(counts) - 1) + len(tokenizer("")["input_ids"]) + 2
     names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
     config = AutoConfig.for_model(
         model_args.backbone,
@@ -275,9 +509,50 @@ def build_model(model_args: ModelArguments, tokenizer, train_rows) -> UDMForMask
         **{name: getattr(tokenizer, name) for name in names},
         **dropout_fields(model_args),
     )
-    return UDMForMaskedGeneration(
-        UDMConfig(text_config=config, length_counts=counts, **tokenizer_fields(tokenizer), **own)
-    )
+    return UDMConfig(text_config=config, length_counts=counts, **tokenizer_fields(tokenizer), **fields, **own)
+
+
+def own_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """What of a UDMConfig was asked for."""
+    names = ("process", "kernel")
+    return {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
+
+
+def check_model(model_args: ModelArguments, run: RunArguments) -> None:
+    """Raises ValueError where options of model and run do not go together."""
+    scratch = model_args.model in PRESETS
+    if run.objective == "ar":
+        for name in ("process", "kernel", "lora_rank"):
+            if (value := getattr(model_args, name)) is not None:
+                raise ValueError(f"--objective ar has no {name}, got {value!r}")
+        if not scratch:
+            raise ValueError(
+                f"--objective ar trains a preset ({', '.join(PRESETS)}) from scratch, got {model_args.model!r}"
+            )
+        if run.max_corruption < 1.0:
+            raise ValueError("--objective ar corrupts nothing: leave --max_corruption out")
+    if model_args.lora_rank is None:
+        for name in ("lora_alpha", "lora_target"):
+            if (value := getattr(model_args, name)) is not None:
+                raise ValueError(f"--{name} {value} goes with --lora_rank")
+    elif scratch:
+        raise ValueError(
+            f"--lora_rank adapts a model that is trained; {model_args.model!r} is a preset with new weights: give "
+            "--model with a masked LM or one of ours"
+        )
+
+
+def write_model(trainer: UDMTrainer, output: Path) -> None:
+    """The finished model as files; of one with an adapter the merged model, and the adapter in its own folder."""
+    if not is_adapted(trainer.model):
+        trainer.save_model()
+        return
+    trainer.save_model(str(output / ADAPTER))
+    with trainer.averaged_weights():
+        merged = merge_adapter(trainer.model)
+    trainer.model = trainer.model_wrapped = merged
+    trainer.average = None  # its part is in the merged weights
+    trainer.save_model()
 
 
 def dropout_fields(model_args: ModelArguments) -> dict[str, Any]:
@@ -296,11 +571,15 @@ def describe(bound: dict[str, Any]) -> str:
             return "infinite"
         return f"{value:.{digits}f} +- {'unknown' if error is None else format(error, f'.{digits}f')}"
 
-    text = f"NELBO {figure('nelbo_nats_per_token', 4)} nats/token, perplexity bound {figure('perplexity_bound', 2)}"
+    exact = bool(bound.get("exact"))
+    names = ("NLL", "perplexity") if exact else ("NELBO", "perplexity bound")
+    values = figure("nelbo_nats_per_token", 4), figure("perplexity_bound", 2)
+    text = f"{names[0]} {values[0]} nats/token, {names[1]} {values[1]}"
     if bound["chars"] is not None:
         text += f", {figure('bits_per_char', 4)} bits/char"
     length = "lengths included" if bound["length_included"] else "lengths given"
-    return f"{text} ({length}; {bound['rows']} rows, {bound['draws']} draws each)"
+    how = "exact" if exact else f"{bound['draws']} draws each"
+    return f"{text} ({length}; {bound['rows']} rows, {how})"
 
 
 def describe_repair(rates: dict[str, Any]) -> str:

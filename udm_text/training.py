@@ -1,37 +1,55 @@
 """Training: `transformers.Trainer` with the noise drawn in the loss, each row's noise its own.
 
-A batch is corrupted in `compute_loss`, not in the collator, from (seed, global step, the row's index in the global
+A batch is corrupted in `compute_loss`, not in the collator, from (seed, global step, the row's place in the global
 batch) alone. So the same rows get the same noise however the global batch is split into micro-batches and processes,
 and a resumed run continues with the noise of the uninterrupted one.
+
+The trainer knows neither text nor images: what a row is, what it costs and how good a model is are the business of an
+`Objective` that it is given.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
+from transformers.utils import logging
 
-from .evaluation import collate, row_draws, scored_rows, summarise
-from .objectives import LOSSES, row_losses, stratified_counts
+from .checkpoints import STAGING, CheckpointError, fault, last_checkpoint, publish, publish_files, rotate
+from .ema import WeightAverage
+from .interrupts import Interrupts, TimedRate, out_of_memory
+from .objectives import LOSSES
 from .randomness import RowRandom
 
-_STRATA, _ORDER = 0x5354524154410000, 0x4F52444552000000
-"""Distinguish the seeds of the stratification of t and of the order of rows from that of the noise."""
+logger = logging.get_logger(__name__)
+
+_ORDER = 0x4F52444552000000
+"""Distinguishes the seed of the order of rows from that of the noise."""
+
+
+_ENDLESS = 10**9
+"""Steps of a run that ends by time."""
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or the weights are no longer finite."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A step does not fit into memory."""
 
 
 @dataclass
@@ -40,9 +58,13 @@ class UDMTrainingArguments(TrainingArguments):
 
     Args:
         loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
+        loss_chunk: rows of logits that are held at a time; None: all of a micro-batch. See `chunked_cross_entropy`.
         max_corruption: largest share of a row that is corrupted in training. Below 1 a substitute model becomes a
             repairer of texts: it cannot write from nothing, and its NELBO means little.
         eval_draws: corruptions of each row in an evaluation.
+        ema_decay: decay of an exponential average of the weights, in (0, 1), which then takes their place in evaluation
+            and in the model that is written at the end; None: none.
+        max_seconds: end training after so many seconds, on a finished learning-rate schedule; None: by steps alone.
     """
 
     loss: str = field(
@@ -53,14 +75,37 @@ class UDMTrainingArguments(TrainingArguments):
         default=1.0,
         metadata={"help": "Largest corrupted share of a row in training; below 1 a substitute model learns to repair."},
     )
+    loss_chunk: int | None = field(
+        default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
+    )
     eval_draws: int = field(default=2, metadata={"help": "Corruptions of each row in an evaluation."})
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Decay of an average of the weights, such as 0.999; it is what gets saved."}
+    )
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "End training after so many seconds, the learning-rate schedule with it."}
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Kept off: rows carry what evaluation needs besides the model's inputs."},
     )
 
     def __post_init__(self):
+        if self.max_seconds is not None:
+            if not self.max_seconds > 0:
+                raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
+            if self.max_steps <= 0:
+                for name in ("logging_steps", "eval_steps", "save_steps"):
+                    value = getattr(self, name)
+                    if value is not None and value < 1:
+                        raise ValueError(
+                            f"{name} must be a number of steps with max_seconds, got {value}: without max_steps there "
+                            "is no run to take a share of"
+                        )
+                self.max_steps = _ENDLESS
         super().__post_init__()
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must lie in (0, 1), got {self.ema_decay}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if not 0.0 < self.max_corruption <= 1.0:
@@ -115,6 +160,73 @@ class RowOrder(Sampler[int]):
         return (i for batch in batches for i in by_length[batch * self.group : (batch + 1) * self.group])
 
 
+class Objective(Protocol):
+    """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
+
+    `TextObjective` (text_objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
+    objective holds no optimiser state and draws no number but from `step_random(seed, step, place)` (objectives.py):
+    then every split of the global batch, and every resumed run, gives the same trajectory.
+
+    collate: rows of the data set -> a batch, a dict of tensors whose first dimension is the rows. It travels to data
+        loader workers, so it is a function, a partial or an object that pickles.
+    """
+
+    collate: Any
+
+    def row_terms(
+        self, model: Any, inputs: dict[str, Any], *, place: Tensor, total: int, step: int, seed: int
+    ) -> Tensor:
+        """(B,) cost of each row, differentiable: summed nats or a summed weighted error, never an average.
+
+        Called under autocast where that is on; a row's cost depends on no other row.
+
+        Args:
+            model: the network as wrapped for training; call it, take no part of it.
+            inputs: a batch of `collate`, on the model's device.
+            place: (B,) int64, the rows' places in the global batch, 0..total-1 (use `place % total` where a stratum is
+                looked up: a batch from outside training may hold more). total: rows of the global batch.
+            step, seed: the global step, and the run's seed.
+        """
+        ...
+
+    def num_items(self, inputs: dict[str, Any]) -> Tensor | int:
+        """What the batch's summed cost is divided by: its tokens, its pixels or its rows.
+
+        The trainer sums it over the global batch; the loss is the sum of all row terms over that number, however the
+        global batch is split.
+        """
+        ...
+
+    def lengths(self, dataset: Any) -> list[int] | None:
+        """The length of each row, for `train_sampling_strategy` "group_by_length"; None where rows are all alike."""
+        ...
+
+    def evaluate(self, trainer: UDMTrainer, dataset: Any) -> dict[str, float]:
+        """Figures of `trainer.model` on `dataset`, without prefix; "loss" must be among them (lower is better).
+
+        Called in every process at once, with the averaged weights in place where there are any. Noise comes from one
+        fixed seed, so that checkpoints compare. `trainer.own_rows(n)` gives the rows of this process,
+        `trainer.gather_rows(values, mine, n)` puts together what all processes measured.
+        """
+        ...
+
+
+def default_objective(model, args: UDMTrainingArguments) -> Objective:
+    """The text objective, for a model of ours."""
+    if not hasattr(getattr(model, "config", None), "build_process"):
+        raise ValueError(f"objective must be given: {type(model).__name__} is not a model of this package")
+    from .text_objective import TextObjective
+
+    return TextObjective(
+        model.config,
+        loss=args.loss,
+        max_corruption=args.max_corruption,
+        eval_draws=args.eval_draws,
+        loss_chunk=args.loss_chunk,
+        eval_batch_size=args.per_device_eval_batch_size,
+    )
+
+
 class _EpochCallback(TrainerCallback):
     """Tells the row order which epoch begins, also after a resume (accelerate does not reach a wrapped sampler)."""
 
@@ -126,39 +238,174 @@ class _EpochCallback(TrainerCallback):
             self.trainer.row_order.set_epoch(int(state.epoch or 0.0))  # exact where an epoch is complete
 
 
-class UDMTrainer(Trainer):
-    """`Trainer` for `UDMForMaskedGeneration`.
+class _AverageCallback(TrainerCallback):
+    """Keeps the average of the weights, from the first step or from where a checkpoint left it."""
 
-    Rows are dictionaries with "input_ids", and for bits per character "num_chars". The loss is in nats per token of the
-    global batch: (l/t) sum over the corrupted positions of CE, summed over rows, over the number of editable tokens.
+    def __init__(self, trainer: UDMTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        trainer.average = average = WeightAverage(trainer.accelerator.unwrap_model(trainer.model), args.ema_decay)
+        if trainer.resumed_from is not None:
+            average.load(trainer.resumed_from)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(state.global_step)
+
+
+class StepNoise(TrainerCallback):
+    """How much the loss of a step owes to which rows and which noise it drew; warns where that is a lot.
+
+    From step 20 to 60 the loss falls slowly against its noise: half the mean square of its changes from step to step
+    estimates the variance of one. `relative` is the deviation over the mean, None before; where it is above `limit` and
+    the global batch below `few` rows, a warning names both.
+    """
+
+    first, last, limit, few = 20, 60, 0.05, 64
+
+    def __init__(self, trainer: UDMTrainer):
+        self.trainer = trainer
+        self.losses: list[float] = []
+        self.step_loss = 0.0
+        self.relative: float | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step - self.trainer._initial_global_step
+        if step <= self.last:
+            self.losses.append(self.step_loss)
+            self.step_loss = 0.0
+        if step != self.last:
+            return
+        losses = torch.tensor(self.losses[self.first :], dtype=torch.float64)
+        # each process sees its own share of the global batch
+        deviation = float((losses.diff().square().mean() / 2 / args.world_size).sqrt())
+        mean, rows = float(losses.mean()), self.trainer.rows_per_step
+        self.relative = deviation / abs(mean) if mean else None
+        if self.relative is not None and self.relative > self.limit and rows < self.few and state.is_world_process_zero:
+            times = math.ceil((self.relative / self.limit) ** 2)
+            logger.warning(
+                f"the loss of a step is {mean:.3g} +- {deviation:.2g} ({self.relative:.0%} noise) with {rows} rows a "
+                f"step: most of what the optimiser sees is chance. gradient_accumulation_steps "
+                f"{args.gradient_accumulation_steps * times} would bring it below {self.limit:.0%}"
+            )
+
+
+class UDMTrainer(Trainer):
+    """`Trainer` whose noise belongs to the row and whose loss is an `Objective`'s.
+
+    The loss is the sum of the objective's row terms over the global batch by the number of its items, for text nats per
+    token: (l/t) sum over the corrupted positions of CE, summed over rows, over the number of editable tokens.
+
+    Args:
+        model: what is trained. One that is not a `PreTrainedModel` is written as model.safetensors alone.
+        objective: what it is trained on; None: the text objective, for a `UDMForMaskedGeneration`.
+        data_collator: None: the objective's.
     """
 
     args: UDMTrainingArguments
-    model: PreTrainedModel
+    model: Any
+    objective: Objective
+    average: WeightAverage | None
+    """The averaged weights, from the beginning of training on, where there is an ema_decay."""
+    resumed_from: str | None
+    """The checkpoint that the last `train` went on from."""
 
-    def __init__(self, model, args: UDMTrainingArguments, *, data_collator=None, **kwargs):
+    def __init__(
+        self, model, args: UDMTrainingArguments, *, objective: Objective | None = None, data_collator=None, **kwargs
+    ):
         if not isinstance(args, UDMTrainingArguments):
             raise TypeError(f"args must be UDMTrainingArguments, got {type(args).__name__}")
         if args.label_smoothing_factor:
             raise ValueError("label_smoothing_factor must be 0: a smoothed loss bounds nothing")
         for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"{name} has no effect here: loss and metrics are the bound; override evaluate")
+                raise ValueError(f"{name} has no effect here: loss and metrics are the objective's")
         if args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (DataParallel) are not supported; start one process a GPU: accelerate "
                 "launch"
             )
-        config = model.config
-        collator = data_collator or partial(collate, pad_token_id=config.pad_token_id, editable=config.editable)
-        super().__init__(model, args, data_collator=collator, **kwargs)
-        self.udm_config = config
-        self.process = config.build_process()
-        if args.max_corruption < 1.0 and self.process.visible:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+        self.objective = default_objective(model, args) if objective is None else objective
+        super().__init__(model, args, data_collator=data_collator or self.objective.collate, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
         self.row_order: RowOrder | None = None
+        self.average, self.resumed_from = None, None
         self._micro_step = 0
+        self._staging: Path | None = None
         self.add_callback(_EpochCallback(self))
+        if args.ema_decay is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
+                raise ValueError(
+                    "ema_decay goes with one process or with DDP: under FSDP and DeepSpeed no process has the whole "
+                    "weights to average"
+                )
+            self.add_callback(_AverageCallback(self))
+        self.timed_rate: TimedRate | None = None
+        if args.max_seconds is not None:
+            steps = 0 if args.max_steps >= _ENDLESS else args.max_steps
+            warmup = args.get_warmup_steps(steps or 100)
+            schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+            self.timed_rate = TimedRate(args.max_seconds, steps, warmup, schedule)
+        keeps = not self.is_distributed_loading_by_transformers  # transformers cannot resume what it has sharded
+        self.noise = StepNoise(self)
+        self.add_callback(self.noise)
+        self.interrupts = Interrupts(self._largest, self.timed_rate, saves=keeps)
+        self.add_callback(self.interrupts)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """Why the last `train` ended before its last step: "SIGTERM", "SIGUSR1", "max_seconds"; None: it did not."""
+        return self.interrupts.reason
+
+    def _largest(self, value: float) -> float:
+        """The largest of the values of all processes."""
+        if self.args.world_size == 1:
+            return value
+        agreed = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
+        return agreed.item()
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.timed_rate is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduled: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(scheduled, self.timed_rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """As in transformers; `resume_from_checkpoint=True` takes the last checkpoint that is whole.
+
+        Ends early, with a checkpoint and `stopped_by` set, after SIGTERM or SIGUSR1 and when `max_seconds` are over.
+        """
+        output = str(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(output)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{output} holds no whole checkpoint to resume from")
+        elif resume_from_checkpoint and (why := fault(resume_from_checkpoint)) is not None:
+            raise CheckpointError(f"{resume_from_checkpoint} cannot be resumed from: {why}")
+        self.resumed_from = resume_from_checkpoint or None
+        with self.interrupts.listening():
+            try:
+                return super().train(self.resumed_from, *args, **kwargs)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise OutOfMemoryError(self._memory_advice()) from error
+                raise
+
+    def _memory_advice(self) -> str:
+        rows, accumulated = self._train_batch_size, self.args.gradient_accumulation_steps
+        kept = last_checkpoint(str(self.args.output_dir))
+        smaller = max(1, rows // 2)
+        return (
+            f"out of memory at step {self.state.global_step} with per_device_train_batch_size {rows} and "
+            f"gradient_accumulation_steps {accumulated}. With {smaller} and {accumulated * max(1, rows // smaller)} "
+            "the steps are the same (but for rounding) in half the memory; gradient_checkpointing and bf16 save more. "
+            + (f"Resume from {kept}." if kept else "No checkpoint had been written.")
+        )
 
     def _get_train_sampler(self, train_dataset=None):
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -167,10 +414,7 @@ class UDMTrainer(Trainer):
         strategy = self.args.train_sampling_strategy
         if strategy not in ("random", "group_by_length"):
             return super()._get_train_sampler(train_dataset)
-        lengths = None
-        if strategy == "group_by_length":
-            columns = getattr(dataset, "column_names", None)
-            lengths = [len(ids) for ids in (dataset["input_ids"] if columns else (row["input_ids"] for row in dataset))]
+        lengths = self.objective.lengths(dataset) if strategy == "group_by_length" else None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         drop_last = self.args.dataloader_drop_last
         self.row_order = RowOrder(len(dataset), seed, self.rows_per_step, lengths, drop_last)
@@ -185,31 +429,33 @@ class UDMTrainer(Trainer):
         self._micro_step = 0  # a step begins, or begins again after auto_find_batch_size
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def _row_index(self, rows: int, device) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """() items of the global batch."""
+        if not batch_samples:
+            return None
+        items = torch.as_tensor(sum(self.objective.num_items(batch) for batch in batch_samples), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            items = self.accelerator.gather(items).sum()
+        return items.clamp(min=1) / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def _places(self, rows: int, device) -> Tensor:
         """(rows,) int64: places of this micro-batch's rows in the global batch."""
         first = (self._micro_step * self.args.world_size + self.args.process_index) * self._train_batch_size
         return first + torch.arange(rows, device=device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        x0, labels, mask = inputs["input_ids"], inputs["labels"], inputs["attention_mask"]
-        editable = labels != -100
-        lengths = editable.sum(dim=1).clamp(min=1)
-        step, seed, total = self.state.global_step, self.args.seed, self.rows_per_step
-        index = self._row_index(len(x0), x0.device)
-        most = (lengths.double() * self.args.max_corruption - 1e-9).ceil().long().clamp(min=1)
-        t = stratified_counts(most, index % total, total, seed ^ _STRATA, step)
-        terms = row_losses(
-            lambda **wanted: model(attention_mask=mask, **wanted).logits,
-            self.process,
-            x0,
-            editable,
-            t,
-            RowRandom(seed, (step << 32) + index),
-            self.udm_config.forbidden_tokens(x0.device),
-            loss=self.args.loss,
-            kernel=self.udm_config.kernel,
+        first = next(iter(inputs.values()))
+        terms = self.objective.row_terms(
+            model,
+            inputs,
+            place=self._places(len(first), first.device),
+            total=self.rows_per_step,
+            step=self.state.global_step,
+            seed=self.args.seed,
         )
-        items = editable.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        items = num_items_in_batch
+        if items is None:
+            items = torch.as_tensor(self.objective.num_items(inputs), device=terms.device).clamp(min=1)
         loss = terms.sum() / items
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # gradients are averaged over processes, while the loss is already divided by the tokens of all of them
@@ -219,7 +465,7 @@ class UDMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_step += 1
-        self.model.config.step_curve = None  # it was measured on the weights before
+        self.noise.step_loss += loss.item()
         if not torch.isfinite(loss).all():
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {self.state.global_step}: training stops, checkpoints written "
@@ -227,24 +473,114 @@ class UDMTrainer(Trainer):
             )
         return loss
 
+    def _get_output_dir(self, trial):
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        """Writes a checkpoint beside its place and moves it there when it is whole; older ones go only then."""
+        step, run = self.state.global_step, Path(self._get_output_dir(trial))
+        place, limit, push = run / f"checkpoint-{step}", self.args.save_total_limit, self.args.push_to_hub
+        with self._writing(run, f"the checkpoint of step {step}") as staging:
+            self.args.save_total_limit, self.args.push_to_hub = None, False
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit, self.args.push_to_hub = limit, push
+            written = staging / place.name
+            if self.args.should_save:
+                if self.average is not None:
+                    self.average.save(written)
+                if self.state.best_model_checkpoint == str(written):
+                    self.state.best_model_checkpoint = str(place)
+                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            self.accelerator.wait_for_everyone()  # every process has written its part
+            if self.args.should_save:
+                publish(written, place)
+        if push:
+            self._push_from_checkpoint(str(place))
+        if self.args.should_save:
+            rotate(run, limit, (place, self.state.best_model_checkpoint))
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _writing(self, run: Path, what: str) -> Iterator[Path]:
+        """A folder inside `run` to write to, gone afterwards; what goes wrong there names the last good checkpoint."""
+        staging = run / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            yield staging
+        except Exception as error:
+            if isinstance(error, NonFiniteLossError):
+                raise
+            kept = last_checkpoint(run)
+            raise CheckpointError(
+                f"{what} could not be written: {error}. "
+                + (f"The last good one is {kept}; resume from it" if kept else "There is none before it; start again")
+                + " once there is room on the disk and leave to write."
+            ) from error
+        finally:
+            self._staging = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None and self.state.best_model_checkpoint is not None:
+            self.average.load(self.state.best_model_checkpoint)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model has its averaged weights inside the block, where an average is kept."""
+        with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
+            yield
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """Writes the model, its averaged weights where there are any; each file appears whole or not at all."""
         broken = [name for name, p in self.model.named_parameters() if not torch.isfinite(p.detach()).all()]
         if broken:
             raise NonFiniteLossError(
                 f"the weights are not finite at step {self.state.global_step} (first: {broken[0]}): nothing is "
                 "written, checkpoints written before stay"
             )
-        super().save_model(output_dir, _internal_call)
+        if _internal_call:  # part of a checkpoint, which keeps the weights as they are
+            return super().save_model(output_dir, _internal_call)
+        output = Path(output_dir or str(self.args.output_dir))
+        if self.is_fsdp_enabled:  # the shards of a checkpoint are no model that can be loaded
+            self.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        with self._writing(output, "the model") as staging:
+            with self.averaged_weights():
+                super().save_model(str(staging / "model"), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish_files(staging / "model", output)
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # a pickle, which resuming does not read and a published model should not hold
             Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
+    def own_rows(self, count: int) -> list[int]:
+        """The rows of an evaluation that this process measures: every process as many, so some are measured twice."""
+        world, rank = self.args.world_size, self.args.process_index
+        return [i % count for i in range(rank, -(-count // world) * world, world)]
+
+    def gather_rows(self, values: Tensor, mine: list[int], count: int) -> Tensor:
+        """(count,) float64 on the CPU, the same in every process, from the (len(mine),) values of each."""
+        if self.args.world_size == 1:
+            return values.double().cpu()
+        values = self.accelerator.gather(values.double().to(self.args.device)).cpu()
+        places = self.accelerator.gather(torch.tensor(mine, device=self.args.device)).cpu()
+        return torch.zeros(count, dtype=torch.float64).index_copy(0, places, values)
+
     def evaluate(
         self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The bound on `eval_dataset`, with one fixed seed so that checkpoints compare; processes share the rows."""
+        """The objective's figures on `eval_dataset`, each data set of a dict under its own name."""
         dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             named: Any = self.eval_dataset
@@ -257,31 +593,10 @@ class UDMTrainer(Trainer):
                 metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         started = time.time()
-        config = self.udm_config
-        index, rows = scored_rows(config, dataset)
-        world, rank = self.args.world_size, self.args.process_index
-        mine = list(range(rank, len(rows), world))
-        how: dict[str, Any] = {"draws": self.args.eval_draws, "seed": 0, "kernel": config.kernel}
-        nats = torch.zeros(len(rows), dtype=torch.float64)
-        if mine:
-            own = row_draws(
-                self.model,
-                [rows[i] for i in mine],
-                [index[i] for i in mine],
-                batch_size=self.args.per_device_eval_batch_size,
-                **how,
-            )
-            nats[mine] = own.nats.mean(dim=1)
-        if world > 1:
-            nats = self.accelerator.reduce(nats.to(self.args.device), "sum").cpu()
-        report = summarise(config, rows, nats, **how)
-        wanted = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
-        metrics = {}
-        for name in (*wanted, *(f"{name}_stderr" for name in wanted)):
-            if (value := getattr(report, name)) is not None:
-                metrics[f"{metric_key_prefix}_{name}"] = value
-        metrics[f"{metric_key_prefix}_loss"] = report.nelbo_nats_per_token
-        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(rows))
+        with self.averaged_weights():
+            figures = self.objective.evaluate(self, dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(dataset))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,103 @@
+"""The companion of udm_text: pictures by hot and cold diffusion, through the very same loop (`udm_text.core`).
+
+Public names are imported on first use: to sample, training is not needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .control import classifier_guided as classifier_guided
+    from .control import edit as edit
+    from .control import guided as guided
+    from .control import project as project
+    from .data import ImageRows as ImageRows
+    from .data import load_images as load_images
+    from .degradations import Blur as Blur
+    from .degradations import Desaturate as Desaturate
+    from .degradations import PixelMask as PixelMask
+    from .degradations import Pool as Pool
+    from .degradations import register as register
+    from .evaluation import frechet_distance as frechet_distance
+    from .evaluation import quality as quality
+    from .likelihood import log_likelihood as log_likelihood
+    from .likelihood import nelbo as nelbo
+    from .modeling import ImageConfig as ImageConfig
+    from .modeling import ImageDenoiser as ImageDenoiser
+    from .objectives import ImageObjective as ImageObjective
+    from .pictures import save_grid as save_grid
+    from .pictures import save_strip as save_strip
+    from .pipeline import ImagePipeline as ImagePipeline
+    from .processes import ColdProcess as ColdProcess
+    from .processes import GaussianProcess as GaussianProcess
+    from .processes import process_from_dict as process_from_dict
+    from .sampling import ancestral as ancestral
+    from .sampling import clip as clip
+    from .sampling import ddim as ddim
+    from .sampling import dpm_solver as dpm_solver
+    from .sampling import encode as encode
+    from .sampling import grid as grid
+    from .sampling import langevin as langevin
+    from .sampling import optimal_variance as optimal_variance
+    from .sampling import restore as restore
+    from .sampling import sample as sample
+    from .sampling import slerp as slerp
+    from .sampling import with_variance as with_variance
+    from .scheduler_adapter import SchedulerPredictor as SchedulerPredictor
+
+_HOMES = {
+    "ColdProcess": "processes",
+    "GaussianProcess": "processes",
+    "process_from_dict": "processes",
+    "Blur": "degradations",
+    "Desaturate": "degradations",
+    "PixelMask": "degradations",
+    "Pool": "degradations",
+    "register": "degradations",
+    "ancestral": "sampling",
+    "clip": "sampling",
+    "ddim": "sampling",
+    "dpm_solver": "sampling",
+    "encode": "sampling",
+    "grid": "sampling",
+    "langevin": "sampling",
+    "optimal_variance": "sampling",
+    "restore": "sampling",
+    "sample": "sampling",
+    "slerp": "sampling",
+    "with_variance": "sampling",
+    "classifier_guided": "control",
+    "edit": "control",
+    "guided": "control",
+    "project": "control",
+    "SchedulerPredictor": "scheduler_adapter",
+    "log_likelihood": "likelihood",
+    "nelbo": "likelihood",
+    "ImageConfig": "modeling",
+    "ImageDenoiser": "modeling",
+    "ImageObjective": "objectives",
+    "ImagePipeline": "pipeline",
+    "ImageRows": "data",
+    "load_images": "data",
+    "frechet_distance": "evaluation",
+    "quality": "evaluation",
+    "save_grid": "pictures",
+    "save_strip": "pictures",
+}
+"""The one table from a public name to its room."""
+
+__all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

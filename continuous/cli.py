@@ -1,0 +1,178 @@
+"""`udm image`: train, generate, restore, evaluate, demo. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Pictures by hot and cold diffusion: train, generate, restore, evaluate.")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Label = Annotated[str | None, typer.Option(help="A class by name, or all: each in turn; default: no class.")]
+Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Network calls of a picture.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train: udm image train --output DIR --data DATA; takes every field of TrainingArguments, see --help."""
+    from .train_image import main as run
+
+    run(context.args)
+
+
+@app.command()
+def generate(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write: all of them in a grid.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures.")] = 64,
+    label: Label = None,
+    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpm_solver, baseline or ddpm_learned.")] = "dpm_solver",
+    num_steps: Steps = 20,
+    spacing: Annotated[
+        str | None, typer.Option(help="even, quadratic or snr; default: what suits the sampler.")
+    ] = None,
+    eta: Annotated[float | None, typer.Option(help="Share of fresh noise of ddim: 0 none, 1 that of ddpm.")] = None,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    clip: Annotated[bool, typer.Option(help="Hold predictions inside the range of pictures.")] = True,
+    seed: Seed = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 512,
+    strip: Annotated[Path | None, typer.Option(help="Also write how the first ones came to be.")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="Pictures in a row of the grid.")] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """New pictures from noise, by a model of a Gaussian process."""
+    from .pictures import check_target, save_grid, save_strip
+
+    for path in (output, strip):
+        if path is not None:
+            check_target(path)
+    pipe = _load(model, device)
+    states: list[Any] = []
+    pictures = pipe.generate(
+        number,
+        label,
+        sampler=sampler,
+        num_steps=num_steps,
+        spacing=spacing,
+        eta=eta,
+        guidance=guidance,
+        clip=clip,
+        seed=seed,
+        batch_size=batch_size,
+        on_state=None if strip is None else (lambda state: states.append(state[:_SHOWN])),
+        progress=not quiet,
+    )
+    save_grid(output, pictures, columns)
+    print(output)
+    if strip is not None:
+        save_strip(strip, states[: (num_steps or pipe.process.T) + 1])  # those of the first batch
+        print(strip)
+
+
+@app.command()
+def restore(
+    model: Model,
+    picture: Annotated[list[Path], typer.Argument(help="Degraded pictures (any image file of the model's size).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="What is written: before and after below each other.")],
+    t: Annotated[
+        int | None, typer.Option("--t", min=1, help="How far they are degraded; default: as far as can be.")
+    ] = None,
+    degrade: Annotated[
+        bool, typer.Option("--degrade", help="The files are clean: degrade them first, to try it.")
+    ] = False,
+    label: Label = None,
+    num_steps: Steps = None,
+    churn: Annotated[float, typer.Option(min=0.0, max=1.0, help="0: improved sampling, 1: naive.")] = 0.0,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Restore degraded pictures, by a model of a cold process (or take the noise out of noisy ones)."""
+    from .data import read_image, stack_images
+    from .pictures import check_target, save_png, tile
+
+    check_target(output)
+    pipe = _load(model, device)
+    channels = pipe.shape[0]
+    found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in picture)
+    if tuple(found.shape[1:]) != pipe.shape:
+        raise ValueError(
+            f"the model restores pictures of {' x '.join(map(str, pipe.shape))}, and these are "
+            f"{' x '.join(map(str, found.shape[1:]))}"
+        )
+    rows = [found]
+    if degrade:
+        found = pipe.degrade(found, t, seed=seed)
+        rows.append(found)
+    restored = pipe.restore(found, t, label=label, num_steps=num_steps, churn=churn, seed=seed, progress=not quiet)
+    save_png(output, tile([*rows, restored]))
+    print(output)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Pictures; default: those the model was trained with.")] = None,
+    sampler: Annotated[str, typer.Option(help="As in generate (Gaussian models).")] = "dpm_solver",
+    num_steps: Steps = 20,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", min=2, help="Samples; default: as many as held out.")
+    ] = None,
+    terms: Annotated[
+        int, typer.Option(min=0, help="Terms of the likelihood bound of a held-out picture; 0: no bound.")
+    ] = 64,
+    seed: Annotated[int, typer.Option(help="Of samples and noise.")] = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """How good samples are, beside real pictures and a memoriser, and the bound; of a cold model its restorations."""
+    from .evaluation import describe_figures, evaluate_model
+    from .train_image import load_splits_of
+
+    pipe = _load(model, device)
+    splits, name = load_splits_of(model, data)
+    figures = evaluate_model(
+        pipe, splits, sampler=sampler, num_steps=num_steps, guidance=guidance, number=number, terms=terms, seed=seed
+    )
+    print(json.dumps({"model": model, "data": name, **figures}) if as_json else describe_figures(figures))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where the models and pictures go.")] = Path("runs"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer for a quick look.")] = None,
+    number: Annotated[
+        int | None, typer.Option(min=20, help="Samples of each row of the table; fewer for a quick look.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
+) -> None:
+    """Train on digits, then sample, restore and measure. Some four minutes on two cores."""
+    from .demo import run
+
+    run(output, steps, number, seed)
+
+
+def _load(model: str, device: str | None) -> Any:
+    """The pipeline of a model, without the bars of what takes no time."""
+    from transformers.utils import logging
+
+    from .pipeline import ImagePipeline
+
+    logging.disable_progress_bar()
+    return ImagePipeline.from_pretrained(model, device)
+
+
+_SHOWN = 8
+"""Pictures of a strip."""

@@ -1,0 +1,142 @@
+"""Control over what is sampled: guidance, constraints and editing. All but `edit` wrap the predictor.
+
+Guidance moves x0_hat; the step then finds its noise from the moved x0_hat, which is the same as moving epsilon, since
+at a given xt the two are tied by a straight line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from udm_text.core import Guess, denoise
+from udm_text.randomness import RowRandom
+
+from .processes import GaussianProcess, PictureProcess, check_pictures
+from .sampling import OnStep, Predictor, as_guess, check_falling, grid, spread
+
+
+def guided(conditional: Predictor, unconditional: Predictor, scale: float) -> Predictor:
+    """Classifier-free guidance (Ho & Salimans 2207.12598): x0_u + scale (x0_c - x0_u). 1 is conditional, 0 is not.
+
+    Above 1 the answer lies beyond both, so it may leave the range of pictures: put `sampling.clip` around it.
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        chosen = as_guess(conditional(xt, t, s), xt)
+        free = as_guess(unconditional(xt, t, s), xt).x0
+        return chosen._replace(x0=free + scale * (chosen.x0 - free))
+
+    return predict
+
+
+def classifier_guided(
+    process: GaussianProcess,
+    predict_x0: Predictor,
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    scale: float = 1.0,
+) -> Predictor:
+    """Classifier guidance (Dhariwal & Nichol 2105.05233): x0_hat + scale (b_t^2 / a_t) grad log p(y | xt).
+
+    Args:
+        log_prob: (xt, t) -> (B,) log p(y | xt) of the wished y, differentiable in xt; a row's value must depend on that
+            row alone.
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        a, b = process.coefficients(t, xt)
+        if not bool((a > 0).all()):
+            raise ValueError("classifier guidance needs a_t > 0: at rectified flow's T, xt says nothing of x0")
+        with torch.enable_grad():
+            leaf = xt.detach().requires_grad_()
+            value = log_prob(leaf, t)
+            if value.shape != (len(xt),):
+                raise ValueError(f"log_prob must give one number for each row, ({len(xt)},), got {tuple(value.shape)}")
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return guess._replace(x0=guess.x0 + scale * (b * b / a) * slope)
+
+    return predict
+
+
+def project(predict_x0: Predictor, projection: Callable[[Tensor], Tensor]) -> Predictor:
+    """x0_hat replaced by projection(x0_hat) at every step, so what comes out at t = 0 obeys the constraint.
+
+    projection: (B, ...) -> (B, ...), one that changes nothing when done twice (not checked).
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        return as_guess(guess._replace(x0=projection(guess.x0)), xt)
+
+    return predict
+
+
+def keep_known(
+    process: PictureProcess,
+    known: Tensor,
+    editable: Tensor,
+    walk: Sequence[Tensor],
+    random: RowRandom | None = None,
+) -> Callable[[int, Tensor, Guess | None], Tensor]:
+    """An `on_step` for `core.denoise` that puts F_s(known, fresh noise) back wherever `editable` is false.
+
+    Known pixels must carry the noise of their time: left clean they would be pictures that the network never saw.
+    """
+
+    def on_step(step: int, xs: Tensor, guess: Guess | None) -> Tensor:
+        noise = process.sample_noise(known, random=random)
+        return torch.where(editable, xs, process.corrupt(known, walk[step + 1], noise))
+
+    return on_step
+
+
+@torch.no_grad()
+def edit(
+    process: PictureProcess,
+    predict_x0: Predictor,
+    known: Tensor,
+    editable: Tensor,
+    *,
+    start: int | None = None,
+    num_steps: int | None = None,
+    times: Tensor | None = None,
+    churn: float = 0.0,
+    random: RowRandom | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Inpainting: new content where `editable` is true, `known` exactly elsewhere.
+
+    Args:
+        known: (B, ...) pictures; editable: bool, broadcasts against known.
+        start: the t to begin at; None is T, from nothing. A smaller one begins from the known content, corrupted as far
+            (SDEdit, 2108.01073), so that the edit stays near it.
+        num_steps: see `sampling.grid`; `times` is a falling grid of your own, in place of both.
+        churn: as in `core.denoise`; wrap the predictor for other samplers.
+    """
+    check_pictures(known, "known")
+    if editable.dtype != torch.bool:
+        raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
+    try:
+        editable = editable.expand(known.shape)
+    except RuntimeError:
+        raise ValueError(f"editable must broadcast to {tuple(known.shape)}, got {tuple(editable.shape)}") from None
+    times = grid(process, num_steps, start=start) if times is None else times
+    check_falling(times, process.T)
+    random = RowRandom.fresh(len(known), known.device) if random is None else random
+    walk = spread(times, len(known), known.device)
+    keep = keep_known(process, known, editable, walk, random)
+    if int(times[0]) == process.T:
+        xt = process.prior(known, random=random)
+    else:
+        xt = process.corrupt(known, walk[0], process.sample_noise(known, random=random))
+
+    def after(step: int, xs: Tensor, guess: Guess) -> Tensor:
+        xs = keep(step, xs, guess)
+        replaced = on_step(step, xs, guess) if on_step is not None else None
+        return xs if replaced is None else replaced
+
+    xt = keep(-1, xt, None)
+    return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=after)

@@ -1,0 +1,381 @@
+"""How good samples are, and whether they are new: three figures that are read together, and what real images get.
+
+A Frechet distance alone cannot tell a good model from a memoriser, and with some hundred samples its own noise is of
+the order of the differences one looks for. So it is never printed without the distance to the training set and a
+two-sample figure, and two samplers are compared on paired seeds only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udm_text.randomness import RowRandom
+
+from . import likelihood
+from .data import ImageRows, ImageSplits
+from .processes import ColdProcess, GaussianProcess
+
+FEATURES = 32
+_BLOCK = 512
+"""Rows of a distance matrix that are held at a time."""
+
+
+class FeatureClassifier(nn.Module):
+    """A small classifier whose last hidden layer, 32 hyperbolic tangents, serves as features.
+
+    Args:
+        shape: (C, H, W) of the images. num_classes: at least 2.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int, hidden: int = 256):
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(
+                f"features come from a classifier, which needs rows with at least 2 classes, got {num_classes}"
+            )
+        self.body = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(shape), hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, FEATURES),
+            nn.Tanh(),
+        )
+        self.head = nn.Linear(FEATURES, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, 32) in (-1, 1)."""
+        return self.body(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) to logits (N, num_classes)."""
+        return self.head(self.body(images))
+
+    @torch.no_grad()
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Share of the images that are given their label."""
+        return float((self(images).argmax(dim=1) == labels).double().mean())
+
+
+def train_classifier(rows: ImageRows, steps: int = 1000, batch_size: int = 128, seed: int = 0) -> FeatureClassifier:
+    """A `FeatureClassifier` of these rows; a second or two for 8 x 8 images, the same weights for a seed."""
+    if rows.labels is None:
+        raise ValueError("the Frechet distance needs labels to train its classifier on, and these images have none")
+    draws = RowRandom(seed, torch.arange(steps)).uniform(batch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = FeatureClassifier(rows.shape, rows.num_classes)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for draw in draws:
+        index = (draw * len(rows)).long()
+        loss = nn.functional.cross_entropy(network(rows.images[index]), rows.labels[index])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return network.eval().requires_grad_(False)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) of the means and covariances of two sets of features.
+
+    a, b: (N, d) and (M, d), N, M > 1. Computed in float64. It is the squared 2-Wasserstein distance of the two normal
+    laws (Dowson and Landau 1982); small sets bias it upwards. Source of its use: Heusel et al., arXiv 1706.08500.
+    """
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim != 2 or len(x) < 2 or x.shape[1] != a.shape[1]:
+            raise ValueError(f"{name} must be features (N, {a.shape[-1]}) of at least 2 images, got {tuple(x.shape)}")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{name} holds features that are not finite")
+    a, b = a.double(), b.double()
+    first, second = (torch.atleast_2d(torch.cov(x.T)) for x in (a, b))
+    values, vectors = torch.linalg.eigh(first)
+    root = vectors @ (values.clamp(min=0).sqrt()[:, None] * vectors.T)
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    gap = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
+    return max(0.0, float(gap + first.trace() + second.trace() - 2.0 * cross))
+
+
+def nearest_distances(samples: Tensor, rows: Tensor, leave_out: bool = False) -> Tensor:
+    """(N,) float64: the Euclidean distance of each sample to its nearest row; shapes (N, ...) and (M, ...).
+
+    leave_out: sample i is row i, and its nearest other row is meant.
+    """
+    flat = rows.flatten(1).double()
+    found = []
+    for start in range(0, len(samples), _BLOCK):
+        part = samples[start : start + _BLOCK].flatten(1).double()
+        distances = torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist")
+        if leave_out:
+            distances[torch.arange(len(part)), start + torch.arange(len(part))] = torch.inf
+        found.append(distances.min(dim=1).values)
+    return torch.cat(found)
+
+
+def one_nn_accuracy(a: Tensor, b: Tensor) -> float:
+    """How well the nearest other image tells the two sets apart, leaving each image out in turn.
+
+    0.5: not at all, as for two sets of one law; near 1: told apart at sight; below 0.5: each clings to the other's
+    images, as copies do. a, b: (N, ...) and (N, ...), of one size, or else 0.5 would not be the middle.
+
+    Source: Lopez-Paz and Oquab, "Revisiting classifier two-sample tests" (arXiv 1610.06545).
+    """
+    if a.shape != b.shape or len(a) < 2:
+        raise ValueError(
+            f"a and b must be of one shape and hold at least 2 images, got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    told = 0.0
+    for own, other in ((a, b), (b, a)):
+        inside, across = nearest_distances(own, own, leave_out=True), nearest_distances(own, other)
+        told += float(((inside < across).double() + 0.5 * (inside == across).double()).sum())
+    return told / (2 * len(a))
+
+
+@dataclass
+class Quality:
+    """Samples beside held-out images.
+
+    Args:
+        frechet: Frechet distance of classifier features to the held-out images; None without a classifier.
+        nearest: mean Euclidean distance to the nearest training image, pixels in [-1, 1]; 0 for a memoriser.
+        one_nn: how well nearest neighbours tell samples from held-out images; 0.5 is best.
+        label_accuracy: share of the samples that the classifier gives the class that was asked for; None without.
+        number: samples.
+    """
+
+    frechet: float | None
+    nearest: float
+    one_nn: float
+    label_accuracy: float | None
+    number: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def quality(
+    samples: Tensor, splits: ImageSplits, classifier: FeatureClassifier | None, labels: Tensor | None = None
+) -> Quality:
+    """The figures of `Quality` for samples (N, C, H, W); `labels` (N,): the classes that were asked for."""
+    train, held = splits.train.images, splits.validation.images
+    if samples.shape[1:] != train.shape[1:]:
+        raise ValueError(f"samples must have the shape {tuple(train.shape[1:])}, got {tuple(samples.shape[1:])}")
+    samples = samples.detach().to(torch.float32).cpu()
+    many = min(len(samples), len(held))
+    return Quality(
+        frechet=None
+        if classifier is None
+        else frechet_distance(classifier.features(samples), classifier.features(held)),
+        nearest=float(nearest_distances(samples, train).mean()),
+        one_nn=one_nn_accuracy(samples[:many], held[:many]),
+        label_accuracy=None if classifier is None or labels is None else classifier.accuracy(samples, labels),
+        number=len(samples),
+    )
+
+
+def pick_like(rows: ImageRows, labels: Tensor | None, number: int, seed: int, replace: bool = False) -> Tensor:
+    """(number,) places of random rows, with the class of each as `labels` has it; each once unless `replace`."""
+    keys = RowRandom(seed, torch.arange(2)).uniform(max(len(rows), number))
+    if labels is None or rows.labels is None:
+        if replace:
+            return (keys[0, :number] * len(rows)).long()
+        return keys[0, : len(rows)].argsort()[:number]
+    picked = torch.empty(number, dtype=torch.int64)
+    for label in labels[:number].unique():
+        places = (labels[:number] == label).nonzero()[:, 0]
+        pool = (rows.labels == label).nonzero()[:, 0]
+        if replace:
+            picked[places] = pool[(keys[1, places] * len(pool)).long()]
+        elif len(pool) < len(places):
+            raise ValueError(
+                f"{len(places)} different rows of class {int(label)} are wanted, and there are {len(pool)}"
+            )
+        else:
+            picked[places] = pool[keys[0, pool].argsort()[: len(places)]]
+    return picked
+
+
+def reference_rows(splits: ImageSplits, classifier: FeatureClassifier | None, seed: int = 0) -> dict[str, Quality]:
+    """What the figures are for samples whose worth is known, as many as there are held-out images (or training ones).
+
+    real: training images of the held-out classes, as samples; their `nearest` is that of held-out images to the
+    training set. memoriser: the same, drawn with replacement, so `nearest` is 0. gaussian: a normal law with the
+    training set's mean and covariance. noise: uniform pixels.
+    """
+    train, held = splits.train, splits.validation
+    number = min(len(held), len(train) // 2)
+    real = quality(train.images[pick_like(train, held.labels, number, seed)], splits, classifier)
+    real.nearest = float(nearest_distances(held.images, train.images).mean())
+    copies = train.images[pick_like(train, held.labels, number, seed + 1, replace=True)]
+    flat = train.images.flatten(1).double()
+    source = RowRandom(seed + 2, torch.arange(number))
+    values, vectors = torch.linalg.eigh(torch.cov(flat.T))
+    normal = torch.special.ndtri(source.uniform(flat.shape[1]))
+    gaussian = flat.mean(dim=0) + (normal * values.clamp(min=0).sqrt()) @ vectors.T
+    noise = 2.0 * source.uniform(flat.shape[1]) - 1.0
+    shape = (number, *train.shape)
+    return {
+        "real": real,
+        "memoriser": quality(copies, splits, classifier),
+        "matched Gaussian": quality(gaussian.reshape(shape), splits, classifier),
+        "uniform noise": quality(noise.reshape(shape), splits, classifier),
+    }
+
+
+# A model -------------------------------------------------------------------------------------------------------------
+
+RESTORATIONS: dict[str, dict[str, Any]] = {
+    "direct": {"num_steps": 1, "churn": 1.0},
+    "naive": {"churn": 1.0},
+    "improved": {"churn": 0.0},
+}
+"""Ways back from D_T: x0_hat at once; step by step, the residual forgotten, and kept (arXiv 2208.09392)."""
+
+
+@dataclass
+class Restoration:
+    """Degraded held-out pictures, restored.
+
+    Args:
+        rmse: root mean square of the difference to the clean pictures, in units of the range [-1, 1].
+        frechet: as in `Quality`; that of the degraded pictures themselves under "degraded".
+    """
+
+    rmse: float
+    frechet: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def restorations(
+    pipe: Any, rows: ImageRows, classifier: FeatureClassifier | None, t: int | None = None, seed: int = 0
+) -> dict[str, Restoration]:
+    """Each way of `RESTORATIONS` on all rows, and "degraded", the pictures before; `pipe`: an `ImagePipeline`."""
+    degraded = pipe.degrade(rows.images, t, seed=seed)
+    labels = rows.labels if pipe.denoiser.config.num_classes else None
+    found = {"degraded": degraded}
+    for name, how in RESTORATIONS.items():
+        found[name] = pipe.restore(degraded, t, label=labels, seed=seed, **how)
+    return {
+        name: Restoration(
+            rmse=float((pictures - rows.images).double().square().mean().sqrt()),
+            frechet=None
+            if classifier is None
+            else frechet_distance(classifier.features(pictures), classifier.features(rows.images)),
+        )
+        for name, pictures in found.items()
+    }
+
+
+def last_time(process: GaussianProcess, levels: int) -> int:
+    """The first t whose noise b_t / a_t reaches half the distance of two levels: below it a pixel's level shows."""
+    below = process.sigma(torch.arange(1, process.T + 1)) < 1.0 / (levels - 1)
+    return min(int(below.sum()) + 1, process.T)
+
+
+def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[str, Any]:
+    """The bound on -log2 p a dimension, of two DDPM samplers, with its standard error over pictures.
+
+    "bits_per_dim" is of the sampler that goes through every t down to `last_time` and from there to 0 at once, a level
+    being drawn by its probability. "bits_per_dim_all_steps" is of the one that takes every step to t = 0. Where pixels
+    have few levels the second pays for pixels that a network does not round exactly, and says little.
+    """
+    process = pipe.denoiser.gaussian
+    labels = rows.labels if pipe.denoiser.config.num_classes else None
+    figures: dict[str, Any] = {"terms": min(terms, process.T), "last_time": last_time(process, rows.levels)}
+    for name, end in (("bits_per_dim", figures["last_time"]), ("bits_per_dim_all_steps", 1)):
+        times = torch.tensor([*range(process.T, end - 1, -1), 0])
+        bound = likelihood.nelbo(
+            process,
+            pipe.predictor(labels),
+            rows.images,
+            times,
+            levels=rows.levels,
+            num_terms=min(terms, len(times) - 1),
+            random=RowRandom(seed, torch.arange(len(rows))),
+        )
+        bits = bound.bits_per_dim(rows.images[0].numel())
+        figures[name] = float(bits.mean())
+        figures[f"{name}_stderr"] = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
+    return figures
+
+
+def evaluate_model(
+    pipe: Any,
+    splits: ImageSplits,
+    *,
+    sampler: str = "dpm_solver",
+    num_steps: int | None = 20,
+    guidance: float = 1.0,
+    number: int | None = None,
+    terms: int = 64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The figures of a model as they go into a report; `pipe`: an `ImagePipeline`.
+
+    Cold: "restorations". Gaussian: "samples" (their classes those of the held-out rows, where the model knows classes),
+    "reference", and with `terms` the "bound".
+    """
+    held = splits.validation
+    if splits.train.shape != pipe.shape:
+        raise ValueError(f"the model makes pictures of shape {pipe.shape}, and the data has {splits.train.shape}")
+    classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
+    if isinstance(pipe.process, ColdProcess):
+        found = restorations(pipe, held, classifier, seed=seed)
+        return {"restorations": {name: one.to_dict() for name, one in found.items()}, "rows": len(held), "seed": seed}
+    number = len(held) if number is None else number
+    labels = None
+    if pipe.denoiser.config.num_classes and held.labels is not None:
+        labels = held.labels[torch.arange(number) % len(held)]
+    pictures = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, guidance=guidance, seed=seed)
+    how = {"sampler": sampler, "num_steps": num_steps, "guidance": guidance, "seed": seed}
+    figures: dict[str, Any] = {
+        "samples": {**how, **quality(pictures, splits, classifier, labels).to_dict()},
+        "reference": {name: one.to_dict() for name, one in reference_rows(splits, classifier, seed).items()},
+    }
+    if terms:
+        figures["bound"] = bits_per_dim(pipe, held, terms, seed)
+    return figures
+
+
+def describe_figures(figures: dict[str, Any]) -> str:
+    """`evaluate_model`'s figures as a table."""
+
+    def cell(value: float | None, digits: int = 3) -> str:
+        return f"{'-' if value is None else format(value, f'.{digits}f'):>10}"
+
+    if "restorations" in figures:
+        lines = [f"{'':<18}{'RMSE':>10}{'Frechet':>10}   ({figures['rows']} held-out pictures, from D_T)"]
+        lines += [f"{n:<18}{cell(r['rmse'], 4)}{cell(r['frechet'])}" for n, r in figures["restorations"].items()]
+        return "\n".join(lines)
+    lines = [f"{'':<24}{'Frechet':>10}{'nearest':>10}{'1-NN':>10}{'label':>10}"]
+    own = figures["samples"]
+    rows = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
+    for name, row in rows.items():
+        names = ("frechet", "nearest", "one_nn", "label_accuracy")
+        lines.append(f"{name:<24}" + "".join(cell(row[key]) for key in names))
+    lines.append(
+        "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out pictures)"
+    )
+    if "bound" in figures:
+        lines.append(describe_bound(figures["bound"]))
+    return "\n".join(lines)
+
+
+def describe_bound(bound: dict[str, Any]) -> str:
+    """`bits_per_dim`'s figures in a line."""
+    first, second = (
+        f"{bound[name]:.3f} +- {bound[f'{name}_stderr']:.3f}" for name in ("bits_per_dim", "bits_per_dim_all_steps")
+    )
+    return (
+        f"held-out pictures: at most {first} bits/dim, the last step from t = {bound['last_time']} (every step taken: "
+        f"{second}; {bound['terms']} terms a picture)"
+    )

@@ -1,0 +1,239 @@
+"""The x0-predictor of pictures, with everything a sampler must know inside its checkpoint.
+
+`ImageConfig` holds process, schedule and prediction type, so that a model cannot be sampled with other flags than those
+it was trained with; `ImageDenoiser` is the network behind `predict_x0`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .networks import NETWORKS, network
+from .processes import PREDICTIONS, ColdProcess, GaussianProcess, PictureProcess, process_from_dict
+
+CONFIG_VERSION = 1
+
+
+@strict
+class ImageConfig(PreTrainedConfig):
+    """What a picture model is.
+
+    Args:
+        process (`dict`): `to_dict()` of a `GaussianProcess` or a `ColdProcess`.
+        prediction (`str`): what the network tells: "epsilon", "x0" or "v"; a cold process takes "x0".
+        learned_variance (`bool`): whether the network also tells the variance of a step, by a share for each value
+            between the least and the largest that is right for some data (Gaussian process only).
+        image_shape (`list[int]`): channels, height, width.
+        levels (`int`): values that a pixel can take, evenly spaced over [-1, 1].
+        classes (`list[str]`): names of the classes; empty: not conditional. One label more means "no class".
+        network (`dict`): "kind" ("mlp" or "unet") and the options of that network.
+    """
+
+    model_type = "udm-image"
+
+    process: dict | None = None
+    prediction: str = "v"
+    learned_variance: bool = False
+    image_shape: list[int] | None = None
+    levels: int = 256
+    classes: list[str] | None = None
+    network: dict | None = None
+    udm_version: int = CONFIG_VERSION
+
+    _extras: ClassVar[frozenset[str]] = frozenset(
+        # what transformers itself puts into a config besides its declared fields
+        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
+        "_commit_hash output_attentions model_type tie_word_embeddings is_decoder use_cache quantization_config "
+        "distributed_config".split()
+    )
+
+    def __post_init__(self, **kwargs):
+        known = self._extras | {field.name for field in dataclasses.fields(PreTrainedConfig)}
+        if unknown := sorted(set(kwargs) - known):
+            raise ValueError(f"unknown argument {unknown[0]!r} of ImageConfig")
+        super().__post_init__(**kwargs)
+        if self.udm_version > CONFIG_VERSION:
+            raise ValueError(
+                f"this model was written by a newer version (udm_version {self.udm_version}, this package reads up to "
+                f"{CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
+            )
+        self.classes = list(self.classes or [])
+        self.image_shape = [int(n) for n in self.image_shape or (1, 8, 8)]
+        self.process = dict(self.process or GaussianProcess.vp().to_dict())
+        self.network = dict(self.network or {"kind": "mlp"})
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape must be channels, height and width, got {self.image_shape}")
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        if self.network.get("kind") not in NETWORKS:
+            raise ValueError(
+                f"network must have a kind, one of {', '.join(map(repr, NETWORKS))}, got {self.network.get('kind')!r}"
+            )
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {self.prediction!r}")
+        check_prediction(self.build_process(), self.prediction, self.learned_variance)
+
+    def build_process(self) -> PictureProcess:
+        """The process object of this model."""
+        assert self.process is not None
+        with torch.device("cpu"):  # not "meta", on which from_pretrained builds a model
+            return process_from_dict(self.process)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a picture."""
+        channels, height, width = self.image_shape or (1, 8, 8)
+        return channels, height, width
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes or [])
+
+
+def check_prediction(process: PictureProcess, prediction: str, learned_variance: bool) -> None:
+    """Raises ValueError where a process cannot be learned by this prediction type."""
+    if isinstance(process, ColdProcess):
+        if prediction != "x0" or learned_variance:
+            raise ValueError(
+                f"a cold process is learned with prediction 'x0' and without a learned variance, got {prediction!r} "
+                f"and learned_variance {learned_variance}"
+            )
+    elif prediction == "epsilon" and float(process.a[-1]) == 0.0:
+        raise ValueError(
+            "prediction 'epsilon' cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' or 'x0'"
+        )
+
+
+class ImageDenoiser(PreTrainedModel):
+    """A network asked for the clean picture behind a corrupted one.
+
+    Args:
+        config: see `ImageConfig`.
+
+    `forward` gives what the network tells (that is what is trained), `predict_x0` the clean picture.
+    """
+
+    config_class = ImageConfig
+    config: ImageConfig
+    base_model_prefix = "network"
+    main_input_name = "xt"
+
+    def __init__(self, config: ImageConfig):
+        super().__init__(config)
+        options = dict(config.network or {})
+        self.network = network(
+            options.pop("kind"),
+            config.shape,
+            config.shape[0] * (2 if config.learned_variance else 1),
+            config.num_classes + 1 if config.num_classes else 0,
+            **options,
+        )
+        self._process: PictureProcess | None = None
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """Networks initialise themselves; a checkpoint that lacks weights is refused."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As everywhere in transformers. A checkpoint whose weights are not exactly those of its config is refused."""
+        wanted = kwargs.pop("output_loading_info", False)
+        kwargs["output_loading_info"] = True
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, info = found
+        for kind in ("missing_keys", "unexpected_keys"):
+            if info.get(kind):
+                raise ValueError(f"{pretrained_model_name_or_path}: {kind.replace('_', ' ')} {sorted(info[kind])[:3]}")
+        return (model, info) if wanted else model
+
+    @property
+    def process(self) -> PictureProcess:
+        """The process of the config, built once."""
+        if self._process is None:
+            self._process = self.config.build_process()
+        return self._process
+
+    @property
+    def gaussian(self) -> GaussianProcess:
+        """The process, where it is a Gaussian one; else a ValueError."""
+        if not isinstance(self.process, GaussianProcess):
+            raise ValueError("this needs a model of a Gaussian process, and this one is cold: use restore")
+        return self.process
+
+    def label_row(self, labels: Tensor | None, rows: int) -> Tensor | None:
+        """(rows,) int64 labels for the network: those given, -1 and None meaning "no class"; None without classes.
+
+        Raises:
+            ValueError: labels for a model without classes, of a wrong shape, or outside -1..num_classes-1.
+        """
+        number = self.config.num_classes
+        if not number:
+            if labels is not None:
+                raise ValueError("labels were given, and this model knows no classes")
+            return None
+        if labels is None:
+            return torch.full((rows,), number, dtype=torch.int64, device=self.device)
+        if labels.shape != (rows,) or labels.dtype != torch.int64:
+            raise ValueError(f"labels must be ({rows},) int64, got {tuple(labels.shape)} {labels.dtype}")
+        if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < number:
+            raise ValueError(
+                f"labels must lie in 0..{number - 1}, or be -1 for no class, got {labels.unique().tolist()}"
+            )
+        return torch.where(labels < 0, number, labels).to(self.device)
+
+    def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the network tells of xt at t.
+
+        Args:
+            xt: (B, C, H, W), corrupted pictures. t: (B,) int64 in 0..T.
+            labels: (B,) int64, `num_classes` for no class; None where the model has no classes.
+
+        Returns:
+            (B, C, H, W), by `config.prediction`; (B, 2C, H, W) with a learned variance, whose share in [0, 1] between
+            least (0) and largest (1) is `variance_share` of the second half.
+        """
+        if isinstance(self.process, GaussianProcess):  # of unit variance whatever t: 1 where a^2 + b^2 = 1
+            a, b = self.process.coefficients(t, xt)
+            xt = xt / (a.square() + b.square()).sqrt()
+        return self.network(xt.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
+
+    def split_output(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is told of x0, noise or v, and the share of the variance, in float32 or more."""
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if not self.config.learned_variance:
+            return output, None
+        told, share = output.chunk(2, dim=1)
+        return told, variance_share(share)
+
+    def to_x0(self, told: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat out of what the network told, in float32 or more. xt at t = 0 is its own x0."""
+        xt = xt.to(torch.promote_types(xt.dtype, torch.float32))
+        if isinstance(self.process, ColdProcess):
+            x0 = told.to(xt.dtype)
+        else:  # in float64: b / a amplifies rounding where a_t is small
+            x0 = self.process.to_x0(self.config.prediction, told.double(), xt.double(), t).to(xt.dtype)
+        return torch.where((t == 0).view(-1, 1, 1, 1), xt, x0)
+
+    def predict(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(x0_hat, share of the variance or None), as `predict_x0`."""
+        told, share = self.split_output(self(xt, t, self.label_row(labels, len(xt))))
+        return self.to_x0(told, xt, t), share
+
+    def predict_x0(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x0_hat (B, C, H, W), float32, or float64 where xt is.
+
+        Args:
+            xt: (B, C, H, W). t: (B,) int64 in 0..T. labels: (B,) int64 classes, -1 for none; None: none at all.
+        """
+        return self.predict(xt, t, labels)[0]
+
+
+def variance_share(raw: Tensor) -> Tensor:
+    """The network's number for the variance as a share: 0 at -1, 1 at 1, free beyond (Nichol and Dhariwal, eq. 15)."""
+    return (raw + 1.0) / 2.0

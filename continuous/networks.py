@@ -1,0 +1,147 @@
+"""What reads a corrupted picture: a small fast network of ours, and diffusers' U-Net.
+
+A network is called as network(xt, share, labels): xt (B, C, H, W), share (B,) = t/T in [0, 1], labels (B,) int64 or
+None where the model has no classes; it gives (B, channels_out, H, W).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class FilmBlock(nn.Module):
+    """A residual two-layer block whose input is scaled and shifted, and whose output is scaled, by a condition."""
+
+    def __init__(self, width: int, condition: int, expansion: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.film = nn.Linear(condition, 3 * width)
+        self.inner = nn.Linear(width, expansion * width)
+        self.outer = nn.Linear(expansion * width, width)
+        self.dropout = nn.Dropout(dropout)
+        for start_at_zero in (self.film, self.outer):
+            nn.init.zeros_(start_at_zero.weight)
+            nn.init.zeros_(start_at_zero.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift, gate = self.film(condition).chunk(3, dim=1)
+        hidden = self.inner(self.norm(x) * (1 + scale) + shift)
+        return x + (1 + gate) * self.outer(self.dropout(functional.silu(hidden)))
+
+
+class FilmMLP(nn.Module):
+    """Residual blocks over all pixels at once, told t and the class: for small pictures, such as 8 x 8 digits.
+
+    Source of the conditioning: Perez et al., "FiLM" (arXiv 1709.07871), after each normalisation.
+    """
+
+    frequencies = 32
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels_out: int,
+        num_labels: int,
+        width: int = 320,
+        blocks: int = 4,
+        expansion: int = 2,
+        dropout: float = 0.1,
+        condition: int = 128,
+    ):
+        super().__init__()
+        _, height, columns = shape
+        self.shape_out = (channels_out, height, columns)
+        self.read = nn.Linear(math.prod(shape), width)
+        self.time = nn.Sequential(
+            nn.Linear(2 * self.frequencies, condition), nn.SiLU(), nn.Linear(condition, condition)
+        )
+        self.label = nn.Embedding(num_labels, condition) if num_labels else None
+        self.blocks = nn.ModuleList(FilmBlock(width, condition, expansion, dropout) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.write = nn.Linear(width, math.prod(self.shape_out))
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, xt: Tensor, share: Tensor, labels: Tensor | None = None) -> Tensor:
+        # angles up to 1000 radians: neighbouring t of 1000 steps differ by one radian at the fastest wave
+        waves = torch.linspace(0, math.log(1000.0), self.frequencies, device=xt.device).exp()
+        angles = share.to(torch.float32)[:, None] * waves
+        condition = self.time(torch.cat((angles.sin(), angles.cos()), dim=1).to(xt.dtype))
+        if self.label is not None:
+            condition = condition + self.label(labels)
+        condition = functional.silu(condition)
+        x = self.read(xt.flatten(1))
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.write(self.norm(x)).unflatten(1, self.shape_out)
+
+
+class UNet(nn.Module):
+    """diffusers' `UNet2DModel`: convolutions at every size, attention at the smallest.
+
+    Args:
+        widths: channels at each size, from the full one downwards; each size halves the one before, so the picture's
+            height and width must be divisible by 2^(len(widths) - 1).
+        layers: residual blocks at each size. attention: heads' width at the smallest size; 0: no attention.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels_out: int,
+        num_labels: int,
+        widths: tuple[int, ...] = (32, 64, 64),
+        layers: int = 1,
+        attention: int = 8,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        make: Any
+        try:
+            from diffusers import UNet2DModel as make
+        except ImportError:
+            raise ImportError("network 'unet' needs diffusers: pip install 'udm-text[images]'") from None
+        factor = 2 ** (len(widths) - 1)
+        if any(side % factor for side in shape[1:]):
+            raise ValueError(
+                f"a U-Net of {len(widths)} sizes needs a height and width divisible by {factor}, got {shape[1]} x "
+                f"{shape[2]}: give fewer widths, or --image_size"
+            )
+        plain = len(widths) - 1
+        own = "Attn" if attention else ""
+        self.body = make(
+            in_channels=shape[0],
+            out_channels=channels_out,
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            down_block_types=("DownBlock2D",) * plain + (f"{own}DownBlock2D",),
+            up_block_types=(f"{own}UpBlock2D",) + ("UpBlock2D",) * plain,
+            attention_head_dim=attention or None,
+            add_attention=bool(attention),
+            dropout=dropout,
+            norm_num_groups=math.gcd(8, *widths),
+            num_class_embeds=num_labels or None,
+        )
+
+    def forward(self, xt: Tensor, share: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.body(xt, share.to(torch.float32) * 1000.0, class_labels=labels).sample
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": FilmMLP, "unet": UNet}
+"""The one table from a network's name to its class."""
+
+
+def network(kind: str, shape: tuple[int, int, int], channels_out: int, num_labels: int, **options: Any) -> nn.Module:
+    """A network of the table; `options` are its own."""
+    if kind not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(map(repr, NETWORKS))}, got {kind!r}")
+    try:
+        return NETWORKS[kind](shape, channels_out, num_labels, **options)
+    except TypeError as error:
+        raise ValueError(f"network {kind!r} does not take these options: {error}") from error

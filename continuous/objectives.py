@@ -1,0 +1,394 @@
+"""What a picture model is trained on: corrupted pictures, weighted errors of what the network tells, exact bounds.
+
+All weights are stated for the squared error of x0, and carried over to what the network tells by the process itself:
+the error of x0 is gain_t times that of the told quantity, gain_t = d x0_hat / d told. With snr_t = a_t^2 / b_t^2:
+
+    weighting   on |x0 - x0_hat|^2            on epsilon            on v where a^2 + b^2 = 1
+    simple      1 / gain_t^2                  1                     1
+    snr         snr_t                         1                     snr_t / (snr_t + 1)
+    min_snr     min(snr_t, gamma)             min(snr_t, gamma)/snr_t   min(snr_t, gamma) / (snr_t + 1)
+    vlb         (snr_{t-1} - snr_t) T / 2     nats, an unbiased estimate of the bound; t = 1 by a discretised normal law
+
+Sources: Ho et al. (arXiv 2006.11239), Salimans and Ho (2202.00512), Hang et al. (2303.09556), Kingma et al.
+(2107.00630), Nichol and Dhariwal (2102.09672).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+from transformers import TrainerCallback
+
+from udm_text.objectives import step_random
+from udm_text.randomness import RowRandom
+
+from .data import collate_images
+from .modeling import ImageConfig
+from .processes import ColdProcess, GaussianProcess, PictureProcess
+
+ERRORS = ("l2", "l1", "huber")
+WEIGHTINGS = ("simple", "snr", "min_snr", "vlb")
+HUBER = 0.1
+"""Where the Huber loss turns from a parabola into a line."""
+_STRATA = 0x494D414745540000
+"""Distinguishes the seed of the stratification of t from that of the noise."""
+
+
+# Gaussian steps ------------------------------------------------------------------------------------------------------
+
+
+def snr(process: GaussianProcess, t: Tensor) -> Tensor:
+    """(B,) float64 a_t^2 / b_t^2; infinite at t = 0."""
+    return (process.a[t.cpu()] / process.b[t.cpu()]).square().to(t.device)
+
+
+def step_variances(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest variance of a step from t to s < t that is right for some data, (B,) float64.
+
+    Least: that of q(xs | xt, x0), b_s^2 (1 - snr_t / snr_s), right where x0 is known. Largest: that of q(xt | xs),
+    right for vp data of unit variance. At s = 0 the least would be 0; there it is that of the step from
+    t = 2 to 1.
+    """
+    before = s == 0
+    second = torch.full_like(t, min(2, process.T))
+    upper, lower = torch.where(before, second.maximum(t), t).cpu(), torch.where(before, torch.ones_like(s), s).cpu()
+    a, b, t, s = process.a, process.b, t.cpu(), s.cpu()
+    least = b[lower].square() - (a[upper] / a[lower] * b[lower].square() / b[upper]).square()
+    largest = b[t].square() - (a[t] / a[s] * b[s]).square()
+    if process.T == 1:
+        least = largest
+    return least.to(before.device), largest.to(before.device)
+
+
+def kl_terms(
+    process: GaussianProcess,
+    x0: Tensor,
+    x0_hat: Tensor,
+    t: Tensor,
+    share: Tensor | None = None,
+    levels: int = 256,
+) -> Tensor:
+    """L_t of the bound, (B,) in nats, for steps from t to t - 1; -log p(x0) <= sum over t of E[L_t] + KL(x_T || prior).
+
+    Args:
+        x0, x0_hat: (B, C, H, W); x0_hat is what was predicted from xt. t: (B,) int64 in 1..T.
+        share: (B, C, H, W) of the logarithm of the variance between least (0) and largest (1); None: the least, and the
+            largest at t = 1.
+        levels: values of a pixel. At t = 1 the term is -log of the probability that a normal law around x0_hat gives to
+            the interval of width 2 / (levels - 1) around x0, whose ends reach to infinity at -1 and 1.
+    """
+    wide = torch.promote_types(x0.dtype, torch.float32)
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(wide).view(-1, *[1] * (x0.ndim - 1))
+
+    s = t - 1
+    least, largest = step_variances(process, t, s)
+    low, high = column(least.log()), column(largest.log())
+    log_variance = torch.where(column(t) == 1, high, low) if share is None else low + share.to(wide) * (high - low)
+    # mean of q(xs | xt, x0): its factor of x0 is a_s (1 - snr_t / snr_s)
+    factor = process.a[s.cpu()] * (1 - snr(process, t).cpu() / snr(process, s).cpu())
+    gap = column(factor.to(t.device)) * (x0 - x0_hat).to(wide)
+    # e^low + gap^2 over the variance; the exponents are joined first, for at small t both are tiny
+    kl = 0.5 * ((low - log_variance).exp() - 1 + log_variance - low + gap.square() * (-log_variance).exp())
+    nll = -discretised_log_prob(x0.to(wide), x0_hat.to(wide), 0.5 * log_variance.expand_as(x0), levels)
+    return torch.where(column(t) == 1, nll, kl).flatten(1).sum(dim=1)
+
+
+def discretised_log_prob(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
+    """log of the probability of the interval of width 2 / (levels - 1) around x under a normal law; elementwise.
+
+    Intervals at -1 and 1 are open ended, so the probabilities of all levels add to one.
+    """
+    half, inverse = 1.0 / (levels - 1), (-log_std).exp()
+    upper = torch.where(x > 1 - half, torch.inf, (x + half - mean) * inverse)
+    lower = torch.where(x < -1 + half, -torch.inf, (x - half - mean) * inverse)
+    # on the side where both ends are negative the difference of the two distribution functions keeps its digits
+    flip = lower > 0
+    top, bottom = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_top, log_bottom = torch.special.log_ndtr(top), torch.special.log_ndtr(bottom)
+    gap = (log_bottom - log_top).clamp(max=-1e-12)
+    return log_top + torch.log(-torch.expm1(gap))
+
+
+def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
+    """(B,) float64 d x0_hat / d told at t: -b/a for epsilon, 1 for x0, -b for v where a^2 + b^2 = 1."""
+    one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
+    return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
+
+
+def loss_weights(process: PictureProcess, prediction: str, weighting: str, t: Tensor, gamma: float = 5.0) -> Tensor:
+    """(B,) float64: the weight of the error of what the network tells, for t in 1..T (see the table above).
+
+    `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance.
+    """
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}")
+    if weighting == "simple":
+        return torch.ones(len(t), dtype=torch.float64, device=t.device)
+    if isinstance(process, ColdProcess):
+        raise ValueError(f"weighting {weighting!r} needs a Gaussian process; a cold one takes 'simple'")
+    now = snr(process, t)
+    if weighting == "snr":
+        on_x0 = now
+    elif weighting == "min_snr":
+        on_x0 = now.clamp(max=gamma)
+    else:
+        on_x0 = 0.5 * process.T * (snr(process, t - 1) - now)
+    return on_x0 * gain(process, prediction, t).square()
+
+
+# Times ---------------------------------------------------------------------------------------------------------------
+
+
+class Importance:
+    """p(t) in proportion to the root of E[L_t^2] of the bound's terms, measured on the way (2102.09672, section 3.3).
+
+    What the rows of a global step find is taken over when the next step begins, so the order of its parts does not
+    matter. Uniform until every t has been seen `warm` times.
+
+    Args:
+        num_times: T. decay: of the running average, for each observation. floor: share of the uniform law mixed in.
+    """
+
+    def __init__(self, num_times: int, warm: int = 10, decay: float = 0.9, floor: float = 0.001):
+        self.T, self.warm, self.decay, self.floor = num_times, warm, decay, floor
+        self.square = torch.zeros(num_times, dtype=torch.float64)
+        self.seen = torch.zeros(num_times, dtype=torch.float64)
+        self.pending = torch.zeros(2, num_times, dtype=torch.float64)
+        self.step = -1
+
+    def probabilities(self, step: int) -> Tensor:
+        """(T,) float64: p(t) for t = 1..T in this global step."""
+        if step != self.step:
+            total, count = self.pending
+            keep = self.decay**count
+            keep = torch.where(self.seen == 0, torch.where(count > 0, 0.0, 1.0), keep)
+            self.square = keep * self.square + (1 - keep) * total / count.clamp(min=1)
+            self.seen += count
+            self.pending = torch.zeros_like(self.pending)
+            self.step = step
+        uniform = torch.full((self.T,), 1.0 / self.T, dtype=torch.float64)
+        if float(self.seen.min()) < self.warm or not bool((self.square > 0).any()):
+            return uniform
+        root = self.square.sqrt()
+        return (1 - self.floor) * root / root.sum() + self.floor * uniform
+
+    def observe(self, t: Tensor, terms: Tensor) -> None:
+        """Remember the bound's terms (B,) found at t (B,), of all processes."""
+        from accelerate.utils import gather
+
+        pair: Any = gather(torch.stack((t.double(), terms.detach().double())).T.contiguous())
+        index, squares = pair[:, 0].long().cpu() - 1, pair[:, 1].square().cpu()
+        self.pending[0].index_add_(0, index, squares)
+        self.pending[1].index_add_(0, index, torch.ones_like(squares))
+
+    def state(self) -> dict[str, Tensor]:
+        step = torch.tensor(self.step)
+        return {"square": self.square, "seen": self.seen, "pending": self.pending, "step": step}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        if len(state["square"]) != self.T:
+            raise ValueError(
+                f"the saved importance of times is of T = {len(state['square'])}, this process has {self.T}"
+            )
+        self.square, self.seen, self.pending = (state[name].double() for name in ("square", "seen", "pending"))
+        self.step = int(state["step"])
+
+
+class ImportanceCallback(TrainerCallback):
+    """Keeps the importance of times beside every checkpoint, so that a resumed run draws what it would have drawn."""
+
+    name = "importance.safetensors"
+
+    def __init__(self, trainer: Any, importance: Importance):
+        self.trainer, self.importance = trainer, importance
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.resumed_from is None:
+            return
+        path = Path(self.trainer.resumed_from) / self.name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: that run drew its times uniformly; resume without importance")
+        self.importance.load(load_file(path))
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            part = folder / f".{self.name}.part"
+            save_file(self.importance.state(), part)
+            part.replace(folder / self.name)
+
+
+def draw_times(
+    num_times: int, place: Tensor, total: int, seed: int, step: int, law: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """t of each row, stratified over a global batch of `total` rows, and 1 / (T p(t)).
+
+    Args:
+        place: (B,) int64, the rows' places in the global batch. law: (T,) float64 p(t) for t = 1..T; None: uniform.
+    """
+    source = RowRandom(seed ^ _STRATA, torch.tensor([step], device=place.device))
+    stratum = source.uniform(total)[0].argsort()[place % total]
+    u = (stratum + source.uniform(total)[0][place % total]) / total
+    if law is None:
+        return (u * num_times).long().clamp(max=num_times - 1) + 1, torch.ones_like(u)
+    law = law.to(place.device)
+    t = torch.searchsorted(law.cumsum(0), u, right=True).clamp(max=num_times - 1)
+    return t + 1, 1.0 / (num_times * law[t])
+
+
+# The objective -------------------------------------------------------------------------------------------------------
+
+
+class ImageObjective:
+    """An `Objective` (see udm_text/training.py) for `ImageDenoiser`: rows of `ImageRows`.
+
+    A row's term is the weighted error summed over its pixels, the items are pixels' values, so the loss is an average
+    per dimension; with `weighting="vlb"` it is the bound in nats per dimension, less the constant KL(x_T || prior).
+
+    Args:
+        config: the model's.
+        error: "l2", "l1" or "huber".
+        weighting: "simple", "snr", "min_snr" or "vlb".
+        gamma: of min_snr.
+        label_drop: share of the rows whose class is withheld; what classifier-free guidance needs.
+        importance: draw t by importance instead of uniformly.
+        vlb_share: with a learned variance, the share of the bound, which gives x0_hat no gradient.
+        flip: mirror half of the rows left to right.
+        eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
+    """
+
+    collate = staticmethod(collate_images)
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        *,
+        error: str = "l2",
+        weighting: str = "simple",
+        gamma: float = 5.0,
+        label_drop: float = 0.1,
+        importance: bool = False,
+        vlb_share: float = 0.001,
+        flip: bool = False,
+        eval_draws: int = 2,
+        eval_batch_size: int = 256,
+    ):
+        process = config.build_process()
+        if error not in ERRORS:
+            raise ValueError(f"error must be one of {', '.join(map(repr, ERRORS))}, got {error!r}")
+        loss_weights(process, config.prediction, weighting, torch.tensor([min(2, process.T)]), gamma)
+        if weighting == "vlb" and error != "l2":
+            raise ValueError(f"weighting 'vlb' is a bound and goes with error 'l2', got {error!r}")
+        if not gamma > 0:
+            raise ValueError(f"gamma must be positive, got {gamma}")
+        if not 0.0 <= label_drop <= 1.0:
+            raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
+        if importance and isinstance(process, ColdProcess):
+            raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
+        if eval_draws < 1:
+            raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
+        self.config, self.process = config, process
+        self.error, self.weighting, self.gamma = error, weighting, gamma
+        self.label_drop, self.vlb_share, self.flip = label_drop, vlb_share, flip
+        self.importance = Importance(process.T) if importance else None
+        self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
+
+    def lengths(self, dataset: Any) -> None:
+        """Rows are all alike."""
+
+    def num_items(self, inputs: dict[str, Tensor]) -> int:
+        """Pixels' values of the batch."""
+        return inputs["images"].numel()
+
+    def row_terms(
+        self, model: Any, inputs: dict[str, Tensor], *, place: Tensor, total: int, step: int, seed: int
+    ) -> Tensor:
+        """(B,) weighted errors: pictures corrupted at t, told about by the network, compared."""
+        law = None if self.importance is None else self.importance.probabilities(step)
+        t, weight = draw_times(self.process.T, place, total, seed, step, law)
+        random = step_random(seed, step, place)
+        x0, labels = inputs["images"], inputs.get("labels")
+        choice = random.uniform(2)
+        if self.flip:
+            x0 = torch.where((choice[:, 0] < 0.5).view(-1, 1, 1, 1), x0.flip(-1), x0)
+        if self.config.num_classes and labels is not None:
+            labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
+        terms, bound = self.terms(model, x0, t, labels, random, always_bound=self.importance is not None)
+        if self.importance is not None and torch.is_grad_enabled():
+            assert bound is not None
+            self.importance.observe(t, bound)
+        return terms * weight.to(terms.dtype)
+
+    def terms(
+        self, model: Any, x0: Tensor, t: Tensor, labels: Tensor | None, random: RowRandom, always_bound: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B,) weighted errors at t, and the bound's terms L_t (B,) in nats where they are needed."""
+        config, process = self.config, self.process
+        if not config.num_classes:
+            labels = None
+        elif labels is None:
+            labels = torch.full((len(x0),), config.num_classes, dtype=torch.int64, device=x0.device)
+        noise = process.sample_noise(x0, random=random)
+        xt = process.corrupt(x0, t, noise)
+        output = model(xt, t, labels)
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        if isinstance(process, ColdProcess):
+            return self.errors(output, x0), None
+        told, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
+        share = None if share is None else (share + 1.0) / 2.0
+        bound = None
+        if self.weighting == "vlb" or share is not None or always_bound:
+            x0_hat = process.to_x0(config.prediction, told.double(), xt.double(), t).to(told.dtype)
+            hybrid = self.weighting != "vlb"
+            bound = kl_terms(process, x0, x0_hat.detach() if hybrid else x0_hat, t, share, config.levels)
+            if not hybrid:
+                return process.T * bound, bound
+        weights = loss_weights(process, config.prediction, self.weighting, t, self.gamma)
+        terms = weights.to(told.dtype) * self.errors(told, process.target(config.prediction, x0, noise, t))
+        if share is not None:
+            assert bound is not None
+            terms = terms + self.vlb_share * process.T * bound
+        return terms, bound
+
+    def errors(self, told: Tensor, target: Tensor) -> Tensor:
+        """(B,) errors summed over the pixels' values."""
+        if self.error == "l2":
+            each = (told - target).square()
+        elif self.error == "l1":
+            each = (told - target).abs()
+        else:
+            each = functional.huber_loss(told, target, reduction="none", delta=HUBER)
+        return each.flatten(1).sum(dim=1)
+
+    @torch.no_grad()
+    def evaluate(self, trainer: Any, dataset: Any) -> dict[str, float]:
+        """The loss on held-out rows with all labels, t spread evenly, one fixed seed; its standard error over rows."""
+        model, count = trainer.model, len(dataset)
+        was_training = model.training
+        model.eval()
+        mine = trainer.own_rows(count)
+        totals = torch.zeros(len(mine), dtype=torch.float64)
+        try:
+            for start in range(0, len(mine), self.eval_batch_size):
+                part = mine[start : start + self.eval_batch_size]
+                batch = collate_images(dataset.__getitems__(part))
+                x0 = batch["images"].to(trainer.args.device)
+                labels = batch["labels"].to(x0.device) if "labels" in batch else None
+                index = torch.tensor(part, device=x0.device)
+                for draw in range(self.eval_draws):
+                    t, _ = draw_times(self.process.T, index, count, 0, draw)
+                    terms, _ = self.terms(model, x0, t, labels, step_random(0, draw, index))
+                    totals[start : start + len(part)] += terms.double().cpu() / (self.eval_draws * x0[0].numel())
+        finally:
+            model.train(was_training)
+        rows = trainer.gather_rows(totals, mine, count)
+        error = float(rows.std() / math.sqrt(count)) if count > 1 else math.nan
+        return {"loss": float(rows.mean()), "loss_stderr": error}

@@ -1,0 +1,105 @@
+"""Pictures to look at: grids, strips of states, loss curves, as PNG files that are complete or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import to_bytes
+
+_CELL = 64
+"""Pixels of a picture on paper, at least: small ones are enlarged by a whole number, without smoothing."""
+_PAD, _BACKGROUND = 4, 255
+
+
+def check_target(path: str | Path) -> Path:
+    """The path, if a PNG can be written there; raises before anything is computed for it."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"pictures are written as .png, got {str(path)!r}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"a picture must be a file in an existing directory, got {str(path)!r}")
+    return path
+
+
+def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:
+    """Rows of pictures as one picture: (C, H, W) uint8.
+
+    Args:
+        rows: each (N, C, h, w) in [-1, 1] (what lies outside is cut off); a shorter row ends earlier.
+        scale: how often a pixel is repeated; None: so that a picture is at least 64 pixels wide.
+    """
+    if not rows or not all(len(row) for row in rows):
+        raise ValueError("rows must hold at least one row with at least one picture")
+    channels, height, width = rows[0].shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"a PNG shows 1 or 3 channels, got {channels}")
+    scale = max(1, -(-_CELL // width)) if scale is None else scale
+    high, wide = height * scale + _PAD, width * scale + _PAD
+    columns = max(map(len, rows))
+    page = torch.full((channels, len(rows) * high + _PAD, columns * wide + _PAD), _BACKGROUND, dtype=torch.uint8)
+    for i, row in enumerate(rows):
+        large = to_bytes(row.detach().cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        for j, picture in enumerate(large):
+            top, left = _PAD + i * high, _PAD + j * wide
+            page[:, top : top + height * scale, left : left + width * scale] = picture
+    return page
+
+
+def save_png(path: str | Path, page: Tensor) -> None:
+    """Write (C, H, W) uint8, 1 or 3 channels."""
+    from PIL import Image
+
+    path = check_target(path)
+    pixels = page.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(pixels[..., 0] if page.shape[0] == 1 else pixels)
+    temporary = path.with_name(f".{path.name}.part")
+    image.save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def save_grid(path: str | Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
+    """Pictures (N, C, H, W) in [-1, 1] side by side; `columns` None: about a square."""
+    columns = max(1, round(len(images) ** 0.5)) if columns is None else columns
+    save_png(path, tile([images[i : i + columns] for i in range(0, len(images), columns)], scale))
+
+
+def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scale: int | None = None) -> None:
+    """How pictures came to be: a row for each, from its first state to its last, `count` of them, evenly.
+
+    states: tensors (N, C, H, W), one after each step.
+    """
+    if not states:
+        raise ValueError("states must hold at least one state")
+    last, count = len(states) - 1, min(count, len(states))
+    chosen = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
+    track = torch.stack([states[i].detach().cpu() for i in chosen], dim=1)
+    save_png(path, tile(list(track), scale))
+
+
+def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Training and held-out loss over the steps (needs matplotlib)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    held = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    for points, label, color, marker in ((train, "training loss", "#4477aa", None), (held, "held out", "#ee6677", "o")):
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1, marker=marker)
+    axes.set(xlabel="step", ylabel="loss per dimension", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    if train or held:
+        axes.legend()
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    temporary.replace(path)

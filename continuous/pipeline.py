@@ -1,0 +1,405 @@
+"""`ImagePipeline`: pictures from nothing, restored, or edited, by a trained model and any sampler.
+
+Nothing about the process can be said here: it comes with the checkpoint. A result depends on the seed and its number
+only, not on its neighbours nor on `batch_size`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udm_text.core import Guess
+from udm_text.randomness import RowRandom
+
+from . import control, sampling
+from .data import check_images
+from .modeling import ImageDenoiser
+from .objectives import snr, step_variances
+from .processes import ColdProcess, GaussianProcess, normal_like
+from .sampling import Predictor
+
+WITH_LEARNED_VARIANCE = "ddpm_learned"
+SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
+"""Names of samplers: those of `sampling`, and DDPM with the variance that the network tells."""
+OnState = Callable[[Tensor], None]
+
+
+class ImagePipeline:
+    """A model and what is done with it.
+
+    ```python
+    >>> pipe = ImagePipeline.from_pretrained("runs/digits")
+    >>> pictures = pipe.generate(16, label=3, seed=0)              # (16, 1, 8, 8) in [-1, 1]
+    >>> pictures = pipe.generate(16, label=3, sampler="ddim", num_steps=50, guidance=2.0)
+    >>> ImagePipeline.from_pretrained("runs/digits-blur").restore(blurred, t=20)
+    ```
+    """
+
+    def __init__(self, denoiser: ImageDenoiser):
+        if not isinstance(denoiser, ImageDenoiser):
+            raise ValueError(f"an ImagePipeline needs an ImageDenoiser, got {type(denoiser).__name__}")
+        self.denoiser = denoiser.eval()
+
+    # the model -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str | None = None, **kwargs: Any) -> ImagePipeline:
+        """A model directory, or a name on the Hub."""
+        if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
+            raise FileNotFoundError(f"there is no model directory {name}")
+        denoiser = ImageDenoiser.from_pretrained(str(name), **kwargs)
+        return cls(denoiser if device is None else denoiser.to(device))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes config.json, model.safetensors, and a card where there is none."""
+        self.denoiser.save_pretrained(directory)
+        card = Path(directory) / "README.md"
+        if not card.exists():
+            card.write_text(self.card(), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
+        """Creates the repository if need be and puts model and card there; returns its address.
+
+        kwargs: of `HfApi.upload_folder`, such as commit_message, revision or create_pr.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        kwargs.setdefault("commit_message", "Upload an image model of udm-text")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.upload_folder(repo_id=address.repo_id, folder_path=folder, **kwargs)
+        return str(address)
+
+    def card(self) -> str:
+        """What the model is and how to load it, as README.md of its repository."""
+        config = self.denoiser.config
+        channels, height, width = config.shape
+        cold = isinstance(self.process, ColdProcess)
+        use = "restore(pictures)" if cold else "generate(16, seed=0)"
+        known = f"{config.num_classes} classes: {', '.join(config.classes or [])}" if config.classes else "no classes"
+        return (
+            "---\nlibrary_name: udm-text\n"
+            f"pipeline_tag: {'image-to-image' if cold else 'unconditional-image-generation'}\n"
+            f"tags:\n- udm\n- diffusion\n- {'cold-diffusion' if cold else 'gaussian-diffusion'}\n---\n\n"
+            f"# An image model of udm-text\n\nPictures of {channels} x {height} x {width} values in [-1, 1]; {known}. "
+            f"The network tells {config.prediction}; the process is\n\n    {config.process}\n\n"
+            "```python\nfrom continuous import ImagePipeline\n\n"
+            f'pipe = ImagePipeline.from_pretrained("this-repository")\npictures = pipe.{use}\n```\n'
+        )
+
+    @property
+    def process(self) -> GaussianProcess | ColdProcess:
+        return self.denoiser.process
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.denoiser.config.shape
+
+    # predictors ------------------------------------------------------------------------------------------------------
+
+    def predictor(self, labels: Tensor | None = None, guidance: float = 1.0, clip: bool = True) -> Predictor:
+        """predict_x0(xt, t, s) of this model, for `continuous.sampling` and `udm_text.core.denoise`.
+
+        Args:
+            labels: (B,) int64, -1 for none. guidance: scale of classifier-free guidance; 1 asks the network once.
+            clip: hold x0_hat inside [-1, 1], where every mean of pictures lies.
+        """
+
+        def conditional(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            return self.denoiser.predict_x0(xt, t, labels)
+
+        predict: Predictor = conditional
+        if guidance != 1.0:
+            if labels is None or not self.denoiser.config.num_classes:
+                raise ValueError("guidance needs a label, and a model that knows classes")
+            predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance)
+        return sampling.clip(predict) if clip else predict
+
+    def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
+        """DDPM whose steps have the variance that the network tells (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
+
+        A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: its variance is what is
+        told beyond the least one, over the square of the step's slope in x0. No noise in the step to 0.
+        """
+        if not self.denoiser.config.learned_variance:
+            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
+        process = self.denoiser.gaussian
+
+        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+            x0, share = self.denoiser.predict(xt, t, labels)
+            assert share is not None
+            x0 = x0.clamp(-1.0, 1.0) if clip else x0
+            inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
+            least, largest = (v.to(xt).view(-1, 1, 1, 1) for v in step_variances(process, upper, inner))
+            slope = process.a[inner.cpu()] * (1 - snr(process, upper).cpu() / snr(process, inner).cpu())
+            told = (least.log() + share * (largest.log() - least.log())).exp()
+            spread = (told - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
+            spread = torch.where((s > 0).view(-1, 1, 1, 1), spread, 0.0)
+            drawn = x0 + spread.sqrt() * normal_like(xt, random)
+            return Guess(drawn, churn=process.ancestral_share(t, s))
+
+        return predict
+
+    # what is done with it --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        num: int = 1,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        sampler: str = "dpm_solver",
+        num_steps: int | None = 20,
+        spacing: str | None = None,
+        eta: float | None = None,
+        guidance: float = 1.0,
+        clip: bool = True,
+        seed: int | None = None,
+        batch_size: int = 512,
+        on_state: OnState | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """New pictures: (num, C, H, W) float32 in [-1, 1] on the CPU.
+
+        Args:
+            label: a class by index or name; one for each picture; "all": every class in turn; None: no class.
+            sampler: one of `SAMPLERS`. num_steps: network calls of a picture (twice with guidance); None: T.
+            spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
+            guidance: see `predictor`. clip: hold x0_hat inside [-1, 1].
+            seed: reproduces the call; picture i depends on (seed, i) only. None: a fresh one.
+            on_state: called after each step with the state of all pictures of a batch, from the noise on.
+            progress: show a bar.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {sampler!r}")
+        process = self.denoiser.gaussian
+        labels = self.labels(label, num)
+        if sampler == WITH_LEARNED_VARIANCE and guidance != 1.0:
+            raise ValueError(
+                "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
+                "another sampler with guidance"
+            )
+        if spacing is None:  # steps of equal length in log-SNR are what a solver of second order extrapolates best over
+            spacing = "snr" if sampler == "dpm_solver" else "even"
+        times = sampling.grid(process, num_steps, spacing)
+        calls = len(times) - 1
+
+        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
+            own = None if labels is None else labels[part].to(self.denoiser.device)
+            name: str | None = sampler
+            if sampler == WITH_LEARNED_VARIANCE:
+                name, predict = None, self.learned_variance(own, random, clip)
+            else:
+                predict = self.predictor(own, guidance, clip)
+            rows = len(random.rows)
+            if on_state is not None:  # the prior is the first draw of a source: the one that `sample` starts from
+                like = torch.zeros(rows, *self.shape, device=self.denoiser.device)
+                on_state(process.prior(like, random=RowRandom(random.seed, random.rows)).cpu())
+            return sampling.sample(
+                process,
+                predict,
+                (rows, *self.shape),
+                sampler=name,
+                times=times,
+                eta=eta,
+                random=random,
+                device=self.denoiser.device,
+                on_step=on_step,
+            )
+
+        return self._batches(run, num, calls, seed, batch_size, on_state, progress)
+
+    @torch.no_grad()
+    def restore(
+        self,
+        degraded: Tensor,
+        t: int | None = None,
+        *,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        num_steps: int | None = None,
+        churn: float = 0.0,
+        clip: bool = True,
+        seed: int | None = None,
+        batch_size: int = 512,
+        on_state: OnState | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Your own degraded pictures, restored: (N, C, H, W) float32 in [-1, 1] on the CPU.
+
+        Args:
+            degraded: (N, C, H, W) float, degraded (or with noise, for a Gaussian process) as far as `t`.
+            t: 1..T; None: T, the furthest.
+            num_steps: 1..t; None: t. 1 asks once: direct restoration.
+            churn: 0 keeps the residual (improved sampling), 1 forgets it (naive).
+            label, clip, seed, batch_size, on_state, progress: as in `generate`.
+        """
+        if not isinstance(degraded, Tensor) or degraded.ndim != 4 or tuple(degraded.shape[1:]) != self.shape:
+            what = tuple(degraded.shape) if isinstance(degraded, Tensor) else type(degraded).__name__
+            raise ValueError(f"degraded must have shape (N, {', '.join(map(str, self.shape))}), got {what}")
+        if isinstance(self.process, ColdProcess) and not self.process.sigma:
+            check_images(degraded, "degraded", self.shape)
+        t = self.process.T if t is None else t
+        if not 1 <= t <= self.process.T:
+            raise ValueError(f"t must lie in 1..{self.process.T}, got {t}")
+        labels = self.labels(label, len(degraded))
+
+        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
+            own = None if labels is None else labels[part].to(self.denoiser.device)
+            xt = degraded[part].to(self.denoiser.device, torch.float32)
+            if on_state is not None:
+                on_state(xt.cpu())
+            return sampling.restore(
+                self.process,
+                self.predictor(own, clip=clip),
+                xt,
+                t,
+                num_steps=num_steps,
+                churn=churn,
+                random=random,
+                on_step=on_step,
+            )
+
+        return self._batches(run, len(degraded), num_steps or t, seed, batch_size, on_state, progress)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        known: Tensor,
+        editable: Tensor,
+        *,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        start: int | None = None,
+        num_steps: int | None = 100,
+        eta: float = 1.0,
+        guidance: float = 1.0,
+        clip: bool = True,
+        seed: int | None = None,
+        batch_size: int = 512,
+        on_state: OnState | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """New content where `editable` is true, `known` exactly elsewhere: (N, C, H, W) float32 on the CPU.
+
+        Args:
+            known: (N, C, H, W) in [-1, 1]. editable: bool, broadcasts against `known`.
+            start: begin at this t, from the known content (a smaller one stays nearer to it); None: T, from nothing.
+            num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
+        """
+        known = check_images(known, "known", self.shape)
+        process = self.denoiser.gaussian
+        labels = self.labels(label, len(known))
+        steps = min(num_steps or process.T, start or process.T)
+        times = sampling.grid(process, steps, start=start)
+        if editable.dtype != torch.bool:
+            raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
+        try:
+            editable = editable.expand(known.shape)
+        except RuntimeError:
+            raise ValueError(f"editable must broadcast to {tuple(known.shape)}, got {tuple(editable.shape)}") from None
+
+        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
+            own = None if labels is None else labels[part].to(self.denoiser.device)
+            return control.edit(
+                process,
+                sampling.ddim(process, self.predictor(own, guidance, clip), eta),
+                known[part].to(self.denoiser.device, torch.float32),
+                editable[part].to(self.denoiser.device),
+                times=times,
+                random=random,
+                on_step=on_step,
+            )
+
+        return self._batches(run, len(known), steps, seed, batch_size, on_state, progress)
+
+    def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
+        """Clean pictures (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
+        check_images(images, "images", self.shape)
+        t = self.process.T if t is None else t
+        if not 0 <= t <= self.process.T:
+            raise ValueError(f"t must lie in 0..{self.process.T}, got {t}")
+        times = torch.full((len(images),), t, dtype=torch.int64)
+        random = RowRandom(_seed(seed), torch.arange(len(images)))
+        return self.process.corrupt(images, times, self.process.sample_noise(images, random=random))
+
+    def labels(self, label: int | str | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
+        """(num,) int64 classes as `generate` means them; None: no class."""
+        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+            raise ValueError(f"the number of pictures must be at least 1, got {num!r}")
+        classes = self.denoiser.config.classes or []
+        if label is None:
+            return None
+        if not classes:
+            raise ValueError(f"label {label!r} was given, and this model knows no classes")
+        if isinstance(label, str):
+            if label == "all":
+                return torch.arange(num) % len(classes)
+            if label not in classes:
+                raise ValueError(f"label must be 'all' or one of {', '.join(classes)}, got {label!r}")
+            label = classes.index(label)
+        if isinstance(label, int):
+            label = [label] * num
+        found = torch.as_tensor(label, dtype=torch.int64)
+        if found.shape != (num,):
+            raise ValueError(f"label must be one class, or one for each of {num} pictures, got {tuple(found.shape)}")
+        self.denoiser.label_row(found, num)
+        return found
+
+    def _batches(
+        self,
+        run: Callable[[RowRandom, slice, Any], Tensor],
+        num: int,
+        calls: int,
+        seed: int | None,
+        batch_size: int,
+        on_state: OnState | None,
+        progress: bool,
+    ) -> Tensor:
+        """`run` for each batch of rows, its states handed on, the last one held inside [-1, 1]."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        seed = _seed(seed)
+        rows = torch.arange(num, device=self.denoiser.device)
+        was_training = self.denoiser.training
+        self.denoiser.eval()
+        pictures = []
+        with _bar(progress, -(-num // batch_size) * calls) as advance:
+
+            def on_step(step: int, xs: Tensor, guess: Guess) -> None:
+                if on_state is not None:
+                    on_state(xs.cpu())
+                advance()
+
+            try:
+                for first in range(0, num, batch_size):
+                    part = slice(first, min(first + batch_size, num))
+                    pictures.append(run(RowRandom(seed, rows[part]), part, on_step).cpu())
+            finally:
+                self.denoiser.train(was_training)
+        return torch.cat(pictures).to(torch.float32).clamp(-1.0, 1.0)
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbits(63) if seed is None else seed
+
+
+@contextlib.contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[], Any]]:
+    """A progress bar on stderr, or nothing; gives the function that moves it by one."""
+    if not shown:
+        yield lambda: None
+        return
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    with tqdm(total=total, unit="step", leave=False) as bar:
+        yield bar.update

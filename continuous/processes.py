@@ -1,0 +1,368 @@
+"""The two corruptions of pictures: hot (Gaussian noise) and cold (any degradation). Both walk through `core.denoise`.
+
+    GaussianProcess   F_t(x0, noise) = a_t x0 + b_t noise         DDPM, VE, rectified flow: tables (a_t, b_t), t = 0..T
+    ColdProcess       F_t(x0, noise) = D_t(x0) + noise            the noise is the residual, so sigma = 0 is safe
+
+Pictures are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T. Tables are
+float64; a coefficient is rounded to the picture's dtype last of all. Every row's noise is its own (`RowRandom`).
+
+Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9262); Bansal et al., "Cold Diffusion" (2208.09392).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udm_text.randomness import RowRandom
+
+from . import degradations, schedules
+
+PREDICTIONS = ("epsilon", "x0", "v")
+"""What a network may be trained to tell: the noise, the clean picture, or v = a noise - b x0 (rf: noise - x0)."""
+
+SMALL = 0.05  # a_T / b_T above this leaves more than a thousandth of a nat per dimension in x_T
+
+
+def check_pictures(x: Tensor, name: str = "x0", *, low: float | None = None, high: float | None = None) -> Tensor:
+    """x itself if it is (B, ...) float, finite and, where bounds are given, inside them; else a ValueError."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{name} must be a float tensor (B, ...), for pictures (B, C, H, W), got {what}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{name} holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite")
+    if low is not None and high is not None and x.numel():
+        least, most = float(x.min()), float(x.max())
+        if least < low - 1e-6 or most > high + 1e-6:
+            raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got values from {least:g} to {most:g}")
+    return x
+
+
+def check_times(t: Tensor, x: Tensor, T: int) -> Tensor:
+    """t on the CPU; ValueError unless it is (B,) int64 in 0..T, B the rows of x."""
+    if t.dtype != torch.int64 or t.shape != (len(x),):
+        raise ValueError(f"t must be a ({len(x)},) int64 tensor of steps, got {tuple(t.shape)} {t.dtype}")
+    index = t.cpu()  # the one wait for an accelerator
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) > T):
+        raise ValueError(f"t must lie in 0..{T}, got {int(index.min())}..{int(index.max())}")
+    return index
+
+
+def normal_like(x: Tensor, random: RowRandom | None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of x; row i from row i of `random`."""
+    random = RowRandom.fresh(len(x), x.device) if random is None else random
+    if len(random.rows) != len(x):
+        raise ValueError(f"random has {len(random.rows)} rows and the pictures have {len(x)}")
+    return random.normal(math.prod(x.shape[1:])).view(x.shape).to(x)
+
+
+def mix(noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
+    """sqrt(1 - churn^2) noise + churn fresh: of two independent standard normals, again one.
+
+    churn is a number, or (B, ...), a share for each row.
+
+    0 gives `noise` and 1 gives `fresh`, exactly.
+    """
+    share = torch.as_tensor(churn, dtype=torch.float64, device=noise.device)
+    if not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError(f"churn must lie in [0, 1], got {churn}")
+    share = share.view(*share.shape, *[1] * (noise.ndim - share.ndim)) if share.ndim else share
+    return (1 - share.square()).sqrt().to(noise.dtype) * noise + share.to(noise.dtype) * fresh
+
+
+def _everything(editable: Tensor | None) -> None:
+    if editable is not None:
+        raise ValueError(
+            "pictures take no `editable`: pixels that stay must carry the noise of their time, see control.edit"
+        )
+
+
+class GaussianProcess:
+    """F_t(x0, noise) = a_t x0 + b_t noise, noise standard normal.
+
+    Made by `vp`, `ve`, `rf`, or from two tables of your own.
+
+    Args:
+        a, b: (T + 1,) float64, T >= 1; a_0 = 1, b_0 = 0 and a_t / b_t falls with t.
+
+    Raises:
+        ValueError: tables of another form. A UserWarning says so where x_T still shows x0 (a_T / b_T above 0.05).
+    """
+
+    def __init__(self, a: Tensor, b: Tensor, *, made_by: dict[str, Any] | None = None):
+        a, b = (torch.as_tensor(table, dtype=torch.float64).cpu() for table in (a, b))
+        if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
+            raise ValueError(
+                f"a and b must be two tables of T + 1 >= 2 numbers, got {tuple(a.shape)}, {tuple(b.shape)}"
+            )
+        if not bool(torch.isfinite(a).all() & torch.isfinite(b).all() & (a >= 0).all()):
+            raise ValueError("a and b must be finite and a not negative")
+        if float(a[0]) != 1.0 or float(b[0]) != 0.0:
+            raise ValueError(f"at t = 0 nothing is corrupted: a_0 must be 1 and b_0 be 0, got {a[0]:g} and {b[0]:g}")
+        if not bool((b[1:] > 0).all()) or not bool((a[1:] / b[1:]).diff().lt(0).all()):
+            raise ValueError("b_t must be positive from t = 1 on and a_t / b_t must fall with every t")
+        self.a, self.b = a, b
+        self.T = len(a) - 1
+        self._made_by = made_by
+        rest = float(a[-1] / b[-1])
+        if rest > SMALL:
+            warnings.warn(
+                f"a_T / b_T is {rest:.3g}: x_T still shows x0, so samples started from pure noise will be off. "
+                "Take more steps, a faster schedule, or 'cosine'.",
+                stacklevel=3,
+            )
+
+    # constructors ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def vp(cls, schedule: str | Tensor = "cosine", T: int = 1000, **options: float) -> GaussianProcess:
+        """Variance preserving, a^2 + b^2 = 1.
+
+        Args:
+            schedule: "linear", "cosine", "sigmoid" or "sqrt" with its own options, or the table abar itself, (T + 1,)
+                from abar_0 = 1 downwards, in which case T is read off it.
+        """
+        if isinstance(schedule, Tensor):
+            table = schedule.to(torch.float64)
+            made_by: dict[str, Any] = {"family": "vp", "schedule": table.tolist()}
+            if table.ndim != 1 or not bool(((table >= 0) & (table <= 1)).all()):
+                raise ValueError(f"abar must be a row of T + 1 numbers in [0, 1], got shape {tuple(table.shape)}")
+        else:
+            table = schedules.abar(schedule, T, **options)
+            made_by = {"family": "vp", "schedule": schedule, "T": T, **options}
+        return cls(table.sqrt(), (1 - table).sqrt(), made_by=made_by)
+
+    @classmethod
+    def ve(cls, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> GaussianProcess:
+        """Variance exploding: a = 1, b_t geometric from sigma_min at 1 to sigma_max at T (Song et al. 2011.13456)."""
+        schedules.check_num_times(T)
+        if not 0 < sigma_min <= sigma_max or (T > 1 and sigma_min == sigma_max):
+            raise ValueError(f"ve needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        sigmas = torch.linspace(math.log(sigma_min), math.log(sigma_max), T, dtype=torch.float64).exp()
+        sigmas = sigmas if T > 1 else torch.tensor([sigma_max], dtype=torch.float64)
+        b = torch.cat((torch.zeros(1, dtype=torch.float64), sigmas))
+        made_by = {"family": "ve", "T": T, "sigma_min": sigma_min, "sigma_max": sigma_max}
+        return cls(torch.ones_like(b), b, made_by=made_by)
+
+    @classmethod
+    def rf(cls, T: int = 1000) -> GaussianProcess:
+        """Rectified flow: a_t = 1 - t/T, b_t = t/T (Liu et al. 2209.03003)."""
+        b = torch.arange(schedules.check_num_times(T) + 1, dtype=torch.float64) / T
+        return cls(1 - b, b, made_by={"family": "rf", "T": T})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `process_from_dict` gives an equal process back."""
+        how = self._made_by or {"family": "table", "a": self.a.tolist(), "b": self.b.tolist()}
+        return {"process": "gaussian", **how}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> GaussianProcess:
+        """The process that `to_dict` wrote."""
+        options = {name: value for name, value in saved.items() if name not in ("process", "family")}
+        family = saved.get("family")
+        if family == "table":
+            return cls(_doubles(options["a"]), _doubles(options["b"]))
+        if family not in ("vp", "ve", "rf"):
+            raise ValueError(f"family must be 'vp', 've', 'rf' or 'table', got {family!r}")
+        if isinstance(options.get("schedule"), (list, tuple)):
+            options["schedule"] = _doubles(options["schedule"])
+        try:
+            return getattr(cls, family)(**options)
+        except TypeError as error:
+            raise ValueError(f"family {family!r} does not take these parameters: {error}") from error
+
+    # the process -----------------------------------------------------------------------------------------------------
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_t, b_t) as (B, 1, ..., 1) in like's dtype. Checks t."""
+        index, shape = check_times(t, like, self.T), (-1, *[1] * (like.ndim - 1))
+        return self.a[index].to(like).view(shape), self.b[index].to(like).view(shape)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """(B,) float64 b_t / a_t: the noise on the scale of the clean picture; 0 at t = 0, infinite where a_t = 0."""
+        return (self.b[t.cpu()] / self.a[t.cpu()]).to(t.device)
+
+    def ancestral_share(self, t: Tensor, s: Tensor) -> Tensor:
+        """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2)."""
+        ratio = self.sigma(s) / self.sigma(t)  # 0 at s = 0 and where a_t = 0
+        return (1 - ratio.square()).clamp(0, 1).sqrt()
+
+    def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """Standard normal, of the shape and dtype of x."""
+        _everything(editable)
+        return normal_like(x, random)
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """a_t x0 + b_t noise."""
+        a, b = self.coefficients(t, x0)
+        return a * x0 + b * noise
+
+    def invert_noise(
+        self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
+    ) -> Tensor:
+        """(xt - a_t x0) / b_t. At t = 0 there is no noise to recover: ValueError."""
+        _everything(editable)
+        a, b = self.coefficients(t, xt)
+        if bool((t == 0).any()):
+            raise ValueError(
+                "at t = 0 no noise can be recovered: steps upwards from a clean picture take sampling.inverted"
+            )
+        return (xt - a * x0) / b
+
+    def blend(self, noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
+        """sqrt(1 - churn^2) noise + churn fresh."""
+        return mix(noise, fresh, churn)
+
+    def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """b_T times noise, of the shape and dtype of x: what x_T would be if nothing of x0 were left."""
+        _everything(editable)
+        return float(self.b[-1]) * normal_like(x, random)
+
+    # what a network tells --------------------------------------------------------------------------------------------
+
+    def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""
+        a, b = self._v_coefficients(t, x0)
+        return {"epsilon": noise, "x0": x0, "v": a * noise - b * x0}[_known(prediction)]
+
+    def to_x0(self, prediction: str, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat from a network's answer. "epsilon" has none where a_t = 0 (rectified flow at T): ValueError."""
+        a, b = self.coefficients(t, xt)
+        if _known(prediction) == "x0":
+            return output
+        if prediction == "epsilon":
+            if not bool((a > 0).all()):
+                raise ValueError("where a_t = 0 the noise says nothing of x0: train with prediction 'v' or 'x0'")
+            return (xt - b * output) / a
+        p, q = self._v_coefficients(t, xt)  # v = p noise - q x0 and xt = a x0 + b noise
+        return (p * xt - b * output) / (p * a + q * b)
+
+    def _v_coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.coefficients(t, like)
+        straight = self._made_by is not None and self._made_by["family"] == "rf"
+        return (torch.ones_like(a), torch.ones_like(b)) if straight else (a, b)
+
+    def __repr__(self) -> str:
+        return f"GaussianProcess({self._made_by or {'family': 'table', 'T': self.T}})"
+
+
+class ColdProcess:
+    """F_t(x0, noise) = D_t(x0) + noise, noise = sigma times a standard normal; at sigma = 0 it is nothing at all.
+
+    A step recovers the residual xt - D_t(x0_hat) and keeps it (churn 0, the paper's improved sampling: xs = xt -
+    D_t(x0_hat) + D_s(x0_hat)), or forgets it (churn 1, naive sampling). With sigma > 0, x_0 is clean: F_0(x0, noise)
+    is x0.
+
+    Args:
+        degradation: (x0, t) -> xt with D_0(x0) = x0; it is checked at the first use.
+        T: the last step; None takes the degradation's own.
+        sigma: >= 0, the noise beside the degradation.
+    """
+
+    def __init__(self, degradation: degradations.Degradation, T: int | None = None, sigma: float = 0.0):
+        if not callable(degradation):
+            raise ValueError(f"degradation must be a function (x0, t) -> xt, got {degradation!r}")
+        own = getattr(degradation, "T", None)
+        if T is None and own is None:
+            raise ValueError("T must be given: this degradation does not say how many steps it has")
+        if T is not None and own is not None and T != own:
+            raise ValueError(f"T is {T} and the degradation's own T is {own}: give one of them, or the same")
+        if not (isinstance(sigma, (int, float)) and math.isfinite(sigma) and sigma >= 0):
+            raise ValueError(f"sigma must be a number >= 0, got {sigma!r}")
+        self.degradation = degradation
+        self.T = schedules.check_num_times(own if T is None else T)  # type: ignore[arg-type]
+        self.sigma = float(sigma)
+        self._checked = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready. A degradation that is not in the table of `degradations` cannot be saved: ValueError."""
+        return {
+            "process": "cold",
+            "degradation": degradations.to_dict(self.degradation),
+            "T": self.T,
+            "sigma": self.sigma,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> ColdProcess:
+        """The process that `to_dict` wrote."""
+        return cls(degradations.degradation(**saved["degradation"]), T=saved.get("T"), sigma=saved.get("sigma", 0.0))
+
+    def degrade(self, x0: Tensor, t: Tensor) -> Tensor:
+        """D_t(x0), checked: the identity at t = 0, the shape and dtype of x0."""
+        check_times(t, x0, self.T)
+        if not self._checked and len(x0):
+            clean = self.degradation(x0, torch.zeros_like(t))
+            if not isinstance(clean, Tensor) or clean.shape != x0.shape or clean.dtype != x0.dtype:
+                what = f"{tuple(clean.shape)} {clean.dtype}" if isinstance(clean, Tensor) else type(clean).__name__
+                raise ValueError(f"a degradation must keep shape and dtype, {tuple(x0.shape)} {x0.dtype}, got {what}")
+            off = float((clean - x0).abs().max())
+            if not off <= 1e-5 * max(1.0, float(x0.abs().max())):
+                raise ValueError(
+                    f"the degradation is not the identity at t = 0: it changes a pixel by {off:.3g}. D_0(x0) must be x0"
+                )
+            self._checked = True
+        return self.degradation(x0, t)
+
+    def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """sigma times a standard normal, of the shape and dtype of x; zeros, without a draw, at sigma = 0."""
+        _everything(editable)
+        return self.sigma * normal_like(x, random) if self.sigma else torch.zeros_like(x)
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """D_t(x0) + noise."""
+        xt = self.degrade(x0, t) + noise
+        if not self.sigma:
+            return xt
+        return torch.where((t > 0).view(-1, *[1] * (x0.ndim - 1)), xt, x0)
+
+    def invert_noise(
+        self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
+    ) -> Tensor:
+        """The residual xt - D_t(x0)."""
+        _everything(editable)
+        return xt - self.degrade(x0, t)
+
+    def blend(self, noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
+        """sqrt(1 - churn^2) noise + churn fresh."""
+        return mix(noise, fresh, churn)
+
+    def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """D_T(x) + noise. A cold process does not leave nothing of x: x must be a picture, or a guess at one."""
+        noise = self.sample_noise(x, editable=editable, random=random)
+        return self.corrupt(x, torch.full((len(x),), self.T, dtype=torch.int64, device=x.device), noise)
+
+    def __repr__(self) -> str:
+        return f"ColdProcess({self.degradation!r}, T={self.T}, sigma={self.sigma:g})"
+
+
+PictureProcess = GaussianProcess | ColdProcess
+
+PROCESSES: dict[str, Callable[[dict[str, Any]], PictureProcess]] = {
+    "gaussian": GaussianProcess.from_dict,
+    "cold": ColdProcess.from_dict,
+}
+"""The one table from the word in a saved process to what reads it."""
+
+
+def process_from_dict(saved: dict[str, Any]) -> PictureProcess:
+    """The process that `to_dict` of either kind wrote."""
+    word = saved.get("process")
+    if word not in PROCESSES:
+        raise ValueError(f"process must be one of {', '.join(map(repr, PROCESSES))}, got {word!r}")
+    return PROCESSES[word](saved)
+
+
+def _known(prediction: str) -> str:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
+    return prediction
+
+
+def _doubles(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

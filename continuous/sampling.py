@@ -1,0 +1,424 @@
+"""Samplers of pictures. There is one loop, `udm_text.core.denoise`; a sampler is a wrapper around the predictor.
+
+    the share of fresh noise, told to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
+    another x0_hat                               dpm_solver (extrapolated), with_variance (drawn), clip
+    noise settled before the step                inverted (steps upwards), langevin (steps that stay at t)
+
+A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and answers x0_hat or a `core.Guess`.
+Because every step finds its noise anew from x0_hat, a wrapper that changes x0_hat never leaves a stale epsilon behind.
+Euler steps of rectified flow and of variance-exploding noise need no wrapper: the plain step is them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from udm_text.core import Guess, denoise
+from udm_text.randomness import RowRandom
+
+from .processes import GaussianProcess, PictureProcess, check_pictures, check_times, normal_like
+
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Guess]
+OnStep = Callable[[int, Tensor, Guess], Tensor | None]
+
+SPACINGS = ("even", "quadratic", "snr")
+
+
+def as_guess(answer: Tensor | Guess, like: Tensor) -> Guess:
+    """A predictor's answer as a `Guess`; ValueError where x0_hat has not the shape of xt."""
+    guess = answer if isinstance(answer, Guess) else Guess(answer)
+    if guess.x0.shape != like.shape:
+        raise ValueError(
+            f"the predictor must answer in the shape of xt, {tuple(like.shape)}, got {tuple(guess.x0.shape)}"
+        )
+    return guess
+
+
+# grids ----------------------------------------------------------------------------------------------------------------
+
+
+def grid(
+    process: PictureProcess, num_steps: int | None = None, spacing: str = "even", start: int | None = None
+) -> Tensor:
+    """A strictly decreasing grid from `start` to 0: (num_steps + 1,) int64.
+
+    Args:
+        num_steps: 1..start; None takes every step.
+        spacing: "even"; "quadratic": t in proportion to j^2, dense near 0 (Song et al. 2010.02502); "snr": even in
+            log(b_t / a_t) (Lu et al. 2206.00927), the last step from t = 1 to 0, hot processes only.
+        start: where to start; None: T.
+    """
+    start = process.T if start is None else start
+    if not 1 <= start <= process.T:
+        raise ValueError(f"start must lie in 1..{process.T}, got {start}")
+    num_steps = start if num_steps is None else num_steps
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= start:
+        raise ValueError(
+            f"num_steps must be an integer in 1..{start} (the steps from t = {start} to 0), got {num_steps!r}"
+        )
+    j = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    if spacing == "even":
+        rising = j * start
+    elif spacing == "quadratic":
+        rising = j.square() * start
+    elif spacing == "snr":
+        if not isinstance(process, GaussianProcess):
+            raise ValueError("spacing 'snr' needs a GaussianProcess: a cold one has no signal-to-noise ratio")
+        rising = _even_in_log_sigma(process, num_steps, start)
+    else:
+        raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")
+    count = torch.arange(num_steps + 1)
+    rising = (rising.round().long() - count).cummax(0).values + count  # at least one step each ...
+    return rising.minimum(start - (num_steps - count)).flip(0)  # ... and never beyond the start
+
+
+def _even_in_log_sigma(process: GaussianProcess, num_steps: int, start: int) -> Tensor:
+    level = process.sigma(torch.arange(1, start + 1)).log()
+    if start > 1:
+        level = level.nan_to_num(posinf=float(level[-2]) + 1)  # a_T = 0 is infinitely far away
+    wanted = torch.lerp(level[0], level[-1], torch.linspace(0, 1, num_steps, dtype=torch.float64))
+    nearest = (level[None] - wanted[:, None]).abs().argmin(1) + 1
+    nearest[-1] = start
+    return torch.cat((torch.zeros(1), nearest)).double()
+
+
+def spread(times: Sequence[int] | Tensor, rows: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """A grid as the loop wants it: a (rows,) int64 tensor for each time."""
+    return [torch.full((rows,), int(t), dtype=torch.int64, device=device) for t in times]
+
+
+def check_falling(times: Sequence[int] | Tensor, T: int) -> None:
+    """ValueError unless the grid falls strictly, inside 0..T."""
+    values = [int(t) for t in times]
+    if len(values) < 2 or any(s >= t for t, s in zip(values, values[1:], strict=False)):
+        raise ValueError(f"times must fall with every step, two of them at least, got {_short(values)}")
+    if values[0] > T or values[-1] < 0:
+        raise ValueError(f"times must lie in 0..{T}, got {_short(values)}")
+
+
+def _short(values: list[int]) -> str:
+    return str(values if len(values) <= 12 else [*values[:6], "...", *values[-5:]])
+
+
+# the share of fresh noise ---------------------------------------------------------------------------------------------
+
+
+def ddim(process: GaussianProcess, predict_x0: Predictor, eta: float = 0.0) -> Predictor:
+    """DDIM(eta): churn eta sqrt(1 - (a_t b_s / a_s b_t)^2). 0 is deterministic, 1 is DDPM (2010.02502, 2006.11239)."""
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        return guess._replace(churn=eta * process.ancestral_share(t, s) if eta else 0.0)
+
+    return predict
+
+
+ancestral = functools.partial(ddim, eta=1.0)
+"""DDPM: every step draws xs from q(xs | xt, x0_hat)."""
+
+
+def baseline(process: PictureProcess, predict_x0: Predictor) -> Predictor:
+    """Forget xt at every step, xs = F_s(x0_hat, fresh noise): naive sampling. Hot pictures need an x0_hat drawn."""
+    return lambda xt, t, s: as_guess(predict_x0(xt, t, s), xt)._replace(churn=1.0)
+
+
+# another x0_hat -------------------------------------------------------------------------------------------------------
+
+
+def clip(predict_x0: Predictor, low: float = -1.0, high: float = 1.0) -> Predictor:
+    """x0_hat held inside [low, high]."""
+    if not low < high:
+        raise ValueError(f"clip needs low < high, got {low} and {high}")
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        return guess._replace(x0=guess.x0.clamp(low, high))
+
+    return predict
+
+
+def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
+    """DPM-Solver++(2M) (2211.01095): x0_hat carried on in a straight line from the last two answers.
+
+    In l = log(b/a) and with h the length of a step in it, x0_hat + h / (2 h_before) (x0_hat - x0_hat_before); then the
+    deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A step that does not go on
+    where the last one ended starts afresh, so one predictor serves many calls.
+    """
+    before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        x0 = guess.x0
+        if (
+            before
+            and before[0][1].shape == t.shape
+            and bool((before[0][1] == t).all())
+            and before[0][2].shape == x0.shape
+        ):
+            high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
+            share = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
+            x0 = x0 + _column(share, x0) * (x0 - before[0][2])
+        before[:] = [(t, s, guess.x0)]
+        return guess._replace(x0=x0, churn=0.0)
+
+    return predict
+
+
+def with_variance(
+    process: GaussianProcess,
+    predict_x0: Predictor,
+    variance: Tensor | Callable[[Tensor, Tensor, Guess], Tensor],
+    *,
+    random: RowRandom | None = None,
+    last: bool = True,
+) -> Predictor:
+    """x0_hat drawn from a normal law around the predictor's answer, then a step of DDPM: Analytic-DPM (2201.06503).
+
+    With v the variance of x0 given xt, the step's variance is that of q(xs | xt, x0) plus v times the square of the
+    step's slope in x0: the best variance a normal step can have.
+
+    Args:
+        variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, guess) -> v of a shape that
+            broadcasts against xt, for learned variances.
+        last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner pictures, another law.
+    """
+    inner = ancestral(process, predict_x0)
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(inner(xt, t, s), xt)
+        v = _column(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, guess)
+        if not bool((v >= 0).all()):
+            raise ValueError(
+                f"variance must be known and not negative at every t of the grid, is not at t = {int(t.max())}"
+            )
+        if not last:
+            v = v * _column(s > 0, xt)
+        return guess._replace(x0=guess.x0 + v.sqrt() * normal_like(xt, random))
+
+    return predict
+
+
+@torch.no_grad()
+def optimal_variance(
+    process: GaussianProcess,
+    predict_x0: Predictor,
+    pictures: Tensor,
+    times: Iterable[int] | None = None,
+    *,
+    random: RowRandom | None = None,
+) -> Tensor:
+    """v_t = E ||x0 - x0_hat||^2 / dimensions, measured on `pictures` (N, ...) with one noise each: (T + 1,) float64.
+
+    NaN at steps that are not in `times` (None: all of 1..T); 0 at t = 0. The form with E ||epsilon||^2 cancels near T.
+    """
+    check_pictures(pictures, "pictures")
+    table = torch.full((process.T + 1,), math.nan, dtype=torch.float64)
+    table[0] = 0.0
+    for step in range(1, process.T + 1) if times is None else sorted(set(map(int, times)) - {0}):
+        t = torch.full((len(pictures),), step, dtype=torch.int64, device=pictures.device)
+        xt = process.corrupt(pictures, t, process.sample_noise(pictures, random=random))
+        x0 = as_guess(predict_x0(xt, t, torch.zeros_like(t)), xt).x0
+        table[step] = (pictures - x0).double().square().mean()
+    return table
+
+
+# noise settled before the step ----------------------------------------------------------------------------------------
+
+
+def inverted(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
+    """Steps upwards, s > t, that can begin at a clean picture: DDIM inversion (2010.02502, 2105.05233).
+
+    The noise is that which the predictor sees in xt at the step's upper end, where it is defined also for t = 0.
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        if bool((s <= t).any()):
+            raise ValueError("inversion steps upwards: times must rise")
+        noise = process.invert_noise(as_guess(predict_x0(xt, s, t), xt).x0, xt, s)
+        a, b = process.coefficients(t, xt)
+        return Guess((xt - b * noise) / a, noise=noise)
+
+    return predict
+
+
+def langevin(
+    process: GaussianProcess,
+    predict_x0: Predictor,
+    step_size: float,
+    *,
+    carry: bool = False,
+    random: RowRandom | None = None,
+) -> Predictor:
+    """Steps that stay at t (s = t) become Langevin steps, x + eta score + sqrt(2 eta) xi, eta = step_size b_t^2.
+
+    The score is (a_t x0_hat - xt) / b_t^2 (Tweedie). In a grid that names each time several times this is the corrector
+    of Song et al. 2011.13456. carry=True hands x on unchanged where t falls: annealed Langevin dynamics (1907.05600),
+    for a = 1; the step to 0 then gives x0_hat.
+    """
+    if not 0.0 < step_size < 2.0:
+        raise ValueError(f"step_size must lie in (0, 2), in units of b_t^2: beyond, the walk explodes; got {step_size}")
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        guess = as_guess(predict_x0(xt, t, s), xt)
+        if bool((t == s).all()):
+            noise = process.invert_noise(guess.x0, xt, t)
+            fresh = normal_like(xt, random)
+            return guess._replace(noise=(1 - step_size) * noise + math.sqrt(2 * step_size) * fresh)
+        if bool((t == s).any()):
+            raise ValueError("all rows of a batch must stay at t together")
+        if carry:
+            noise = process.invert_noise(guess.x0, xt, s) if bool((s > 0).all()) else torch.zeros_like(xt)
+            return guess._replace(noise=noise)
+        return guess
+
+    return predict
+
+
+def repeated(times: Tensor, corrections: int) -> Tensor:
+    """A falling grid with `corrections` steps that stay at each time but 0, for `langevin`."""
+    if corrections < 0:
+        raise ValueError(f"corrections must be at least 0, got {corrections}")
+    return times.repeat_interleave(torch.where(times > 0, corrections + 1, 1))
+
+
+# whole walks ----------------------------------------------------------------------------------------------------------
+
+SAMPLERS: dict[str, Callable[[GaussianProcess, Predictor], Predictor]] = {
+    "ddim": ddim,
+    "ddpm": ancestral,
+    "dpm_solver": dpm_solver,
+    "baseline": baseline,
+}
+"""The one table from a sampler's name to its wrapper."""
+
+
+def sampler_named(name: str) -> Callable[[GaussianProcess, Predictor], Predictor]:
+    """The wrapper of this name."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {name!r}")
+    return SAMPLERS[name]
+
+
+@torch.no_grad()
+def sample(
+    process: GaussianProcess,
+    predict_x0: Predictor,
+    shape: Sequence[int],
+    *,
+    sampler: str | None = "ddim",
+    num_steps: int | None = None,
+    spacing: str = "even",
+    eta: float | None = None,
+    churn: float = 0.0,
+    times: Tensor | None = None,
+    random: RowRandom | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """New pictures from noise: (B, ...) of `dtype`.
+
+    Args:
+        shape: (B, ...), for pictures (B, C, H, W).
+        sampler: a name of `SAMPLERS`; None takes the predictor as it is, with `churn` (UDM's sigma-tilde / b_s).
+        num_steps, spacing: see `grid`; `times` is a grid of your own, from T down.
+        eta: for "ddim".
+        random: each row's numbers; None: from torch's default generator.
+        on_step: see `core.denoise`.
+    """
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(
+            "only hot processes start from noise: a cold one restores a degraded picture, see sampling.restore"
+        )
+    if churn and sampler is not None:
+        raise ValueError(f"sampler {sampler!r} sets its own churn: give sampler=None to set it yourself")
+    if eta is not None:
+        if sampler != "ddim":
+            raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
+        predict_x0 = ddim(process, predict_x0, eta)
+    elif sampler is not None:
+        predict_x0 = sampler_named(sampler)(process, predict_x0)
+    if times is None:
+        times = grid(process, num_steps, spacing)
+    else:
+        check_falling(times, process.T)
+    like = torch.empty(tuple(shape), dtype=dtype, device=device)
+    check_pictures(like.fill_(0.0), "shape's pictures")
+    random = RowRandom.fresh(len(like), like.device) if random is None else random
+    xt = process.prior(like, random=random)
+    walk = spread(times, len(like), like.device)
+    return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=on_step)
+
+
+@torch.no_grad()
+def restore(
+    process: PictureProcess,
+    predict_x0: Predictor,
+    xt: Tensor,
+    t: int | Tensor | None = None,
+    *,
+    num_steps: int | None = None,
+    churn: float = 0.0,
+    random: RowRandom | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Your own spoilt pictures, restored: the walk from xt, spoilt as far as t, down to 0.
+
+    Args:
+        xt: (B, ...) float. t: how far it is spoilt, 1..T, one number or (B,) int64; None: T.
+        num_steps: 1..min(t); None: min(t), for rows of one t every step. 1 is direct restoration, x0_hat itself (plus
+            what is left of the residual when the process is cold and churn 0).
+        churn: 0 improved, 1 naive.
+    """
+    check_pictures(xt, "xt")
+    if not isinstance(t, Tensor):
+        t = torch.full((len(xt),), process.T if t is None else t, dtype=torch.int64, device=xt.device)
+    check_times(t, xt, process.T)
+    least = int(t.min()) if len(t) else 1
+    if least < 1:
+        raise ValueError("t must be at least 1: at t = 0 there is nothing to restore")
+    num_steps = least if num_steps is None else num_steps
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= least:
+        raise ValueError(f"num_steps must be an integer in 1..{least}, the least t, got {num_steps!r}")
+    times = [torch.div(t * j, num_steps, rounding_mode="floor") for j in range(num_steps, -1, -1)]
+    return denoise(process, predict_x0, xt, times, churn, random=random, on_step=on_step)
+
+
+@torch.no_grad()
+def encode(process: GaussianProcess, predict_x0: Predictor, x0: Tensor, num_steps: int | None = None) -> Tensor:
+    """The noise that the deterministic sampler would turn into x0 (to first order): x_T, (B, ...)."""
+    check_pictures(x0)
+    walk = spread(grid(process, num_steps).flip(0), len(x0), x0.device)
+    return denoise(process, inverted(process, predict_x0), x0, walk)
+
+
+def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
+    """Spherical interpolation of noises, row by row: x at share 0, y at share 1, on the great circle (Shoemake 1985).
+
+    Args:
+        x, y: (B, ...) of one shape. share: a number or (B,).
+    """
+    if x.shape != y.shape or x.ndim < 2:
+        raise ValueError(f"slerp needs two (B, ...) tensors of one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    w = torch.as_tensor(share, dtype=torch.float64, device=x.device).expand(len(x))
+    p, q = x.double().flatten(1), y.double().flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(p, q).clamp(-1, 1)
+    angle = cosine.acos()
+    if bool((angle > math.pi - 1e-6).any()):
+        raise ValueError("slerp: x and y point in opposite directions, no great circle is the shortest")
+    near = angle < 1e-6
+    sine = torch.where(near, 1.0, angle.sin())
+    first = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine)
+    second = torch.where(near, w, (w * angle).sin() / sine)
+    return (first[:, None] * p + second[:, None] * q).view(x.shape).to(x)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,318 @@
+"""The story of a training run, top to bottom: pictures, process, model, trainer, held-out loss, report.
+
+`udm image train` and `recipes/train_image.py` are two doors to `train_image`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import HfArgumentParser, ProgressCallback, set_seed
+
+from udm_text.train_text import machine, prepare_output, print_once, require_matplotlib, write_json
+from udm_text.training import UDMTrainer, UDMTrainingArguments
+
+from .data import ImageSplits, load_images
+from .degradations import degradation
+from .modeling import ImageConfig, ImageDenoiser
+from .objectives import ERRORS, WEIGHTINGS, ImageObjective, ImportanceCallback
+from .pictures import draw_loss, save_grid, save_png, tile
+from .pipeline import ImagePipeline
+from .processes import ColdProcess, GaussianProcess, PictureProcess
+
+FAMILIES = ("vp", "ve", "rf", "cold")
+SMALL = 256
+"""Up to so many numbers a picture, the default network is the small one."""
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    data: str = field(
+        default="digits",
+        metadata={"help": "digits (scikit-learn's), a folder of images or of MNIST's idx files, or a `datasets` name."},
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Bring the shorter side to it and cut out the middle square; default: as it is."},
+    )
+    channels: int | None = field(default=None, metadata={"help": "1 (grey) or 3 (colour); default: as the files are."})
+    validation_share: float = field(default=0.05, metadata={"help": "Held out where the data has no part for it."})
+    flip: bool = field(default=False, metadata={"help": "Mirror half of the training rows left to right."})
+    conditional: bool = field(default=True, metadata={"help": "Tell the network the class, where there are classes."})
+
+
+@dataclass
+class ModelArguments:
+    """What to train."""
+
+    process: str = field(default="vp", metadata={"help": f"Corruption: {', '.join(FAMILIES)}."})
+    schedule: str = field(default="cosine", metadata={"help": "Of vp: linear, cosine, sigmoid or sqrt."})
+    times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
+    process_options: str = field(
+        default="{}", metadata={"help": 'Further parameters of the process, as JSON: {"sigma_max": 80} for ve.'}
+    )
+    degradation: str = field(default="blur", metadata={"help": "Of cold: blur, pixel_mask, pool or desaturate."})
+    degradation_options: str = field(default="{}", metadata={"help": 'Its parameters, as JSON: {"std": 3.0}.'})
+    sigma: float = field(default=0.0, metadata={"help": "Of cold: noise beside the degradation."})
+    prediction: str | None = field(
+        default=None, metadata={"help": "What the network tells: epsilon, x0 or v (default; cold: x0)."}
+    )
+    learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
+    network: str | None = field(
+        default=None, metadata={"help": f"mlp (default up to {SMALL} numbers a picture) or unet (beyond)."}
+    )
+    network_options: str = field(
+        default="{}", metadata={"help": 'Its sizes, as JSON: {"width": 384, "blocks": 4} or {"widths": [64, 128]}.'}
+    )
+
+
+@dataclass
+class ObjectiveArguments:
+    """What is minimised."""
+
+    error: str | None = field(default=None, metadata={"help": f"{', '.join(ERRORS)}; default: l2, cold: l1."})
+    weighting: str = field(default="simple", metadata={"help": f"{', '.join(WEIGHTINGS)}."})
+    gamma: float = field(default=5.0, metadata={"help": "Of min_snr."})
+    label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
+    importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
+    vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
+
+
+@dataclass
+class RunArguments(UDMTrainingArguments):
+    """How to train: every field of TrainingArguments, some with defaults for small pictures."""
+
+    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
+    plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
+    max_steps: int = field(default=2000, metadata={"help": "Training steps."})
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Default: 2e-3 for the mlp, 4e-4 for the unet."}
+    )
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows a device and micro-step."})
+    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows a device in evaluation."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
+    ema_decay: float | None = field(default=0.999, metadata={"help": "Decay of the average of the weights."})
+    logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
+    save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or their share of the run."})
+    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+
+    def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()
+
+
+Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
+
+
+def parse(arguments: list[str] | None = None) -> Arguments:
+    """Command-line arguments; --output is short for --output_dir, and every field may be written with dashes."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [a.replace("--output", "--output_dir", 1) if a.split("=")[0] == "--output" else a for a in given]
+    usage = "udm image train --output DIR [--data DATA] [options]   (all of them: udm image train --help)"
+    kinds: Any = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
+    parser = HfArgumentParser(kinds, prog="udm image train", usage=usage, allow_abbrev=False)
+    data, model, objective, run = parser.parse_args_into_dataclasses(given)
+    if not any(a.split("=")[0].replace("-", "_") == "__output_dir" for a in given):
+        parser.error("--output DIR is needed: where the model goes")
+    return data, model, objective, run
+
+
+def train_image(
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
+) -> dict[str, Any]:
+    """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
+    started = time.time()
+    # What is wrong with the flags is said before anything is written or read.
+    process = build_process(model_args)
+    output, state = Path(str(run.output_dir)), PartialState()
+    checkpoint = prepare_output(output, run.resume)
+    state.wait_for_everyone()
+    if run.plot:
+        require_matplotlib()
+    set_seed(run.seed)
+
+    with state.main_process_first():
+        splits = load_images(
+            data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
+        )
+    config = build_config(model_args, process, splits, data.conditional)
+    model = ImageDenoiser(config)
+    cold = isinstance(process, ColdProcess)
+    if run.learning_rate is None:
+        run.learning_rate = 2e-3 if (config.network or {})["kind"] == "mlp" else 4e-4
+    objective = ImageObjective(
+        config,
+        error=goal.error or ("l1" if cold else "l2"),
+        weighting=goal.weighting,
+        gamma=goal.gamma,
+        label_drop=goal.label_drop,
+        importance=goal.importance,
+        vlb_share=goal.vlb_share,
+        flip=data.flip,
+        eval_draws=run.eval_draws,
+        eval_batch_size=run.per_device_eval_batch_size,
+    )
+    trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=splits.validation)
+    if objective.importance is not None:
+        trainer.add_callback(ImportanceCallback(trainer, objective.importance))
+    if not run.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(LossBar)
+    parameters = sum(p.numel() for p in model.parameters())
+    print_once(
+        state,
+        f"{len(splits.train)} pictures {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
+        f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
+        f"{config.prediction}, {trainer.rows_per_step} rows a step",
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    report = {
+        "data": str(Path(data.data).resolve()) if Path(data.data).exists() else data.data,
+        "data_arguments": vars(data),
+        "model_arguments": vars(model_args),
+        "objective_arguments": vars(goal),
+        "process": config.process,
+        "parameters": parameters,
+        "train_rows": len(splits.train),
+        "held_out_rows": len(splits.validation),
+        "rows_per_step": trainer.rows_per_step,
+        "steps": trainer.state.global_step,
+        "stopped_by": trainer.stopped_by,
+        "seed": run.seed,
+        "learning_rate": run.learning_rate,
+        "ema_decay": run.ema_decay,
+        "train_seconds": result.metrics["train_runtime"],
+        "train_loss": result.metrics["train_loss"],
+        "machine": machine(),
+    }
+    trainer.model = ImageDenoiser.from_pretrained(output).to(run.device)  # what was written is what is measured
+    trainer.average = None
+    report["validation"] = {
+        name.removeprefix("eval_"): value
+        for name, value in trainer.evaluate().items()
+        if name in ("eval_loss", "eval_loss_stderr")
+    }
+    report["log"] = trainer.state.log_history
+    if state.is_main_process:
+        pipe = ImagePipeline(trainer.model)
+        pipe.save_pretrained(output)
+        print_once(state, describe(report["validation"]))
+        show(pipe, splits, output / "samples.png", run.seed)
+        if run.plot:
+            draw_loss(trainer.state.log_history, output / "loss.png")
+        report["seconds"] = time.time() - started
+        write_json(output / "report.json", report)
+    state.wait_for_everyone()
+    return report
+
+
+class LossBar(ProgressCallback):
+    """The progress bar of transformers with the latest loss in it, in place of a line for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        elif "eval_loss" in logs:
+            self.training_bar.write(f"step {state.global_step}: held-out loss {logs['eval_loss']:.5f}")
+
+
+def build_process(model_args: ModelArguments) -> PictureProcess:
+    """The process that the flags name."""
+    kind, more = model_args.process, options("process_options", model_args.process_options)
+    if kind not in FAMILIES:
+        raise ValueError(f"process must be one of {', '.join(map(repr, FAMILIES))}, got {kind!r}")
+    if kind == "cold":
+        how = options("degradation_options", model_args.degradation_options)
+        if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
+            how["T"] = model_args.times
+        return ColdProcess(degradation(model_args.degradation, **how), T=model_args.times, sigma=model_args.sigma)
+    if model_args.sigma:
+        raise ValueError(f"sigma belongs to process 'cold', got it with {kind!r}")
+    more["T"] = 1000 if model_args.times is None else model_args.times
+    if kind == "vp":
+        more["schedule"] = model_args.schedule
+    return GaussianProcess.from_dict({"family": kind, **more})
+
+
+def build_config(
+    model_args: ModelArguments, process: PictureProcess, splits: ImageSplits, conditional: bool
+) -> ImageConfig:
+    """What the model is to be, for these pictures."""
+    rows = splits.train
+    kind = model_args.network or ("mlp" if rows.images[0].numel() <= SMALL else "unet")
+    return ImageConfig(
+        process=process.to_dict(),
+        prediction=model_args.prediction or ("x0" if isinstance(process, ColdProcess) else "v"),
+        learned_variance=model_args.learned_variance,
+        image_shape=list(rows.shape),
+        levels=rows.levels,
+        classes=rows.classes if conditional else None,
+        network={"kind": kind, **options("network_options", model_args.network_options)},
+    )
+
+
+def options(name: str, text: str) -> dict[str, Any]:
+    """A JSON object out of a flag."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be a JSON object such as '{{\"width\": 384}}', got {text!r}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be a JSON object such as '{{\"width\": 384}}', got {text!r}")
+    return found
+
+
+def describe(figures: dict[str, Any]) -> str:
+    """One line on the held-out loss."""
+    return f"held-out loss {figures['loss']:.5f} +- {figures['loss_stderr']:.5f} per dimension"
+
+
+def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> None:
+    """samples.png: pictures from nothing, or held-out pictures, degraded and restored below each other."""
+    if splits.train.shape[0] not in (1, 3):
+        return
+    if isinstance(pipe.process, GaussianProcess):
+        label = "all" if pipe.denoiser.config.num_classes else None
+        columns = min(10, pipe.denoiser.config.num_classes or 8)
+        steps = min(20, pipe.process.T)
+        save_grid(path, pipe.generate(8 * columns, label, num_steps=steps, seed=seed), columns)
+        return
+    clean = splits.validation.images[:10]
+    degraded = pipe.degrade(clean, seed=seed)
+    save_png(path, tile([clean, degraded, pipe.restore(degraded.clamp(-1, 1), seed=seed)]))
+
+
+def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
+    """The pictures a model was trained with, as its report.json names them, or `data`, read alike; and their name."""
+    report_file = Path(model) / "report.json"
+    report: dict[str, Any] = {}
+    if report_file.is_file():
+        report = json.loads(report_file.read_text(encoding="utf-8"))
+    data = data or report.get("data")
+    if data is None:
+        raise ValueError(f"{model} holds no report.json that names its pictures: give --data")
+    how = report.get("data_arguments", {})
+    share = how.get("validation_share", 0.05)
+    return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data
+
+
+def main(arguments: list[str] | None = None) -> None:
+    train_image(*parse(arguments))

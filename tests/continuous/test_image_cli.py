@@ -1,0 +1,122 @@
+"""`udm image`, as a person uses it, and the demo in small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from continuous.data import digits, to_bytes
+from continuous.train_image import main
+from udm_text.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --save_strategy no --max_steps 6".split()
+TINY = ["--network_options", '{"width": 24, "blocks": 1}']
+
+
+def udm(*arguments, error=None):
+    result = CliRunner().invoke(app, ["image", *map(str, arguments)])
+    if error is not None:
+        assert isinstance(result.exception, (ValueError, OSError)), result.output
+        assert error in str(result.exception)
+    else:
+        assert result.exception is None, (result.output, result.exception)
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def hot(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cli") / "hot"
+    udm("train", "--output", output, *QUIET, *TINY, "--times", 30)
+    return output
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    output = tmp_path_factory.mktemp("cli") / "cold"
+    blur = ["--process", "cold", "--degradation", "pool", "--conditional", "false"]
+    main(["--output", str(output), *QUIET, *TINY, *blur])
+    return output
+
+
+def size(path):
+    with Image.open(path) as image:
+        return image.size, image.mode
+
+
+def test_generate_writes_a_grid_and_a_strip_that_a_seed_reproduces(hot, tmp_path):
+    call = ["generate", hot, "-n", 6, "--label", "all", "--num-steps", 4, "--seed", 1, "--quiet", "--columns", 3]
+    printed = udm(*call, "-o", tmp_path / "a.png", "--strip", tmp_path / "strip.png")
+    assert printed.split() == [str(tmp_path / "a.png"), str(tmp_path / "strip.png")]
+    udm(*call, "-o", tmp_path / "b.png", "--batch-size", 4)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
+    assert size(tmp_path / "strip.png") == ((5 * 68 + 4, 6 * 68 + 4), "L")  # 5 states of 6 pictures
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
+    clean = digits().validation.images[:2]
+    files = []
+    for i, picture in enumerate(to_bytes(clean)):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(picture[0].numpy()).save(files[-1])
+    udm("restore", cold, *files, "-o", tmp_path / "three.png", "--degrade", "--quiet")
+    assert size(tmp_path / "three.png") == ((2 * 68 + 4, 3 * 68 + 4), "L")
+    udm("restore", cold, *files, "-o", tmp_path / "two.png", "--t", 2, "--quiet")
+    assert size(tmp_path / "two.png") == ((2 * 68 + 4, 2 * 68 + 4), "L")
+    with Image.open(tmp_path / "two.png") as page:  # the first row is what was given
+        row = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).view(140, 140)
+    assert torch.equal(row[4:68:8, 4:68:8], to_bytes(clean)[0, 0])
+
+
+def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, cold):
+    printed = udm("evaluate", hot, "--num-steps", 4, "-n", 40, "--terms", 4)
+    for words in ("dpm_solver, 4 steps", "memoriser", "matched Gaussian", "bits/dim"):
+        assert words in printed
+    figures = json.loads(udm("evaluate", cold, "--json"))["restorations"]
+    assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
+
+
+def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path):
+    out = tmp_path / "out.png"
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
+    udm("generate", hot, "-o", tmp_path / "out.gif", error="written as .png")
+    udm("generate", hot, "-o", tmp_path / "no" / "out.png", error="existing directory")
+    udm("generate", hot, "-o", out, "--label", "ten", "--quiet", error="label must be 'all' or one of")
+    udm("generate", hot, "-o", out, "--num-steps", 31, "--quiet", error="num_steps must be an integer in 1..30")
+    udm("generate", cold, "-o", out, "--quiet", error="this one is cold")
+    udm("generate", "./no/model", "-o", out, error="there is no model directory ./no/model")
+    udm("restore", cold, tmp_path / "torn.png", "-o", out, error="torn.png cannot be read as an image")
+    udm("train", "--output", hot, *QUIET, error="--resume")
+    assert not out.exists()
+    command = [sys.executable, "-m", "udm_text.cli", "image", "generate", "./no/model", "-o", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.splitlines() == ["udm: there is no model directory ./no/model"]
+
+
+@pytest.mark.slow
+def test_the_demo_in_small_writes_its_pictures_and_its_table(tmp_path):
+    printed = udm("demo", "--output", tmp_path, "--steps", 30, "--number", 40)
+    for words in (
+        "memoriser",
+        "matched Gaussian",
+        "ddpm 1000",
+        "dpm_solver 10",
+        "paired seeds",
+        "improved",
+        "bits/dim",
+    ):
+        assert words in printed, printed
+    for name in ("digits/grid.png", "digits/strip.png", "digits-blur/restored.png", "digits/loss.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert report["samples"]["memoriser"]["nearest"] == 0.0 and len(report["paired"]) == 3
+    assert "is there already" in udm("demo", "--output", tmp_path, "--number", 40)

@@ -1,0 +1,209 @@
+"""The pipeline: seeds, batches, samplers, restoration and editing, on a small model with random weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from continuous import sampling
+from continuous.degradations import Blur
+from continuous.modeling import ImageConfig, ImageDenoiser
+from continuous.objectives import snr, step_variances
+from continuous.pipeline import SAMPLERS, ImagePipeline
+from continuous.processes import ColdProcess, GaussianProcess
+from tests.hub.server import WRITER, Hub
+from udm_text.randomness import RowRandom
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ["nought", "one", "two"]
+
+
+def make(process=None, **more):
+    process = GaussianProcess.vp("cosine", 20) if process is None else process
+    more = {"classes": CLASSES, "image_shape": [1, 4, 4], "network": {"kind": "mlp", "width": 16, "blocks": 1}, **more}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ImageDenoiser(ImageConfig(process=process.to_dict(), **more))
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+    return ImagePipeline(model)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make(learned_variance=True)
+
+
+@pytest.fixture(scope="module")
+def cold():
+    return make(ColdProcess(Blur(T=6, std=2.0)), prediction="x0", classes=[])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_depends_on_seed_and_number_only_whatever_the_batch(pipe, sampler):
+    how = {"label": [0, 1, 2, 0, 1], "sampler": sampler, "num_steps": 6, "seed": 3}
+    whole = pipe.generate(5, **how)
+    assert torch.allclose(whole, pipe.generate(5, **how, batch_size=2), atol=1e-5)
+    assert torch.allclose(whole[:2], pipe.generate(2, **{**how, "label": [0, 1]}), atol=1e-5)
+    assert not torch.allclose(whole, pipe.generate(5, **{**how, "seed": 4}), atol=1e-2)
+    assert whole.shape == (5, 1, 4, 4) and whole.abs().max() <= 1.0 and whole.dtype == torch.float32
+
+
+def test_generating_is_the_sampler_of_the_package_on_the_models_own_process(pipe):
+    labels, random = torch.tensor([2, 0]), RowRandom(5, torch.arange(2))
+
+    def predict(xt, t, s):
+        return pipe.denoiser.predict_x0(xt, t, labels).clamp(-1, 1)
+
+    expected = sampling.sample(pipe.process, predict, (2, 1, 4, 4), sampler="ddim", num_steps=7, eta=0.5, random=random)
+    found = pipe.generate(2, [2, 0], sampler="ddim", num_steps=7, eta=0.5, seed=5)
+    assert torch.allclose(found, expected.clamp(-1, 1), atol=1e-6)
+
+
+def test_guidance_of_scale_1_is_the_class_and_of_scale_0_is_no_class(pipe):
+    how = {"sampler": "ddim", "num_steps": 5, "seed": 0}
+    free, chosen = pipe.generate(3, **how), pipe.generate(3, 1, **how)
+    assert torch.allclose(pipe.generate(3, 1, guidance=0.0, **how), free, atol=1e-6)
+    assert not torch.allclose(free, chosen, atol=1e-3)
+    assert not torch.allclose(pipe.generate(3, 1, guidance=3.0, **how), chosen, atol=1e-3)
+
+
+def test_labels_are_named_numbered_or_all_in_turn(pipe):
+    assert pipe.labels("two", 2).tolist() == [2, 2] and pipe.labels(1, 2).tolist() == [1, 1]
+    assert pipe.labels("all", 4).tolist() == [0, 1, 2, 0] and pipe.labels(None, 2) is None
+
+
+def test_states_run_from_the_noise_to_the_picture(pipe):
+    states = []
+    last = pipe.generate(3, 0, num_steps=4, seed=1, sampler="ddim", on_state=states.append)
+    assert len(states) == 5 and torch.equal(states[-1].clamp(-1, 1), last)
+    noise = RowRandom(1, torch.arange(3)).normal(16).view(3, 1, 4, 4).float()
+    assert torch.allclose(states[0], noise, atol=1e-3)  # b_T of a cosine schedule is 1 to within 1e-4
+
+
+def test_steps_with_the_learned_variance_have_it(pipe):
+    # One picture drawn many times: the law of one step from t to s must have the mean of q(xs | xt, x0_hat) and the
+    # variance that the network told.
+    t, s, many = 9, 6, 40_000
+    xt = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    times, earlier = torch.tensor([t]), torch.tensor([s])
+    x0, share = pipe.denoiser.predict(xt, times)
+    least, largest = step_variances(pipe.process, times, earlier)
+    told = (least.log() + share.double() * (largest.log() - least.log())).exp()
+    ratio = snr(pipe.process, times) / snr(pipe.process, earlier)
+    a, b = pipe.process.a, pipe.process.b
+    mean = a[s] * (1 - ratio) * x0.clamp(-1, 1) + (a[t] / a[s]) * (b[s] / b[t]) ** 2 * xt
+    random = RowRandom(0, torch.arange(many))
+    predict = pipe.learned_variance(None, random)
+    rows = xt.expand(many, -1, -1, -1)
+    drawn = sampling.denoise(pipe.process, predict, rows, [times.expand(many), earlier.expand(many)], random=random)
+    error = told.sqrt() / many**0.5
+    assert ((drawn.double().mean(0) - mean) / error).abs().max() < 4.5
+    wanted = told.maximum(least.view(1, 1, 1, 1))  # below the least one no normal step can be told by this walk
+    assert (drawn.double().var(0) / wanted - 1).abs().max() < 5 * (2 / many) ** 0.5
+
+
+def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
+    clean = torch.linspace(-1, 1, 32).view(2, 1, 4, 4)
+    degraded = cold.degrade(clean)
+    assert torch.equal(degraded, cold.process.degrade(clean, torch.tensor([6, 6])))
+    for how in ({}, {"num_steps": 1}, {"churn": 1.0}):
+        expected = sampling.restore(cold.process, cold.predictor(), degraded, **how)
+        assert torch.allclose(cold.restore(degraded, **how), expected.clamp(-1, 1), atol=1e-6)
+    states = []
+    cold.restore(degraded, t=4, on_state=states.append)
+    assert len(states) == 5 and torch.equal(states[0], degraded)
+
+
+def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
+    known = torch.linspace(-1, 1, 48).view(3, 1, 4, 4)
+    editable = torch.zeros(4, 4, dtype=torch.bool)
+    editable[:, 2:] = True
+    states = []
+    found = pipe.edit(known, editable, label=1, num_steps=8, seed=0, on_state=states.append)
+    assert torch.equal(found[..., :2], known[..., :2]) and not torch.allclose(found[..., 2:], known[..., 2:], atol=0.05)
+    assert torch.allclose(found, pipe.edit(known, editable, label=1, num_steps=8, seed=0, batch_size=1), atol=1e-5)
+    # on the way the known pixels carry noise
+    assert not torch.allclose(states[3][..., :2], known[..., :2], atol=0.05)
+
+
+def test_a_pipeline_is_saved_with_a_card_and_comes_back(pipe, cold, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert "library_name: udm-text" in (tmp_path / "README.md").read_text()
+    again = ImagePipeline.from_pretrained(tmp_path)
+    how = {"label": "all", "num_steps": 3, "seed": 0}
+    assert torch.equal(again.generate(3, **how), pipe.generate(3, **how))
+    assert "image-to-image" in cold.card()
+
+
+ROUND_TRIP = """
+import sys, torch
+from continuous.pipeline import ImagePipeline
+pipe = ImagePipeline.from_pretrained(sys.argv[1])
+pipe.push_to_hub("user/digits", token=sys.argv[2])
+again = ImagePipeline.from_pretrained("user/digits", token=sys.argv[2])
+how = dict(label="all", num_steps=3, seed=0)
+assert torch.equal(again.generate(3, **how), pipe.generate(3, **how))
+"""
+
+
+def test_a_pipeline_goes_to_a_hub_and_comes_back(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    with Hub().running() as hub:
+        environment = {**kept, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", ROUND_TRIP, str(tmp_path / "model"), WRITER]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert result.returncode == 0, result.stderr[-4000:]
+        files = hub.repositories["user/digits"].files()
+    assert {"README.md", "config.json", "model.safetensors"} <= set(files)
+
+
+def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
+    pipe.denoiser.train()
+    try:
+        with pytest.raises(RuntimeError, match="stop"):
+            pipe.generate(1, num_steps=3, on_state=lambda state: (_ for _ in ()).throw(RuntimeError("stop")))
+        assert pipe.denoiser.training
+    finally:
+        pipe.denoiser.eval()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p, c: p.generate(0), "number of pictures must be at least 1, got 0"),
+        (lambda p, c: p.generate(2, sampler="euler"), "sampler must be one of 'ddim'"),
+        (lambda p, c: p.generate(2, num_steps=21), r"num_steps must be an integer in 1..20"),
+        (lambda p, c: p.generate(2, 3), r"labels must lie in 0..2"),
+        (lambda p, c: p.generate(2, "seven"), "label must be 'all' or one of nought, one, two"),
+        (lambda p, c: p.generate(2, [0, 1, 2]), "one for each of 2 pictures"),
+        (lambda p, c: p.generate(2, guidance=2.0), "guidance needs a label"),
+        (lambda p, c: p.generate(2, 1, guidance=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
+        (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),
+        (lambda p, c: p.generate(2, batch_size=0), "batch_size must be at least 1"),
+        (lambda p, c: c.generate(2), "this one is cold: use restore"),
+        (
+            lambda p, c: c.restore(torch.zeros(2, 1, 8, 8)),
+            r"degraded must have shape \(N, 1, 4, 4\), got \(2, 1, 8, 8\)",
+        ),
+        (lambda p, c: c.restore(torch.full((2, 1, 4, 4), torch.nan)), "degraded must be finite"),
+        (lambda p, c: c.restore(torch.full((2, 1, 4, 4), 100.0)), r"degraded must lie in \[-1, 1\]"),
+        (lambda p, c: c.restore(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)), "degraded must be floating point"),
+        (lambda p, c: c.restore(torch.zeros(2, 1, 4, 4), t=7), r"t must lie in 1..6, got 7"),
+        (lambda p, c: c.restore(torch.zeros(2, 1, 4, 4), label=1), "knows no classes"),
+        (lambda p, c: p.edit(torch.zeros(1, 1, 4, 4), torch.ones(4, 4)), "editable must be a bool tensor"),
+        (lambda p, c: p.edit(torch.zeros(1, 1, 4, 4), torch.ones(3, 3).bool()), "editable must broadcast"),
+        (lambda p, c: p.degrade(torch.zeros(1, 1, 4, 4), t=21), r"t must lie in 0..20"),
+        (lambda p, c: ImagePipeline.from_pretrained("./no/model"), "there is no model directory ./no/model"),
+        (lambda p, c: ImagePipeline(torch.nn.Linear(1, 1)), "needs an ImageDenoiser, got Linear"),
+        (lambda p, c: make().generate(1, sampler="ddpm_learned"), "trained without learned_variance"),
+    ],
+)
+def test_what_cannot_be_done_says_so(pipe, cold, call, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        call(pipe, cold)

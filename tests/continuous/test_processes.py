@@ -1,0 +1,324 @@
+"""Processes, schedules and degradations: laws, saving, bad input."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from continuous import degradations, schedules
+from continuous.degradations import Blur, Desaturate, PixelMask, Pool
+from continuous.processes import ColdProcess, GaussianProcess, check_pictures, process_from_dict
+from tests.continuous.worlds import at
+from udm_text.core import reverse_step
+from udm_text.randomness import RowRandom
+
+PROCESSES = {
+    "linear": GaussianProcess.vp("linear", 1000),
+    "cosine": GaussianProcess.vp("cosine", 50),
+    "sigmoid": GaussianProcess.vp("sigmoid", 50),
+    "sqrt": GaussianProcess.vp("sqrt", 1000),
+    "abar": GaussianProcess.vp(torch.linspace(1, 0, 11).double() ** 2),
+    "ve": GaussianProcess.ve(30),
+    "rf": GaussianProcess.rf(30),
+    "table": GaussianProcess(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 0.5, 2.0])),
+}
+COLD = {
+    "blur": ColdProcess(Blur(8, 3.0)),
+    "mask": ColdProcess(PixelMask(8, "random", fill=0.5, seed=3)),
+    "pool": ColdProcess(Pool((1, 2, 4))),
+    "fade": ColdProcess(Desaturate(8), sigma=0.1),
+}
+
+
+def pictures(n=4, channels=3, size=8, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(n, channels, size, size, generator=generator, dtype=torch.float64) * 2 - 1).to(dtype)
+
+
+# randomness -----------------------------------------------------------------------------------------------------------
+
+
+def test_normal_numbers_are_normal_and_belong_to_their_row():
+    source = RowRandom(0, torch.arange(500))
+    numbers = source.normal(200)
+    assert numbers.dtype == torch.float64 and kstest(numbers.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(RowRandom(0, torch.tensor([7, 3])).normal(5), numbers[[7, 3], :5])
+    assert kstest((source.normal(200) * numbers).sum(1).numpy() / math.sqrt(200), "norm").pvalue > 1e-3  # across draws
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_tails_of_normal_numbers_are_symmetric_and_finite(dtype, monkeypatch):
+    source = RowRandom(0, torch.arange(1))
+    ends = torch.tensor([[2.0**-53, 0.5, 1 - 2.0**-53]], dtype=torch.float64)
+    monkeypatch.setattr(source, "uniform", lambda n: ends)
+    low, middle, high = source.normal(3)[0].to(dtype).tolist()
+    assert low == pytest.approx(-8.2095, abs=1e-3) and high == pytest.approx(8.2095, abs=1e-3) and middle == 0
+
+
+def test_a_pictures_noise_does_not_depend_on_its_neighbours():
+    x, process = pictures(), PROCESSES["cosine"]
+    together = process.sample_noise(x, random=RowRandom(1, torch.tensor([5, 9, 2, 4])))
+    alone = process.sample_noise(x[1:2], random=RowRandom(1, torch.tensor([9])))
+    assert torch.equal(together[1:2], alone)
+
+
+# Gaussian -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_step_down_and_up_again_comes_back(name):
+    process, x0 = PROCESSES[name], pictures()
+    noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(4)))
+    for t in (process.T, max(1, process.T // 3)):
+        xt = process.corrupt(x0, at(t, 4), noise)
+        assert torch.allclose(process.invert_noise(x0, xt, at(t, 4)), noise, atol=1e-7)
+        s = at(t - 1, 4)
+        assert torch.allclose(reverse_step(process, xt, x0, at(t, 4), s), process.corrupt(x0, s, noise), atol=1e-9)
+    assert torch.equal(process.corrupt(x0, at(0, 4), noise), x0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_ancestral_share_gives_the_posterior_of_bayes(name):
+    """q(xs | xt, x0) by precisions: 1/b_s^2 + r^2/(b_t^2 - r^2 b_s^2), as xt = r xs + noise, r = a_t/a_s."""
+    process = PROCESSES[name]
+    for t, s in ((process.T, max(1, process.T - 1)), (process.T - 1, 1)) if process.T > 2 else ((2, 1),):
+        r, b_s, b_t = process.a[t] / process.a[s], process.b[s], process.b[t]
+        precision = 1 / b_s**2 + r**2 / (b_t**2 - r**2 * b_s**2)
+        share = process.ancestral_share(at(t, 1), at(s, 1))[0]
+        assert b_s**2 * share**2 == pytest.approx(float(1 / precision), rel=1e-6, abs=1e-12)
+        # the mean, for x0 = 0 and xt = 1: the precision-weighted one, and that of the step
+        mean = (r / (b_t**2 - r**2 * b_s**2)) / precision
+        assert b_s * (1 - share**2).sqrt() / b_t == pytest.approx(float(mean), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+def test_a_networks_answer_and_its_target_agree(name, prediction):
+    process, x0 = PROCESSES[name], pictures()
+    noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(4)))
+    for t in (1, process.T - 1):
+        xt = process.corrupt(x0, at(t, 4), noise)
+        told = process.target(prediction, x0, noise, at(t, 4))
+        assert torch.allclose(process.to_x0(prediction, told, xt, at(t, 4)), x0, atol=1e-6)
+    if name == "rf":
+        assert torch.equal(process.target("v", x0, noise, at(3, 4)), noise - x0)
+
+
+def test_rows_of_one_batch_may_stand_at_different_times():
+    process, x0 = PROCESSES["linear"], pictures()
+    noise, t = process.sample_noise(x0, random=RowRandom(0, torch.arange(4))), torch.tensor([0, 1, 500, 1000])
+    together = process.corrupt(x0, t, noise)
+    for row in range(4):
+        alone = process.corrupt(x0[row : row + 1], t[row : row + 1], noise[row : row + 1])
+        assert torch.equal(together[row : row + 1], alone)
+    assert process.corrupt(x0.float(), t, noise.float()).dtype == torch.float32
+
+
+def test_blending_keeps_the_law_and_takes_a_share_for_each_row():
+    process, x = PROCESSES["cosine"], pictures(2000, 1, 4)
+    first, fresh = (process.sample_noise(x, random=RowRandom(seed, torch.arange(2000))) for seed in (0, 1))
+    for churn in (0.3, 0.9):
+        mixed = process.blend(first, fresh, churn)
+        assert float(mixed.std()) == pytest.approx(1.0, abs=0.02)
+        assert float((mixed * fresh).mean()) == pytest.approx(churn, abs=0.025)
+    shares = torch.cat((torch.zeros(1000), torch.ones(1000)))
+    mixed = process.blend(first, fresh, shares)
+    assert torch.equal(mixed[:1000], first[:1000]) and torch.equal(mixed[1000:], fresh[1000:])
+
+
+def test_what_euler_steps_of_velocity_and_of_sigma_would_do_the_plain_step_does():
+    x0, xt = pictures(), pictures(seed=1)
+    rf, ve = PROCESSES["rf"], PROCESSES["ve"]
+    t, s = at(20, 4), at(13, 4)
+    velocity = rf.target("v", x0, rf.invert_noise(x0, xt, t), t)
+    assert torch.allclose(reverse_step(rf, xt, x0, t, s), xt + (13 / 30 - 20 / 30) * velocity, atol=1e-12)
+    slope = (xt - x0) / ve.b[20]
+    assert torch.allclose(reverse_step(ve, xt, x0, t, s), xt + (ve.b[13] - ve.b[20]) * slope, atol=1e-12)
+
+
+def test_the_schedules_have_their_closed_forms():
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    assert torch.allclose(schedules.linear(1000)[1:], (1 - beta).cumprod(0), rtol=1e-12)
+    u = 0.5
+    curve = math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    assert float(schedules.cosine(1000)[500]) == pytest.approx(curve, rel=1e-9)
+    assert float(schedules.cosine(1000)[-1] / schedules.cosine(1000)[-2]) == pytest.approx(0.001)  # the cut
+    assert float(schedules.sigmoid(10)[5]) == pytest.approx(0.5)
+    alpha = (1 - 0.02 * torch.arange(1, 1001, dtype=torch.float64) / 1000).sqrt()
+    assert torch.allclose(schedules.sqrt(1000)[1:], alpha.cumprod(0).square(), rtol=1e-12)
+    for name in schedules.SCHEDULES:
+        table = schedules.abar(name, 100)
+        assert table[0] == 1 and bool((table.diff() < 0).all()) and float(table[-1]) > 0
+
+
+# cold -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COLD)
+def test_a_cold_step_from_the_truth_is_the_degradation_itself(name):
+    process, x0 = COLD[name], pictures()
+    T = process.T
+    xt = process.degrade(x0, at(T, 4))
+    xs = reverse_step(process, xt, x0, at(T, 4), at(T - 1, 4))
+    assert torch.allclose(xs, process.degrade(x0, at(T - 1, 4)), atol=1e-12)
+    assert torch.equal(process.degrade(x0, at(0, 4)), x0)
+    assert not torch.allclose(process.degrade(x0, at(1, 4)), x0, atol=1e-3)
+    mixed = process.degrade(x0, torch.tensor([0, 1, T, 1]))
+    assert torch.equal(mixed[2], process.degrade(x0[2:3], at(T, 1))[0]) and torch.equal(mixed[0], x0[0])
+
+
+def test_a_blur_adds_in_squares_keeps_the_mean_and_is_the_gaussian_in_the_middle():
+    blur, x = Blur(10, 2.0), pictures(size=33, channels=1)
+    twice = blur(blur(x, at(3, 4)), at(4, 4))  # 0.6 and 0.8 pixels: together 1.0
+    assert torch.allclose(twice, blur(x, at(5, 4)), atol=1e-12)
+    assert torch.allclose(twice.mean((-1, -2)), x.mean((-1, -2)), atol=1e-12)
+    point = torch.zeros(1, 1, 33, 33, dtype=torch.float64)
+    point[..., 16, 16] = 1.0
+    offset = torch.arange(33, dtype=torch.float64) - 16
+    bell = (-offset.square() / (2 * 1.6**2)).exp() / math.sqrt(2 * math.pi * 1.6**2)
+    assert torch.allclose(blur(point, at(8, 1))[0, 0], bell[:, None] * bell[None, :], atol=1e-5)
+    flat = Blur(1, 500.0)(x, at(1, 4))
+    assert torch.allclose(flat, x.mean((-1, -2), keepdim=True).expand_as(x), atol=1e-9)
+
+
+def test_missing_pixels_are_nested_counted_and_nearest_the_centre_first():
+    for order in ("centre", "random"):
+        mask = PixelMask(10, order, seed=1)
+        sets = [mask.missing(at(t, 1), 6, 5)[0, 0] for t in range(11)]
+        assert [int(s.sum()) for s in sets] == [3 * t for t in range(11)]
+        assert all(bool((later | ~now).all()) for now, later in zip(sets, sets[1:], strict=False))
+    middle = PixelMask(9).missing(at(1, 1), 3, 3)[0, 0]
+    assert middle[1, 1] and int(middle.sum()) == 1
+
+
+def test_pooling_shows_means_of_squares_and_desaturation_ends_in_grey():
+    x = pictures()
+    pooled = Pool((1, 2, 4))(x, at(2, 4))
+    assert torch.allclose(pooled[0, 1, 4:, :4], x[0, 1, 4:, :4].mean().expand(4, 4))
+    grey = Desaturate(5)(x, at(5, 4))
+    assert torch.allclose(grey[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2], atol=1e-12)
+    assert torch.allclose(grey[:, 0], grey[:, 2], atol=1e-12)
+
+
+def test_a_cold_process_with_noise_ends_clean_and_starts_noisy():
+    process, x0 = ColdProcess(Blur(4, 1.0), sigma=0.2), pictures(200, 1)
+    noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(200)))
+    assert float(noise.std()) == pytest.approx(0.2, rel=0.05)
+    assert torch.equal(process.corrupt(x0, at(0, 200), noise), x0)
+    assert torch.allclose(process.corrupt(x0, at(2, 200), noise) - process.degrade(x0, at(2, 200)), noise)
+    prior = process.prior(x0, random=RowRandom(0, torch.arange(200)))
+    assert torch.allclose(prior, process.corrupt(x0, at(4, 200), noise))
+
+
+# saving ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_gaussian_process_survives_json(name):
+    process = PROCESSES[name]
+    again = process_from_dict(json.loads(json.dumps(process.to_dict())))
+    assert torch.equal(again.a, process.a) and torch.equal(again.b, process.b) and again.to_dict() == process.to_dict()
+
+
+@pytest.mark.parametrize("name", COLD)
+def test_a_cold_process_survives_json(name):
+    process = COLD[name]
+    again = process_from_dict(json.loads(json.dumps(process.to_dict())))
+    assert again.degradation == process.degradation and (again.T, again.sigma) == (process.T, process.sigma)
+
+
+def test_a_degradation_of_ones_own_is_a_function_and_can_be_saved_once_registered(monkeypatch):
+    monkeypatch.setattr(degradations, "DEGRADATIONS", dict(degradations.DEGRADATIONS))
+
+    def darken(x0, t):
+        return x0 * (1 - t / 10).view(-1, 1, 1, 1)
+
+    x0 = pictures()
+    assert torch.allclose(ColdProcess(darken, T=10).degrade(x0, at(5, 4)), x0 / 2)
+    with pytest.raises(ValueError, match="register"):
+        ColdProcess(darken, T=10).to_dict()
+
+    @degradations.register("darken")
+    @dataclasses.dataclass(frozen=True)
+    class Darken:
+        T: int = 10
+
+        def __call__(self, x0, t):
+            return darken(x0, t)
+
+    assert process_from_dict(ColdProcess(Darken()).to_dict()).degradation == Darken()
+    with pytest.raises(ValueError, match="already"):
+        degradations.register("blur")(Darken)
+    with pytest.raises(ValueError, match="dataclass"):
+        degradations.register("other")(int)
+
+
+# bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_that_leaves_the_picture_in_x_T_warns():
+    with pytest.warns(UserWarning, match="x_T still shows x0"):
+        GaussianProcess.vp("linear", 50)
+    with pytest.warns(UserWarning, match="x_T still shows x0"):
+        GaussianProcess.ve(10, sigma_max=5.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GaussianProcess.vp("linear", 0), "T, the number of corruption steps, .* got 0"),
+        (lambda: GaussianProcess.rf(2.5), "got 2.5"),
+        (lambda: GaussianProcess.vp("quadratic", 10), "'linear', 'cosine', 'sigmoid', 'sqrt', got 'quadratic'"),
+        (lambda: GaussianProcess.vp("cosine", 10, slope=1), "does not take these options"),
+        (lambda: GaussianProcess.vp("linear", 10, beta_end=1.5), r"betas must be a row of numbers in \[0, 1\)"),
+        (lambda: GaussianProcess.vp(torch.tensor([1.0, 2.0])), r"abar must be .* in \[0, 1\]"),
+        (lambda: GaussianProcess.vp(torch.tensor([0.9, 0.5])), "at t = 0 nothing is corrupted"),
+        (lambda: GaussianProcess.vp(torch.tensor([1.0, 0.1, 0.5])), "fall with every t"),
+        (lambda: GaussianProcess(torch.ones(3), torch.zeros(2)), "two tables"),
+        (lambda: GaussianProcess(torch.tensor([1.0, torch.nan]), torch.tensor([0.0, 1.0])), "finite"),
+        (lambda: GaussianProcess.ve(10, sigma_min=3.0, sigma_max=1.0), "sigma_min < sigma_max"),
+        (lambda: ColdProcess(Blur(5), T=6), "T is 6 and the degradation's own T is 5"),
+        (lambda: ColdProcess(lambda x, t: x), "T must be given"),
+        (lambda: ColdProcess("blur"), "must be a function"),
+        (lambda: ColdProcess(Blur(5), sigma=-1.0), "sigma must be a number >= 0"),
+        (lambda: ColdProcess(lambda x, t: x, T=0), "got 0"),
+        (lambda: Blur(T=0), "got 0"),
+        (lambda: Blur(std=-2.0), "std must be a positive number"),
+        (lambda: PixelMask(order="spiral"), "'centre' or 'random'"),
+        (lambda: Pool((2, 4)), "start at 1"),
+        (lambda: Pool((1, 2, 3)), "divide the next"),
+        (lambda: degradations.degradation("fog"), "'blur', 'pixel_mask', 'pool', 'desaturate', got 'fog'"),
+        (lambda: degradations.degradation("blur", radius=3), "does not take these parameters"),
+        (lambda: process_from_dict({"process": "warm"}), "'gaussian', 'cold', got 'warm'"),
+        (lambda: process_from_dict({"process": "gaussian", "family": "xp"}), "'vp', 've', 'rf' or 'table'"),
+        (lambda: process_from_dict({"process": "gaussian", "family": "rf", "steps": 3}), "does not take"),
+        (
+            lambda: PROCESSES["cosine"].target("score", pictures(), pictures(), at(1, 4)),
+            "'epsilon', 'x0', 'v', got 'score'",
+        ),
+        (lambda: PROCESSES["rf"].to_x0("epsilon", pictures(), pictures(), at(30, 4)), "a_t = 0"),
+        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(51, 4), pictures()), "0..50, got 51..51"),
+        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(-1, 4), pictures()), "got -1"),
+        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(1, 3), pictures()), r"\(4,\) int64"),
+        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(1, 4).float(), pictures()), "float32"),
+        (lambda: PROCESSES["cosine"].invert_noise(pictures(), pictures(), at(0, 4)), "no noise can be recovered"),
+        (lambda: PROCESSES["cosine"].blend(pictures(), pictures(), 1.5), r"churn must lie in \[0, 1\]"),
+        (lambda: PROCESSES["cosine"].sample_noise(pictures(), editable=torch.ones(4)), "control.edit"),
+        (lambda: PROCESSES["cosine"].sample_noise(pictures(), random=RowRandom(0, torch.arange(3))), "3 rows"),
+        (lambda: COLD["pool"].degrade(pictures(size=6), at(1, 4)), "must divide height and width"),
+        (lambda: COLD["fade"].degrade(pictures(channels=1), at(1, 4)), "3 channels"),
+        (lambda: ColdProcess(lambda x, t: x + 0.1, T=3).degrade(pictures(), at(1, 4)), "not the identity at t = 0"),
+        (lambda: ColdProcess(lambda x, t: x[:, :1], T=3).degrade(pictures(), at(1, 4)), "keep shape and dtype"),
+        (lambda: check_pictures(torch.zeros(3)), r"\(B, \.\.\.\)"),
+        (lambda: check_pictures(torch.zeros(3, 4, dtype=torch.uint8)), "uint8"),
+        (lambda: check_pictures(torch.full((3, 4), torch.nan), "xt"), "xt holds 12 values that are NaN"),
+        (lambda: check_pictures(torch.full((3, 4), 200.0), low=-1, high=1), r"\[-1, 1\], got values from 200"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:a_T")
+def test_bad_input_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,152 @@
+"""A training run of pictures: what it writes, that it resumes bit by bit, and what it refuses before it begins."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from continuous.modeling import ImageConfig, ImageDenoiser
+from continuous.objectives import ImageObjective
+from continuous.pipeline import ImagePipeline
+from continuous.train_image import build_process, load_splits_of, main, parse
+from udm_text.training import UDMTrainer, UDMTrainingArguments
+
+QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
+TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
+
+
+def run(output, *more, steps=8):
+    main(["--output", str(output), "--max_steps", str(steps), *QUIET, *TINY, *more])
+    return output
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def small_config(splits):
+    network = {"kind": "mlp", "width": 16, "blocks": 1, "dropout": 0.0}
+    return ImageConfig(image_shape=[1, 8, 8], levels=17, classes=splits.train.classes, network=network)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return run(
+        tmp_path_factory.mktemp("run") / "hot", "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4"
+    )
+
+
+def test_a_run_writes_a_model_that_knows_its_process_pictures_and_every_figure(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.json", "model.safetensors", "report.json", "samples.png", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".part", ".bin", ".pt"))]
+    report = json.loads((trained / "report.json").read_text())
+    assert report["steps"] == 8 and report["process"] == {
+        "process": "gaussian",
+        "family": "vp",
+        "schedule": "cosine",
+        "T": 50,
+    }
+    assert report["validation"]["loss_stderr"] > 0
+    losses = [entry["eval_loss"] for entry in report["log"] if "eval_loss" in entry]
+    assert losses[-1] == losses[-2] == report["validation"]["loss"]  # the written weights are the averaged ones
+    pipe = ImagePipeline.from_pretrained(trained)
+    assert pipe.denoiser.config.levels == 17 and pipe.denoiser.config.num_classes == 10
+
+
+def test_a_resumed_run_ends_on_the_bits_of_the_uninterrupted_one(trained, tmp_path):
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(trained / "checkpoint-4", half / "checkpoint-4")
+    run(half, "--save_steps", "4", "--resume")
+    a, b = weights(trained), weights(half)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_path):
+    more = ["--learned_variance", "--importance", "--times", "2", "--save_steps", "6", "--schedule", "cosine"]
+    whole = run(tmp_path / "whole", *more, steps=12)
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(whole / "checkpoint-6", half / "checkpoint-6")
+    state = load_file(half / "checkpoint-6" / "importance.safetensors")
+    assert state["seen"].min() >= 10 and state["square"].min() > 0  # no longer uniform
+    run(half, *more, "--resume", steps=12)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(half).values(), strict=True))
+
+
+def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
+    splits, _ = load_splits_of(str(tmp_path), "digits")
+    losses = []
+    for size, parts in ((16, 1), (4, 4)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = ImageDenoiser(small_config(splits))
+        args = UDMTrainingArguments(
+            output_dir=str(tmp_path / f"{size}"),
+            max_steps=4,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=parts,
+            learning_rate=1e-3,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+        )
+        trainer = UDMTrainer(model, args, objective=ImageObjective(model.config), train_dataset=splits.train)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+
+
+def test_training_learns_to_restore_blurred_digits_better_than_leaving_them(tmp_path):
+    blur = ["--process", "cold", "--degradation", "blur", "--degradation_options", '{"T": 4, "std": 1.5}']
+    at = TINY.index("--times")
+    plain = [*TINY[:at], *TINY[at + 2 :]]
+    main(["--output", str(tmp_path / "cold"), "--max_steps", "60", *QUIET, *plain, *blur, "--conditional", "false"])
+    pipe = ImagePipeline.from_pretrained(tmp_path / "cold")
+    splits, name = load_splits_of(str(tmp_path / "cold"))
+    clean = splits.validation.images
+    degraded = pipe.degrade(clean)
+    before, after = (float((x - clean).square().mean().sqrt()) for x in (degraded, pipe.restore(degraded, num_steps=1)))
+    assert name == "digits" and after < 0.9 * before
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
+    before = sorted((str(p), p.stat().st_mtime_ns) for p in trained.rglob("*"))
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(trained)
+    assert sorted((str(p), p.stat().st_mtime_ns) for p in trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--process", "hot"], "process must be one of 'vp', 've', 'rf', 'cold', got 'hot'"),
+        (["--times", "0"], "T, the number of corruption steps, must be an integer of at least 1, got 0"),
+        (["--schedule", "straight"], "schedule must be one of"),
+        (["--prediction", "noise"], "prediction must be one of 'epsilon', 'x0', 'v', got 'noise'"),
+        (["--process", "rf", "--prediction", "epsilon"], "'epsilon' cannot tell x0 where a_t = 0"),
+        (["--process", "cold", "--times", "4", "--prediction", "v"], "a cold process is learned with prediction 'x0'"),
+        (["--process", "cold", "--degradation", "rust"], "degradation must be one of"),
+        (["--sigma", "0.1"], "sigma belongs to process 'cold'"),
+        (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
+        (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
+        (["--error", "l3"], "error must be one of"),
+        (["--weighting", "vlb", "--error", "l1"], "'vlb' is a bound"),
+        (["--data", "no/such/pictures"], "data must be 'digits', a folder"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_anything_is_written(tmp_path, more, words):
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_schedule_that_leaves_the_picture_in_x_T_is_warned_of():
+    _, model, _, _ = parse(["--output", "x", "--schedule", "linear", "--times", "50"])
+    with pytest.warns(UserWarning, match="x_T still shows x0"):
+        build_process(model)

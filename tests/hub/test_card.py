@@ -1,0 +1,252 @@
+"""What is written into a model's repository: the card, its metadata, the files beside it. No server is needed."""
+
+import json
+import logging
+import sys
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.utils import yaml_dump
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers.dynamic_module_utils import get_imports
+
+from tests.models import COUNTS, make_tokenizer, make_udm, save_masked_lm, wake_time
+from udm_text import UDMForMaskedGeneration
+from udm_text.card import check_metadata, describe_data, is_edited, make_card, price_rows, public, resolve_paths
+from udm_text.hub import _modules, push, save_backbone, write_repository
+
+BOUND = {
+    "nelbo_nats_per_token": 2.0,
+    "nelbo_nats_per_token_stderr": 0.1,
+    "perplexity_bound": float("inf"),
+    "perplexity_bound_stderr": None,
+    "bits_per_char": None,
+    "chars": None,
+    "rows": 12,
+    "length_included": False,
+}
+REPORT = {
+    "data": "user/shapes",
+    "model_arguments": {"model": "someone/encoder"},
+    "process": "mask",
+    "validation": BOUND,
+    "train_seconds": 61.4,
+    "machine": {"processor": "A CPU", "threads": 2, "accelerator": None, "torch": "2.13"},
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_udm(length_counts=COUNTS)
+
+
+def metadata(card):
+    return ModelCard(card).data.to_dict()
+
+
+def test_a_hub_data_set_and_base_model_are_named_in_the_metadata_and_local_ones_in_words_alone(model, tmp_path):
+    fields = metadata(make_card(model, "user/name", report=REPORT))
+    assert fields["datasets"] == ["user/shapes"] and fields["base_model"] == "someone/encoder"
+    place = tmp_path / "encoder-mine"
+    local = {**REPORT, "data": str(tmp_path / "rows.txt"), "model_arguments": {"model": str(place)}}
+    card = make_card(model, "user/name", report=local)
+    assert not {"datasets", "base_model", "license"} & metadata(card).keys()
+    assert "| started from | encoder-mine |" in card and "rows.txt" in card and str(tmp_path) not in card
+    scratch = make_card(model, "user/name", report={**REPORT, "model_arguments": {"model": "mini"}})
+    assert "base_model" not in metadata(scratch) and "| started from | scratch |" in scratch
+
+
+def test_figures_that_are_infinite_or_unknown_are_left_out(model):
+    fields = metadata(make_card(model, "user/name", report=REPORT))
+    [result] = fields["model-index"][0]["results"]
+    assert [(metric["type"], metric["value"]) for metric in result["metrics"]] == [("nelbo_nats_per_token", 2.0)]
+    assert result["metrics"][0]["args"] == {"standard_error": 0.1}
+
+
+def test_a_card_without_a_report_says_that_nothing_is_known(model):
+    card = make_card(model, "user/name")
+    assert "model-index" not in metadata(card)
+    for said in ("No held-out figures", "Nothing was published of how", "No licence was stated"):
+        assert said in card
+
+
+def test_a_repairer_shows_its_repairs_and_the_time_and_machine_of_training(model):
+    rates = {"rows": 10, "restored": 0.625, "restored_stderr": 0.125, "left_alone": 1.0, "left_alone_stderr": 0.0}
+    report = {**REPORT, "validation": None, "repair": rates, "max_corruption": 0.2}
+    card = make_card(make_udm("substitute"), "user/name", report=report)
+    assert "| rows with one wrong token restored exactly | 0.6250 ± 0.1250 |" in card and "upper bound |" not in card
+    assert "uniform-diffusion" in metadata(card)["tags"]
+    assert "| time | 61 s |" in card and "| machine | A CPU, 2 threads |" in card
+
+
+def test_the_metadata_is_refused_where_the_hub_would_refuse_it(model):
+    for field, wrong in {"license": "My Own", "base_model": "not a name", "tags": [1]}.items():
+        with pytest.raises(ValueError, match=f"{field} must be"):
+            check_metadata(f"---\n{yaml_dump({field: wrong})}---\n\n# Name\n")
+    index = [{"name": "n", "results": [{"task": {"type": "t"}, "dataset": {"type": "d", "name": "d"}, "metrics": []}]}]
+    index[0]["results"][0]["metrics"] = [{"type": "bits_per_char", "value": float("nan")}]
+    with pytest.raises(ValueError, match="bits_per_char must be a finite number"):
+        check_metadata(f"---\n{yaml_dump({'model-index': index})}---\n\n# Name\n")
+    with pytest.raises(ValueError, match="license must be an identifier"):
+        make_card(model, "user/name", licence="Apache License")
+
+
+def test_samples_stand_in_the_card_as_they_are(model):
+    samples = ["plain", "with ``` marks", "---"]
+    assert "````text\nplain\nwith ``` marks\n---\n````" in make_card(model, "user/name", samples=samples)
+    broken = make_card(model, "user/name", samples=["two\nlines", "one"])
+    assert "```text\ntwo\nlines\n```" in broken and "```text\none\n```" in broken
+
+
+def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    report = {
+        "data": str(tmp_path / "rows.txt"),
+        "nested": {"a": ["~/secret/corpus", "./x/y", "C:\\Users\\me\\corpus.txt", "/home/me/folder/"], "b": "here"},
+        "kept": ["user/data", "wordpiece", "", None, 3, 2.5],
+        "infinite": float("inf"),
+    }
+    assert public(report) == {
+        "data": "rows.txt",
+        "nested": {"a": ["corpus", "y", "corpus.txt", "folder"], "b": "here"},
+        "kept": ["user/data", "wordpiece", "", None, 3, 2.5],
+        "infinite": None,
+    }
+
+
+def test_a_start_that_was_given_as_a_relative_path_is_no_name_on_the_hub(model, tmp_path):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/second").mkdir()
+    report = {"data": "user/shapes", "model_arguments": {"model": "runs/first"}, "data_arguments": {"tokenizer": None}}
+    settled = resolve_paths(report, tmp_path / "runs/second")
+    assert settled["model_arguments"]["model"] == str(tmp_path / "runs/first")
+    assert (settled["data"], settled["data_arguments"]) == ("user/shapes", {"tokenizer": None})
+    card = make_card(model, "user/name", report=settled)
+    assert "base_model" not in metadata(card) and "| started from | first |" in card
+
+
+def test_the_code_that_goes_along_needs_what_transformers_brings_and_nothing_else():
+    for path in _modules():
+        wanted = set(get_imports(path)) - set(sys.stdlib_module_names)
+        assert wanted <= {"torch", "transformers", "huggingface_hub", "safetensors", "numpy"}, path.name
+
+
+def test_a_local_data_set_is_known_by_the_name_and_licence_of_its_card(tmp_path):
+    card = "---\npretty_name: Names of things\nlicense: other\nlicense_name: unicode-3.0\n---\n\n# Names\n"
+    (tmp_path / "README.md").write_text(card)
+    assert describe_data(str(tmp_path)) == {"name": "Names of things", "license": "unicode-3.0"}
+    assert describe_data("user/data") == {"name": "user/data", "hub": "user/data"}
+    assert describe_data("rows.txt") == {"name": "rows.txt"}, "what a published report holds of a local path"
+
+
+def test_a_card_is_edited_when_a_person_touched_it(model):
+    card = make_card(model, "user/name")
+    assert not is_edited(card) and not is_edited(card + "\n")
+    assert is_edited(card.replace("# name", "# My model")) and is_edited("# Mine\n")
+    assert not is_edited("---\n---\nThis model card has been automatically generated.\n")
+
+
+def test_prices_of_a_curve_alone_are_those_of_the_closed_form(model):
+    curve = [1.0, 2.0, 4.0, 8.0]
+    model = make_udm(length_counts=COUNTS, step_curve=curve)
+    length, rows = price_rows(model.config, {"curve": {"curve": [9.0]}})  # a report of other weights
+    assert length == 4 and [row["num_steps"] for row in rows] == [4, 2, 1]
+    # one token a step: the mean of the curve; two steps: two tokens each at all and at half masked; one: all masked
+    assert [row["linear"] for row in rows] == pytest.approx([15 / 4, (2 * 8 + 2 * 2) / 4, 8.0])
+    assert "| 2 | 5.0000 |" in make_card(model, "user/name")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with its tokenizer, as a directory with a report."""
+    place = tmp_path_factory.mktemp("saved")
+    plain = save_masked_lm(place / "plain", "bert")
+    model = UDMForMaskedGeneration.from_pretrained(plain, length_counts=COUNTS)
+    model.save_pretrained(place / "udm", max_shard_size="20KB")
+    AutoTokenizer.from_pretrained(plain).save_pretrained(place / "udm")
+    (place / "udm/report.json").write_text(json.dumps(REPORT))
+    (place / "udm/training_args.bin").write_bytes(b"pickle")
+    (place / "udm/optimizer.pt").write_bytes(b"pickle")
+    return place
+
+
+def test_a_repository_holds_results_of_its_hub_data_set_and_nothing_else_of_the_run(saved, tmp_path):
+    model = UDMForMaskedGeneration.from_pretrained(saved / "udm")
+    write_repository(tmp_path, model, "user/name")
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    model_files = {"config.json", "generation_config.json", "model.safetensors"}
+    beside = {"tokenizer.json", "tokenizer_config.json", "README.md", "report.json", ".eval_results/udm-text.yaml"}
+    assert names == model_files | beside
+    import yaml
+
+    [entry] = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results/udm-text.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("user/shapes", "udm_nelbo_nats_per_token", 2.0)
+    assert "upper bound" in entry.notes and "standard error 0.1" in entry.notes
+    assert "```text\n" in (tmp_path / "README.md").read_text()
+
+
+def test_figures_are_left_out_once_the_weights_have_changed(saved, tmp_path, caplog):
+    model = UDMForMaskedGeneration.from_pretrained(saved / "udm")
+    with torch.no_grad():
+        model.backbone.bert.encoder.layer[1].output.dense.bias[3] += 1e-3
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level("WARNING"):
+        write_repository(tmp_path, model, "user/name")
+    assert not (tmp_path / "report.json").exists() and "No held-out figures" in (tmp_path / "README.md").read_text()
+
+
+def test_weights_that_are_pickle_are_refused_unless_asked_for(saved, tmp_path):
+    source = saved / "plain"
+    weights = load_file(source / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="holds its weights as pytorch_model.bin only, which is pickle"):
+        UDMForMaskedGeneration.from_pretrained(tmp_path)
+    asked = UDMForMaskedGeneration.from_pretrained(tmp_path, use_safetensors=False)
+    key = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(asked.backbone.state_dict()[key], weights[key])
+
+
+def test_the_exported_backbone_fills_masks_with_the_logits_of_the_model(saved, tmp_path):
+    model = UDMForMaskedGeneration.from_pretrained(saved / "udm")
+    tokenizer = AutoTokenizer.from_pretrained(saved / "udm")
+    save_backbone(model, tokenizer, tmp_path / "deep/out")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "deep/out")
+    batch = tokenizer(["the cat [MASK] on the mat"], return_tensors="pt")
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        logits = again(**batch).logits
+        assert torch.equal(logits, model(input_ids=ids, attention_mask=batch["attention_mask"]).logits)
+    best = logits[0, (ids[0] == tokenizer.mask_token_id).nonzero()[0, 0]].softmax(0).max()
+    filled = pipeline("fill-mask", model=str(tmp_path / "deep/out"))("the cat [MASK] on the mat", top_k=1)
+    assert filled[0]["score"] == pytest.approx(float(best))
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        save_backbone(model, tokenizer, tmp_path / "deep/out")
+
+
+def test_a_backbone_that_is_not_the_model_is_not_exported(saved, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(saved / "udm")
+    timed = UDMForMaskedGeneration.from_pretrained(saved / "plain", process="substitute")
+    save_backbone(timed, tokenizer, tmp_path / "silent")  # its embedding of time says nothing yet
+    with pytest.raises(ValueError, match="the embedding of t/l that it adds to its input would be lost"):
+        save_backbone(wake_time(timed), tokenizer, tmp_path / "timed")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    adapted = UDMForMaskedGeneration.from_pretrained(saved / "udm")
+    inject_adapter_in_model(LoraConfig(target_modules=["query"], r=2), adapted.backbone)
+    with pytest.raises(ValueError, match="lora_A.* would be lost; merge adapters"):
+        save_backbone(adapted, tokenizer, tmp_path / "adapted")
+    with pytest.raises(ValueError, match="mask token"):
+        save_backbone(UDMForMaskedGeneration.from_pretrained(saved / "udm"), None, tmp_path / "bare")
+    assert [path.name for path in tmp_path.iterdir()] == ["silent"]
+
+
+def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(model):
+    for wrong in ({"repo_id": "a b/c"}, {"timeout": 0.0}, {"license": "My Own"}):
+        with pytest.raises(ValueError, match="a b/c|timeout must be|license must be"):
+            push(model, **{"repo_id": "user/name", "token": "hf_x", "tokenizer": make_tokenizer("bert"), **wrong})

@@ -1,0 +1,221 @@
+"""Kept keys and values: exact at every refresh and where nothing else changed, off in between, and a row's own."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, ElectraConfig
+
+from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
+from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, fastpath
+from udm_text.caching import CachedForward
+from udm_text.fastpath import plain_path
+
+pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
+ROWS = torch.tensor(
+    [
+        [CLS, 7, MASK, 9, MASK, MASK, SEP, PAD, PAD, PAD],
+        [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
+        [CLS, UNK, 11, MASK, SEP, PAD, PAD, PAD, PAD, PAD],
+        [CLS, MASK, 7, MASK, MASK, 6, MASK, MASK, 8, SEP],
+    ]
+)
+HOWS = [
+    {},
+    {"order": "confidence"},
+    {"revise": 2, "order": "left_to_right"},
+    {"churn": 0.5, "num_steps": 4},
+    {"threshold": 0.3},
+    {"guidance_scale": 2.0},
+    {"guidance_scale": 2.0, "order": "entropy", "revise": 1},
+]
+
+
+def deep(family="bert", process="mask", time=False):
+    """Four layers, in double precision."""
+    config = text_config(family)
+    config.num_hidden_layers = 4
+    if family == "modernbert":
+        config.layer_types = ["full_attention", "sliding_attention"] * 2
+    backbone = make_masked_lm(config)
+    own = UDMConfig(
+        text_config=config,
+        process=process,
+        time_conditioning=time,
+        mask_token_id=MASK,
+        pad_token_id=PAD,
+        special_token_ids=[UNK],
+        prefix_token_ids=[CLS],
+        suffix_token_ids=[SEP],
+    )
+    model = UDMForMaskedGeneration(own, backbone=backbone).eval()
+    if time:
+        nn.init.normal_(model.time_embedding.output.weight, std=0.3)
+    return model.double()
+
+
+def full(model, attended, lengths, xt, t, positions):
+    with torch.no_grad():
+        return model(input_ids=xt, attention_mask=attended.long(), t=t, num_editable=lengths).logits[positions]
+
+
+def asked(fast, *inputs):
+    with torch.no_grad():
+        return fast.head(fast.hidden(*inputs))
+
+
+@pytest.fixture
+def errors(monkeypatch):
+    """Of each call: which rows were due, and for each of its positions the largest difference from the full forward."""
+    found = []
+    hidden = CachedForward.hidden
+
+    def checked(self, xt, t, positions):
+        ages = list(self.age) if self._stamp is not None else [0] * len(xt)
+        rows = hidden(self, xt, t, positions)
+        attended = torch.ones_like(xt, dtype=torch.bool) if self.attended is None else self.attended
+        exact = full(self.model, attended, self.lengths, xt, t, positions)
+        gap = (self.head(rows) - exact).abs().amax(dim=1)
+        due = torch.tensor([age % self.refresh == 0 for age in ages])
+        found.append((due[positions.nonzero()[:, 0]], gap))
+        return rows
+
+    monkeypatch.setattr(CachedForward, "hidden", checked)
+    return found
+
+
+@pytest.mark.parametrize("time", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_refresh_is_exact_and_the_calls_between_are_not(family, time, errors, monkeypatch):
+    bound = 1e-4 if family == "modernbert" else 1e-10  # ModernBERT turns queries and keys in float32
+    for chunk in (4096, 20):
+        monkeypatch.setattr(fastpath, "_CHUNK_TOKENS", chunk)
+        for how in ({}, {"num_steps": 4}, {"order": "confidence", "guidance_scale": 2.0}):
+            deep(family, time=time).generate(ROWS, cache_refresh=3, seed=1, **how)
+    deep(family, "substitute", time).generate(ROWS, cache_refresh=2, seed=1)
+    due, gap = (torch.cat(parts) for parts in zip(*errors, strict=True))
+    assert bool(due.any()) and float(gap[due].max()) < bound
+    assert float(gap[~due].median()) > 1e-3, "in between it is an approximation"
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("how", [{}, {"order": "margin"}, {"num_steps": 2}, {"guidance_scale": 3.0}], ids=str)
+def test_a_refresh_at_every_call_is_the_exact_path_bit_for_bit(process, how):
+    if process == "substitute":
+        how = {name: value for name, value in how.items() if name != "order"}
+    model = deep(process=process)
+    exact = model.generate(ROWS, seed=1, **how)
+    assert torch.equal(exact, model.generate(ROWS, seed=1, cache_refresh=1, **how))
+    assert torch.equal(exact, model.generate(ROWS, seed=1, cache_refresh=None, **how))
+    assert process == "substitute" or not torch.equal(exact, model.generate(ROWS, seed=1, cache_refresh=100, **how))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_between_refreshes_it_is_exact_where_nothing_or_everything_changed(family):
+    bound = 1e-4 if family == "modernbert" else 1e-10
+    model = deep(family)
+    attended = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
+    lengths = torch.tensor([10, 4, 7])
+    torch.manual_seed(0)
+    xt = torch.randint(5, 24, attended.shape).masked_fill(~attended, PAD)
+    fast = CachedForward(model, attended, lengths, 100)
+    everywhere, t = attended.clone(), torch.ones(3)
+    some = [attended & (torch.rand(attended.shape) < 0.4) for _ in range(4)]
+    for positions in (everywhere, *some):
+        gap = asked(fast, xt, t, positions) - full(model, attended, lengths, xt, t, positions)
+        assert float(gap.abs().max()) < bound, "the same rows, asked elsewhere"
+    other = torch.where(attended, 5 + (xt - 4) % 19, PAD)
+    assert bool((other != xt)[attended].all())
+    for positions in (some[0], some[1]):
+        gap = asked(fast, other, t, positions) - full(model, attended, lengths, other, t, positions)
+        assert float(gap.abs().max()) < bound, "every token is another one"
+    one = other.clone()
+    one[0, 3] = 5 + (one[0, 3] - 4) % 19
+    gap = asked(fast, one, t, everywhere & (torch.arange(10) == 6)) - full(
+        model, attended, lengths, one, t, everywhere & (torch.arange(10) == 6)
+    )
+    assert float(gap[0].abs().max()) > 1e-6 and float(gap[1:].abs().max()) < bound, "rows that stay the same are exact"
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_a_row_does_not_depend_on_its_neighbours_though_they_refresh_and_end_at_calls_of_their_own(how):
+    model, index = deep(), torch.tensor([4, 1, 6, 2])
+    for refresh in (2, 3):
+        together = model.generate(ROWS, sample_index=index, seed=3, cache_refresh=refresh, **how)
+        for i, width in enumerate((7, 10, 5, 10)):
+            alone = model.generate(
+                ROWS[i : i + 1, :width], sample_index=index[i : i + 1], seed=3, cache_refresh=refresh, **how
+            )
+            assert torch.equal(alone[0], together[i, :width])
+
+
+def test_memory_does_not_grow_with_the_calls():
+    model = make_udm()
+    rows = torch.full((3, 12), 7)
+    fast = CachedForward(model, torch.ones_like(rows, dtype=torch.bool), torch.full((3,), 12), 4)
+
+    def held():
+        tensors = [x for value in vars(fast).values() for x in (value if isinstance(value, list) else [value])]
+        return sum(x.numel() for x in tensors if isinstance(x, torch.Tensor))
+
+    sizes = []
+    for i in range(10):
+        asked(fast, rows.index_fill(1, torch.tensor([i]), 8), torch.ones(3), rows == 7)
+        sizes.append(held())
+    assert len(set(sizes[1:])) == 1
+    assert sum(kept.numel() for kept in fast.kept) == 2 * 2 * 3 * 12 * 32  # keys and values, layers, rows, L, hidden
+
+
+def test_between_refreshes_few_tokens_run_through_the_layers(monkeypatch):
+    model, seen = deep(), []
+    leave = fastpath._Bert.leave
+    monkeypatch.setattr(
+        fastpath._Bert, "leave", lambda self, layer, c, x: (seen.append(x[..., 0].numel()), leave(self, layer, c, x))[1]
+    )
+    model.generate(length=20, num_return_sequences=8, seed=0, cache_refresh=5)
+    calls = [seen[i : i + 4] for i in range(0, len(seen), 4)]
+    assert [call for i, call in enumerate(calls) if i % 5 == 0] == [[176, 176, 176, 8]] * 4
+    assert all(call == [16, 16, 16, 8] for i, call in enumerate(calls) if i % 5)
+
+
+def test_weights_changed_on_the_way_are_seen_at_once(errors):
+    def nudge(model, step, s, state):
+        with torch.no_grad():
+            model.backbone.bert.encoder.layer[1].attention.self.value.weight.mul_(1.1)
+
+    deep().generate(ROWS, seed=0, cache_refresh=50, callback_on_step_end=nudge)
+    assert max(float(gap.max()) for _, gap in errors) < 1e-10
+
+
+class Adapted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_what_cannot_be_cached_is_refused_and_never_exact_in_silence():
+    config = ElectraConfig(vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=PAD)
+    own = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=PAD)
+    other = UDMForMaskedGeneration(own, backbone=AutoModelForMaskedLM.from_config(config).eval())
+    with pytest.raises(ValueError, match="cache_refresh=4 .* BERT, RoBERTa or ModernBERT .*ElectraForMaskedLM"):
+        other.generate(ROWS, cache_refresh=4)
+    assert other.generate(ROWS, cache_refresh=1) is not None
+    adapted = deep()
+    adapted.backbone.bert.encoder.layer[1].attention.self.value = Adapted(32, 32).double()  # between first and last
+    assert adapted.generate(ROWS) is not None
+    with pytest.raises(ValueError, match="cache_refresh=4 .* no adapters"):
+        adapted.generate(ROWS, cache_refresh=4)
+    with plain_path(), pytest.raises(ValueError, match="cache_refresh=4"):
+        deep().generate(ROWS, cache_refresh=4)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="cache_refresh=4 .* autocast"):
+        make_udm().generate(ROWS, cache_refresh=4)
+    with pytest.raises(ValueError, match="speculate .* cache_refresh=4"):
+        make_udm().generate(ROWS, cache_refresh=4, speculate=2)
+    for bad in (0, -1, 2.5, True, "4"):
+        with pytest.raises(ValueError, match="cache_refresh must be a positive integer or None"):
+            UDMGenerationConfig(cache_refresh=bad)
+
+
+def test_the_price_of_the_exact_sampler_is_not_named_for_it():
+    model = make_udm(step_curve=[1.0, 2.0])
+    assert model.generate(length=4, cache_refresh=1, return_dict_in_generate=True).expected_nats is not None
+    output = model.generate(length=4, cache_refresh=2, return_dict_in_generate=True)
+    assert output.expected_nats is None and output.num_calls == 4

@@ -1,0 +1,105 @@
+"""The autoregressive twin: as large as the model it is compared with, exact, and scored on the same tokens."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.training_helpers import CLS, FIRST, MASK, SEP, UNK, history, make_model, make_rows, make_trainer, weights
+from udm_text.causal import CausalObjective, causal_twin, evaluate_causal
+
+
+def make_twin(vocab_size=24, scale=1.0, **own):
+    """The twin of `make_model` and its objective."""
+    model = make_model(vocab_size=vocab_size, **own)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        twin = causal_twin(model.config).eval()
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.mul_(scale)
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters()) + 2 * 16  # places
+    return twin, CausalObjective(model.config)
+
+
+@torch.no_grad()
+def one_by_one(model, objective, tokens, end):
+    """-log p of (token, scored) pairs, each from a forward of the tokens before it alone."""
+    allowed = [i for i in range(model.config.vocab_size) if i >= FIRST or (end and i == MASK)]
+    nats, seen = 0.0, [MASK]
+    for token, scored in [*tokens, (MASK, True)] if end else tokens:
+        log_p = model(torch.tensor([seen])).logits[0, -1, allowed].double().log_softmax(-1)
+        nats -= float(log_p[allowed.index(token)]) if scored else 0.0
+        seen.append(token)
+    return nats
+
+
+def test_a_rows_nats_are_those_of_its_tokens_one_after_the_other():
+    twin, objective = make_twin(scale=20.0, length_counts=[0, 1, 2, 3])
+    assert objective.ends
+    rows = [{"input_ids": ids} for ids in ([CLS, 9, 8, UNK, 7, SEP], [CLS, 11, SEP], [CLS, *[6] * 9, SEP])]
+    nats = objective.row_nats(twin, rows)
+    for row, (inside, end) in zip(rows, nats.tolist(), strict=True):
+        tokens = [(token, token >= FIRST) for token in row["input_ids"][1:-1]]
+        assert inside + end == pytest.approx(one_by_one(twin, objective, tokens, True), abs=1e-4)
+    alone = torch.cat([objective.row_nats(twin, [row]) for row in rows])
+    torch.testing.assert_close(nats, alone, rtol=0, atol=1e-4)
+
+
+def test_only_the_answer_is_scored_given_its_prompt():
+    twin, objective = make_twin(scale=20.0, length_counts=[0, 1, 2, 3], separator_token_ids=[SEP])
+    row = {"input_ids": [CLS, 9, 8, SEP, 7, 6, SEP]}
+    tokens = [(9, False), (8, False), (SEP, False), (7, True), (6, True)]
+    expected = one_by_one(twin, objective, tokens, True)
+    assert float(objective.row_nats(twin, [row]).sum()) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[0, 0, 0, 5], None])
+def test_the_probabilities_of_all_rows_of_one_length_sum_to_one(counts):
+    """Where all rows are as long, none is spent on the end; else the ends make the sum over lengths one."""
+    twin, objective = make_twin(vocab_size=8, scale=20.0, length_counts=counts)
+    rows = [{"input_ids": [CLS, *ids, SEP]} for ids in itertools.product(range(FIRST, 8), repeat=3)]
+    inside, end = objective.row_nats(twin, rows).T
+    if counts:
+        assert not end.any()
+        assert float((-inside).exp().sum()) == pytest.approx(1, abs=1e-5)
+    else:
+        shorter = [
+            {"input_ids": [CLS, *ids, SEP]} for n in (1, 2) for ids in itertools.product(range(FIRST, 8), repeat=n)
+        ]
+        ended = float((-objective.row_nats(twin, shorter).sum(1)).exp().sum()) + float((-inside - end).exp().sum())
+        goes_on = float((-inside).exp().sum() - (-inside - end).exp().sum())
+        empty = math.exp(-one_by_one(twin, objective, [], True))
+        assert ended + goes_on + empty == pytest.approx(1, abs=1e-5)
+
+
+def test_the_twin_learns_on_the_rows_of_diffusion_however_a_step_is_split(tmp_path):
+    rows, runs = make_rows(90), []
+    for batch, accumulated in ((16, 1), (4, 4)):
+        twin, objective = make_twin(length_counts=[0, 1, 2])
+        how = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "learning_rate": 1e-2}
+        trainer = make_trainer(tmp_path / str(batch), model=twin, objective=objective, rows=rows, **how)
+        before = trainer.evaluate(rows)
+        trainer.train()
+        runs.append((weights(trainer), history(trainer, "loss")))
+    for name, value in runs[0][0].items():
+        torch.testing.assert_close(runs[1][0][name], value, rtol=0, atol=1e-4, msg=name)
+    after = trainer.evaluate(rows)
+    assert after["eval_loss"] < before["eval_loss"] - 0.1
+    report = evaluate_causal(trainer.model, rows, objective)
+    assert report["exact"] and report["nelbo_nats_per_token"] == pytest.approx(after["eval_loss"], rel=1e-9)
+    assert report["bits_per_char"] == pytest.approx(after["eval_bits_per_char"])
+    scored = sum(token >= FIRST for row in rows for token in row["input_ids"])
+    assert report["tokens"] == scored
+
+
+def test_what_has_no_causal_twin_is_named():
+    from transformers import ModernBertConfig
+
+    from udm_text import UDMConfig
+
+    small = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+    names = {f"{name}_token_id": 0 for name in ("bos", "eos", "cls", "sep")}
+    config = UDMConfig(text_config=ModernBertConfig(**small, **names), mask_token_id=MASK, pad_token_id=0)
+    with pytest.raises(ValueError, match="objective 'ar' needs a backbone .* bert or roberta; got 'modernbert'"):
+        causal_twin(config)

@@ -1,0 +1,399 @@
+"""Killed, starved of disk, memory or time, or lied to by a checkpoint: a run ends where an undisturbed one would."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from tests.training_helpers import history, make_model, make_rows, make_trainer, weights
+from udm_text import training
+from udm_text.checkpoints import STAGING, CheckpointError, fault, last_checkpoint, rotate
+from udm_text.interrupts import TimedRate
+from udm_text.training import OutOfMemoryError
+
+HOW = {"dropout": 0.2, "ema_decay": 0.9, "max_steps": 9, "save_strategy": "steps", "save_steps": 3}
+"""A run with everything that has a state: noise of dropout, an average, an optimiser, a schedule, an order of rows."""
+
+
+def trainer_in(folder, **args):
+    return make_trainer(folder, **{**HOW, "save_total_limit": 2, "train_sampling_strategy": "group_by_length", **args})
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of a step."""
+
+    def __init__(self, step, what):
+        self.step, self.what = step, what
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.what()
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start(work):
+    """Does `work` in a child process, at once (a fork: no imports to wait for); returns its number."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def assert_same_end(one: Path, other: Path, step=9):
+    """The last checkpoints are equal: weights, their average, optimiser, schedule and random numbers, bit for bit."""
+    one, other = one / f"checkpoint-{step}", other / f"checkpoint-{step}"
+    assert fault(one) is fault(other) is None
+    for name in ("model.safetensors", "ema.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys() and [n for n in a if not torch.equal(a[n], b[n])] == []
+    a, b = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (one, other))
+    assert len(a["state"]) > 30 and a["param_groups"] == b["param_groups"]
+    for number, state in a["state"].items():
+        assert all(torch.equal(value, b["state"][number][name]) for name, value in state.items())
+    for name in ("scheduler.pt", "rng_state.pth"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    trainer_in(folder).train()
+    return folder
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+def killed_between_steps(trainer, monkeypatch):
+    trainer.add_callback(At(7, die))
+
+
+def killed_in_the_middle_of_a_checkpoint(trainer, monkeypatch):
+    trainer.add_callback(At(5, lambda: monkeypatch.setattr(trainer, "_save_rng_state", die)))
+
+
+def killed_before_a_checkpoint_is_in_its_place(trainer, monkeypatch):
+    trainer.add_callback(At(5, lambda: monkeypatch.setattr(training, "publish", die)))
+
+
+def killed_while_old_checkpoints_are_removed(trainer, monkeypatch):
+    def half(*args, **kwargs):
+        (Path(trainer.args.output_dir) / "checkpoint-3" / "trainer_state.json").unlink()
+        die()
+
+    trainer.add_callback(At(8, lambda: monkeypatch.setattr(training, "rotate", half)))
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [
+        (killed_between_steps, 6),
+        (killed_in_the_middle_of_a_checkpoint, 3),
+        (killed_before_a_checkpoint_is_in_its_place, 3),
+        (killed_while_old_checkpoints_are_removed, 9),
+    ],
+)
+def test_a_run_killed_at_any_moment_and_resumed_ends_where_the_undisturbed_one_ends(
+    undisturbed, tmp_path, monkeypatch, how, left
+):
+    def work():
+        trainer = trainer_in(tmp_path)
+        how(trainer, monkeypatch)
+        trainer.train()
+
+    assert os.waitpid(start(work), 0)[1] == signal.SIGKILL
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{left}")
+    resumed = trainer_in(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_end(undisturbed, tmp_path)
+    assert not (tmp_path / STAGING).exists() or left == 9
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_at_random_moments_ends_where_the_undisturbed_one_ends(tmp_path):
+    """A checkpoint at every second step and a kill every few steps: many kills fall into the writing of one."""
+    how = {"max_steps": 40, "save_steps": 2}
+    trainer_in(tmp_path / "a", **how).train()
+    source, kills, reached = random.Random(0), 0, set()
+    while True:
+        child = start(lambda: trainer_in(tmp_path / "b", **how).train(last_checkpoint(tmp_path / "b")))
+        deadline = time.monotonic() + source.uniform(0.3, 1.5) + 0.05 * kills  # on a slow machine it still ends
+        while time.monotonic() < deadline and not (done := os.waitpid(child, os.WNOHANG))[0]:
+            time.sleep(0.005)
+        if done[0]:
+            assert done[1] == 0
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        reached.add(last_checkpoint(tmp_path / "b"))
+    assert kills > 5 and len(reached) > 3
+    assert_same_end(tmp_path / "a", tmp_path / "b", 40)
+
+
+# --- checkpoints that are not whole ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(undisturbed, tmp_path):
+    def cut(name, keep=0.5):
+        file = tmp_path / "checkpoint-9" / name
+        file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+
+    def remove(name):
+        (tmp_path / "checkpoint-9" / name).unlink()
+
+    def write(name, text):
+        (tmp_path / "checkpoint-9" / name).write_text(text)
+
+    cases = [
+        (lambda: cut("model.safetensors"), "model.safetensors is cut off"),
+        (lambda: cut("model.safetensors", 0.0), "model.safetensors is cut off"),
+        (lambda: cut("model.safetensors", 0.999), "model.safetensors is cut off"),
+        (lambda: cut("ema.safetensors"), "ema.safetensors is cut off"),
+        (lambda: cut("optimizer.pt"), "optimizer.pt is cut off"),
+        (lambda: cut("rng_state.pth", 0.9), "rng_state.pth is cut off"),
+        (lambda: cut("trainer_state.json"), "trainer_state.json is not whole"),
+        (lambda: write("trainer_state.json", "[]"), "trainer_state.json is not whole"),
+        (lambda: write("trainer_state.json", '{"global_step": 8}'), "is of step 8"),
+        (lambda: remove("model.safetensors"), "has no weights"),
+        (lambda: remove("optimizer.pt"), "has no optimiser state"),
+        (lambda: remove("scheduler.pt"), "has no schedule state"),
+        (lambda: remove("rng_state.pth"), "has no random numbers"),
+        (lambda: remove("trainer_state.json"), "has no trainer_state.json"),
+    ]
+    for spoil, message in cases:
+        shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+        spoil()
+        assert message in fault(tmp_path / "checkpoint-9")
+        assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6"), message
+        shutil.rmtree(tmp_path / "checkpoint-9")
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    (tmp_path / "checkpoint-x").mkdir()
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_latest_steps_and_the_best_are_kept_whatever_was_touched_last(tmp_path):
+    def left(limit, keep, touched=()):
+        for step in (2, 4, 6, 8, 10):
+            (tmp_path / f"checkpoint-{step}" / "inner").mkdir(parents=True, exist_ok=True)
+        for step in touched:
+            os.utime(tmp_path / f"checkpoint-{step}", (2e9, 2e9))
+        rotate(tmp_path, limit, [step and tmp_path / f"checkpoint-{step}" for step in keep])
+        return sorted(int(path.name.split("-")[1]) for path in tmp_path.iterdir())
+
+    assert left(None, (10, None)) == [2, 4, 6, 8, 10]
+    assert left(2, (10, None), touched=(2, 4)) == [8, 10]
+    assert left(3, (10, 4)) == [4, 8, 10]
+    assert left(1, (10, 4)) == [4, 10]
+    assert left(2, (6, None)) == [6, 10]  # begun anew in an old folder: what was just written stays
+
+
+class Exploit:
+    """Touches a file when it is unpickled without care."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_that_does_more_than_hold_numbers_is_refused(undisturbed, tmp_path, name):
+    shutil.copytree(undisturbed / "checkpoint-6", tmp_path / "checkpoint-6")
+    trap = tmp_path / "trap"
+    torch.save(Exploit(trap), tmp_path / "checkpoint-6" / name)
+    with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=True)
+    assert not trap.exists()
+    torch.load(tmp_path / "checkpoint-6" / name, weights_only=False)
+    assert trap.exists()  # it would have worked
+
+
+# --- no room, no memory ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk():
+    """A switch: from then on no file may grow beyond 20 kB, as on a disk that has so much left."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint_left(undisturbed, tmp_path, full_disk):
+    trainer = trainer_in(tmp_path)
+    trainer.add_callback(At(4, full_disk))
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 6 could not be written: .*last good one .*-3;"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    with pytest.raises(CheckpointError, match="the model could not be written"):
+        trainer.save_model()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    trainer_in(tmp_path).train(resume_from_checkpoint=True)
+    assert_same_end(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_step_that_does_not_fit_into_memory_says_what_would(tmp_path, error):
+    trainer = trainer_in(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=2)
+
+    def burst():
+        raise error
+
+    trainer.add_callback(At(5, burst))
+    with pytest.raises(OutOfMemoryError, match=r"step 5 with per_device_train_batch_size 8 and .*With 4 and 4 .*-3\."):
+        trainer.train()
+
+
+# --- signals and time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_has_a_checkpoint_written_at_the_end_of_the_step(undisturbed, tmp_path, number):
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    trainer = trainer_in(tmp_path)
+    trainer.add_callback(At(4, lambda: os.kill(os.getpid(), number)))
+    trainer.train()
+    assert trainer.stopped_by == signal.Signals(number).name
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    resumed = trainer_in(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.stopped_by is None
+    assert_same_end(undisturbed, tmp_path)
+
+
+def test_a_run_ends_by_time_on_a_finished_schedule_and_goes_on_from_there(tmp_path):
+    how = {"max_seconds": 1.0, "max_steps": -1, "lr_scheduler_type": "cosine", "warmup_steps": 3, "save_steps": 500}
+    trainer = trainer_in(tmp_path, **how)
+    before = time.monotonic()
+    trainer.train()
+    assert trainer.stopped_by == "max_seconds" and 1.0 < time.monotonic() - before < 15
+    rates = history(trainer, "learning_rate")[:, 0]
+    assert rates[:3].tolist() == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
+    assert (rates[4:].diff() < 0).all() and rates[-1] < 5e-5
+    last = trainer.state.global_step
+    assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
+    longer = trainer_in(tmp_path, **{**how, "max_seconds": 1.3})
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step > last and 1.3 < longer.timed_rate.elapsed < 2.3
+
+
+def test_the_rate_by_time_is_the_cosine_of_the_share_that_is_over():
+    rate = TimedRate(100.0, 0, 10, "cosine")
+    assert [rate(step) for step in (0, 4)] == [1 / 11, 5 / 11]
+    rate.elapsed = 25.0
+    assert rate(50) == pytest.approx((1 + 2**-0.5) / 2)
+    rate.elapsed = 200.0
+    assert rate(50) == 0.0
+    by_steps = TimedRate(100.0, 40, 0, "linear")
+    assert by_steps(10) == 0.75  # whichever of the two ends first
+    assert TimedRate(100.0, 40, 0, "constant")(39) == 1.0
+    with pytest.raises(ValueError, match="lr_scheduler_type must be one of .*'polynomial'"):
+        TimedRate(100.0, 0, 0, "polynomial")
+
+
+# --- the average -----------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_the_weighted_sum_of_the_weights_of_all_steps(tmp_path):
+    trainer = trainer_in(tmp_path, ema_decay=0.5, save_strategy="no", max_steps=20)
+    seen = [{n: p.double() for n, p in weights(trainer).items()}]
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append({n: p.double() for n, p in weights(trainer).items()})
+
+    trainer.add_callback(Record())
+    trainer.train()
+    decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, 21)]
+    share = [1.0]  # of each weight in the average
+    for decay in decays:
+        share = [decay * s for s in share] + [1 - decay]
+    assert sum(share) == pytest.approx(1) and decays[0] < decays[-1] == 0.5
+    for name, value in trainer.average.average.items():
+        expected = sum(s * w[name] for s, w in zip(share, seen, strict=True))
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=1e-6)
+
+
+def test_the_average_is_what_is_evaluated_and_written_and_the_weights_stay_what_they_are(tmp_path):
+    rows = make_rows(9, seed=1)
+    trainer = trainer_in(tmp_path, eval_dataset=rows, learning_rate=1e-2)
+    plain = trainer.evaluate()
+    trainer.train()
+    own = weights(trainer)
+    figures = trainer.evaluate()
+    trainer.save_model()
+    assert all(torch.equal(value, own[name]) for name, value in weights(trainer).items())
+    written, stored = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-9"))
+    assert all(torch.equal(written[name], value) for name, value in trainer.average.average.items())
+    assert all(torch.equal(stored[name], value) for name, value in own.items())
+    again = trainer_in(tmp_path / "b", model=type(trainer.model).from_pretrained(tmp_path), eval_dataset=rows)
+    assert again.evaluate()["eval_loss"] == figures["eval_loss"] != plain["eval_loss"]
+
+
+def test_the_best_checkpoint_comes_back_with_its_average(tmp_path):
+    how = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 1e-2}
+    trainer = trainer_in(tmp_path, eval_dataset=make_rows(9), **how)
+    trainer.train()
+    log = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert trainer.state.best_metric == min(log.values())
+    assert Path(trainer.state.best_model_checkpoint).parent == tmp_path
+    state = json.loads((tmp_path / "checkpoint-9" / "trainer_state.json").read_text())
+    assert STAGING not in str(state["best_model_checkpoint"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(log.values()), rel=1e-6)
+
+
+def test_a_run_without_an_average_is_not_resumed_with_one(tmp_path):
+    trainer_in(tmp_path, ema_decay=None, max_steps=3).train()
+    with pytest.raises(ValueError, match=r"has no ema.safetensors: that run had no ema_decay"):
+        trainer_in(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_an_average_of_weights_that_no_process_has_whole_is_refused(tmp_path):
+    model = make_model()
+    model.is_distributed_loading_by_transformers = True  # as a model that transformers has sharded says of itself
+    with pytest.raises(ValueError, match="ema_decay goes with one process or with DDP"):
+        trainer_in(tmp_path, model=model, save_strategy="no")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \(0, 1\), got 1.0"),
+        ({"max_seconds": 0.0}, "max_seconds must be positive"),
+        ({"max_seconds": 9.0, "max_steps": -1, "eval_steps": 0.1}, "eval_steps must be a number of steps"),
+        ({"max_seconds": 9.0, "lr_scheduler_type": "polynomial"}, "lr_scheduler_type must be one of"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, args, message):
+    with pytest.raises(ValueError, match=message):
+        trainer_in(tmp_path, **args)

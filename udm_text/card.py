@@ -1,0 +1,407 @@
+"""The card of a model on the Hub: what it is, how good it is and how to load it, from what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from .schedules import counts, prices
+
+NUM_SAMPLES = 8
+"""Samples in a card: the first ones of seed 0, whatever they are."""
+
+_MARK = re.compile(r"\n<!-- udm-text card (\w{16}): [^>]*-->\s*$")
+_GENERATED = "This model card has been automatically generated"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_FIGURES = {  # of report.json: name in words, and digits
+    "bits_per_char": ("bits per character", 4),
+    "nelbo_nats_per_token": ("nats per token", 4),
+    "perplexity_bound": ("perplexity per token", 2),
+}
+_RATES = {"restored": "rows with one wrong token restored exactly", "left_alone": "rows without an error left alone"}
+
+
+def is_local(name: str) -> bool:
+    """Whether a string that names data or a model is a path of this machine rather than a name on the Hub."""
+    return os.path.isabs(name) or name.startswith(("~", ".")) or "\\" in name or Path(name).exists()
+
+
+def resolve_paths(report: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """The report with the relative paths made absolute that were given in a folder above the model's own.
+
+    Else a start like `runs/first` would pass for a name on the Hub, once the push is made from elsewhere.
+    """
+
+    def resolve(name: Any) -> Any:
+        found = (above / name for above in directory.resolve().parents if isinstance(name, str) and name)
+        return next((str(path) for path in found if path.exists()), name)
+
+    settled = {**report, "data": resolve(report.get("data"))}
+    for part, keys in {"model_arguments": ("model",), "data_arguments": ("data", "tokenizer")}.items():
+        given = report.get(part, {})
+        settled[part] = {**given, **{key: resolve(given[key]) for key in keys if key in given}}
+    return settled
+
+
+def public(value: Any) -> Any:
+    """`report.json` as it may be published: of every path on this machine only the last part."""
+    if isinstance(value, dict):
+        return {key: public(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(entry) for entry in value]
+    if isinstance(value, str) and value and is_local(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def describe_data(data: str | None) -> dict[str, str]:
+    """Name, Hub id and licence of the data as far as they are known; the card of a local data set is read."""
+    if data is None:
+        return {}
+    if not is_local(data):
+        return {"name": data, "hub": data} if _HUB_NAME.fullmatch(data) else {"name": data}
+    known = {"name": public(data)}
+    card = Path(data) / "README.md"
+    if card.is_file():
+        fields = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        if fields.get("pretty_name"):
+            known["name"] = str(fields["pretty_name"])
+        licence = fields.get("license_name") or fields.get("license")
+        if licence:
+            known["license"] = ", ".join(licence) if isinstance(licence, list) else str(licence)
+    return known
+
+
+def base_model(report: dict[str, Any]) -> str | None:
+    """What the training started from, or None for a model from scratch: not one of the sizes of `udm train`."""
+    name = report.get("model_arguments", {}).get("model")
+    return None if name in (None, "tiny", "mini", "small", "base") else name
+
+
+def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
+    """(key, name in words, value, standard error or None, digits) of the figures a report holds on held-out text."""
+    figures = []
+    bound, repair = report.get("validation") or {}, report.get("repair") or {}
+    for key, (words, digits) in _FIGURES.items():
+        if bound.get(key) is not None and math.isfinite(bound[key]):
+            figures.append((key, f"{words}, upper bound", bound[key], bound.get(f"{key}_stderr"), digits))
+    for key, words in _RATES.items():
+        if repair.get(key) is not None:
+            figures.append((f"{key}_rate", words, repair[key], repair.get(f"{key}_stderr"), 4))
+    return figures
+
+
+def eval_results(report: dict[str, Any], data: dict[str, str]) -> list[EvalResult]:
+    """The held-out figures for the `model-index` of the metadata."""
+    name = data.get("name", "held-out text")
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_type=data.get("hub", re.sub(r"\W+", "-", name.lower()).strip("-") or "text"),
+            dataset_name=name,
+            dataset_split="validation",
+            metric_type=key,
+            metric_name=words,
+            metric_value=value,
+            metric_args=None if error is None else {"standard_error": error},
+        )
+        for key, words, value, error, _ in measured(report)
+    ]
+
+
+def eval_entries(report: dict[str, Any], data: dict[str, str]) -> list[EvalResultEntry]:
+    """The same for `.eval_results/`, whose entries are of a data set on the Hub; [] for other data.
+
+    The task is named after the figure, so that none is taken for the score of a benchmark of that data set.
+    """
+    if "hub" not in data:
+        return []
+    return [
+        EvalResultEntry(
+            dataset_id=data["hub"],
+            task_id=f"udm_{key}",
+            value=value,
+            notes=f"{words}, validation split" + ("" if error is None else f", standard error {error:.3g}"),
+        )
+        for key, words, value, error, _ in measured(report)
+    ]
+
+
+def check_metadata(text: str) -> dict[str, Any]:
+    """The metadata of a card; raises ValueError where the Hub would refuse it, naming the field."""
+    data = ModelCard(text).data.to_dict()
+    for field in ("library_name", "pipeline_tag", "license", "base_model"):
+        if field in data and not (isinstance(data[field], str) and data[field]):
+            raise ValueError(f"{field} must be a string that is not empty, got {data[field]!r}")
+    if "license" in data and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", data["license"]):
+        raise ValueError(f"license must be an identifier of the Hub such as 'apache-2.0', got {data['license']!r}")
+    for field in ("base_model", "datasets"):
+        for name in [data[field]] if isinstance(data.get(field), str) else data.get(field, []):
+            if not _HUB_NAME.fullmatch(name):
+                raise ValueError(f"{field} must be a name on the Hub, as user/name, got {name!r}")
+    tags = data.get("tags", [])
+    if not (isinstance(tags, list) and all(isinstance(tag, str) and tag for tag in tags)):
+        raise ValueError(f"tags must be a list of strings, got {tags!r}")
+    if "model-index" in data:
+        for result in model_index_to_eval_results(data["model-index"])[1]:
+            value = result.metric_value
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"model-index: {result.metric_type} must be a finite number, got {value!r}")
+    return data
+
+
+def is_edited(text: str) -> bool:
+    """Whether a person wrote or changed this card: it is neither as we left it nor the template of transformers."""
+    if _GENERATED in text:
+        return False
+    mark = _MARK.search(text)
+    return mark is None or mark[1] != _digest(text[: mark.start()])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+
+
+def write_samples(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[str]:
+    """The first texts of seed 0, unedited; [] where nothing can be written from nothing: without lengths, or by a
+    repairer."""
+    silent = model.config.length_counts is None or model.config.prompted
+    if tokenizer is None or silent or report.get("max_corruption", 1.0) < 1.0:
+        return []
+    made = model.generate(num_return_sequences=NUM_SAMPLES, seed=0, return_dict_in_generate=True)
+    return [
+        tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
+        for row, kept in zip(made.sequences, made.attention_mask, strict=True)
+    ]
+
+
+def price_rows(config: Any, report: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """Length of the row, and for K = l, l/2, ..., 1 the price of K steps in nats per token; (0, []) without a curve.
+
+    With the standard errors of `report.json` where the curve was measured into it; else from the curve alone, without
+    the optimal grid, which would be priced on the very rows that chose it.
+    """
+    curve, stored = config.step_curve, report.get("curve") or {}
+    if curve is None:
+        return 0, []
+    if stored.get("curve") == list(curve):
+        return stored["length"], stored["prices"]
+    length = steps = len(curve)
+    rows = []
+    while steps:
+        row: dict[str, Any] = {"num_steps": steps}
+        for schedule in ("linear", "cosine"):
+            grid = counts(schedule, torch.tensor([length]), steps)
+            row[schedule] = float(prices(grid, curve)) / length
+        rows.append(row)
+        steps //= 2
+    return length, rows
+
+
+def draw_prices(length: int, rows: list[dict[str, Any]], path: Path) -> bool:
+    """The price of steps as a PNG; False where matplotlib is not installed."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return False
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    steps = [row["num_steps"] for row in rows]
+    for schedule in _schedules(rows):
+        errors = [row.get(f"{schedule}_stderr") or 0.0 for row in rows]
+        axes.errorbar(steps, [row[schedule] for row in rows], errors, marker="o", capsize=3, label=schedule)
+    axes.set(xlabel=f"steps of a row of {length} tokens", ylabel="nats per token, upper bound", xscale="log")
+    axes.set_xticks(steps, [str(step) for step in steps])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return True
+
+
+def _schedules(rows: list[dict[str, Any]]) -> list[str]:
+    return [name for name in ("linear", "cosine", "optimal") if name in rows[0]]
+
+
+def _figure(value: float, error: float | None, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def _fenced(text: str) -> str:
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def make_card(
+    model: Any,
+    repo_id: str,
+    *,
+    report: dict[str, Any] | None = None,
+    samples: list[str] | None = None,
+    images: tuple[str, ...] = (),
+    with_code: bool = False,
+    licence: str | None = None,
+    tags: list[str] | None = None,
+) -> str:
+    """The README.md of a model repository.
+
+    Args:
+        model: the model itself. repo_id: `user/name`.
+        report: what `udm train` wrote as report.json, paths and all; None: nothing is known of the training.
+        samples: of `write_samples`. images: names of the pictures that stand beside the card.
+        with_code: whether the repository carries the code of the model. licence: of the weights.
+
+    Raises:
+        ValueError: where the Hub would refuse the metadata.
+    """
+    report, config, process = report or {}, model.config, model.config.build_process()
+    data, start = describe_data(report.get("data")), base_model(report)
+    clean = public(report)
+    start_name = None if start is None else public(start)
+    name = repo_id.split("/")[-1]
+    kinds = ["udm", "discrete-diffusion", "masked-diffusion" if process.visible else "uniform-diffusion"]
+    metadata = ModelCardData(
+        model_name=name,
+        library_name="udm-text",
+        pipeline_tag="text-generation",
+        license=licence,
+        base_model=start if start is not None and not is_local(start) and _HUB_NAME.fullmatch(start) else None,
+        datasets=[data["hub"]] if "hub" in data else None,
+        tags=[*kinds, *(["custom_code"] if with_code else []), *(tag for tag in tags or [] if tag not in kinds)],
+        eval_results=eval_results(clean, data) or None,
+    )
+    what = (
+        "by masks: every token is hidden and revealed again, in any order"
+        if process.visible
+        else "by substitution: tokens are replaced by others, and the model undoes it; it can repair a text"
+    )
+    if config.prompted:
+        what += "; it was trained on prompts and answers: a text is a prompt, and what comes back is its answer"
+    parameters = sum(p.numel() for p in model.parameters())
+    sections = [
+        f"# {name}",
+        f"Text by discrete diffusion, {what}. A {config.text_config.model_type} with a masked-LM head, "
+        f"{parameters / 1e6:.1f} M parameters, {config.vocab_size} tokens; made with udm-text.",
+        "## Load it",
+        _how_to_load(repo_id, with_code),
+        "## How good it is",
+        _how_good(repo_id, clean, data, images),
+    ]
+    if samples:
+        whole = "\n".join(samples)
+        shown = [_fenced(whole)] if len(whole.splitlines()) == len(samples) else [_fenced(text) for text in samples]
+        sections += ["## Samples", f"The first {len(samples)} of seed 0, unedited:", *shown]
+    length, rows = price_rows(config, report)
+    if rows:
+        sections += ["## Fewer steps", _price_section(length, rows, images)]
+    sections += ["## Training", _training(clean, data, start_name), "## Intended use and limits", _limits(process)]
+    sections += ["## Licence", _licence(licence, data, with_code)]
+    body = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    check_metadata(body)
+    return f"{body}\n<!-- udm-text card {_digest(body)}: an edited card is kept by the next push -->\n"
+
+
+def _how_to_load(repo_id: str, with_code: bool) -> str:
+    lines = [
+        "import udm_text  # pip install udm-text",
+        "from transformers import pipeline",
+        f'pipe = pipeline("udm-generation", model="{repo_id}")',
+    ]
+    text = "```python\n" + "\n".join(lines) + "\n```"
+    if with_code:
+        text += (
+            "\n\nThe repository also holds the code of the model: without the package installed, read it, then\n\n"
+            "```python\nfrom transformers import pipeline\n\n"
+            f'pipe = pipeline("udm-generation", model="{repo_id}", trust_remote_code=True)\n```'
+        )
+    return text
+
+
+def _how_good(repo_id: str, report: dict[str, Any], data: dict[str, str], images: tuple[str, ...]) -> str:
+    figures = measured(report)
+    if not figures:
+        text = "No held-out figures were published with this model."
+    else:
+        held = report.get("validation") or report["repair"]
+        table = "\n".join(
+            f"| {words} | {_figure(value, error, digits)} |" for _, words, value, error, digits in figures
+        )
+        text = (
+            f"On {held['rows']} held-out rows of {data.get('name', 'its data')}, ± one standard error:\n\n"
+            f"| figure | value |\n| --- | --- |\n{table}"
+        )
+        if report.get("validation"):
+            lengths = "included" if held.get("length_included") else "given, not predicted"
+            text += (
+                "\n\nThese are upper bounds, never the likelihood itself, and the bounds of masks and of substitution "
+                f"do not compare with each other. Row lengths: {lengths}. To measure them again: "
+                f"`udm evaluate {repo_id} --data DATA`."
+            )
+    return text + ("\n\n![training loss and held-out bound](loss.png)" if "loss.png" in images else "")
+
+
+def _price_section(length: int, rows: list[dict[str, Any]], images: tuple[str, ...]) -> str:
+    schedules = _schedules(rows)
+    lines = ["| steps | " + " | ".join(schedules) + " |", "| --- |" + " --- |" * len(schedules)]
+    for row in rows:
+        cells = [_figure(row[name], row.get(f"{name}_stderr"), 4) for name in schedules]
+        lines.append(f"| {row['num_steps']} | " + " | ".join(cells) + " |")
+    text = (
+        f"The measured price of `num_steps`, in nats per token of a row of {length} tokens (upper bound, random order, "
+        "length given). The first line is one token a step.\n\n" + "\n".join(lines)
+    )
+    return text + ("\n\n![price of steps](prices.png)" if "prices.png" in images else "")
+
+
+def _training(report: dict[str, Any], data: dict[str, str], start: str | None) -> str:
+    if not report:
+        return "Nothing was published of how this model was trained."
+    machine = report.get("machine", {})
+    place = machine.get("accelerator") or f"{machine.get('processor', 'a CPU')}, {machine.get('threads')} threads"
+    facts = {
+        "data": data.get("name"),
+        "started from": start or "scratch",
+        "process": report.get("process"),
+        "rows": report.get("train_rows"),
+        "steps": report.get("steps"),
+        "rows a step": report.get("rows_per_step"),
+        "learning rate": report.get("learning_rate"),
+        "seed": report.get("seed"),
+        "time": f"{report['train_seconds']:.0f} s" if report.get("train_seconds") is not None else None,
+        "machine": place if machine else None,
+        "torch": machine.get("torch"),
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None)
+    return f"| what | value |\n| --- | --- |\n{rows}\n\nEvery figure is in `report.json`."
+
+
+def _limits(process: Any) -> str:
+    text = (
+        "For writing, continuing and filling in texts like those it was trained on. It was not aligned or filtered: it "
+        "repeats what its data says, true or not, and may repeat rows of it. It answers no questions and follows no "
+        "instructions. "
+    )
+    if process.visible:
+        return text + (
+            "One token a step in random order samples exactly from the model; fewer steps and other orders are "
+            "approximations."
+        )
+    return text + "Fewer steps than tokens are approximations, and so is a repair, which takes the likeliest edits."
+
+
+def _licence(licence: str | None, data: dict[str, str], with_code: bool) -> str:
+    text = f"The weights: {licence}." if licence else "No licence was stated for the weights: ask before you use them."
+    if data.get("license"):
+        text += f" The data: {data['license']}."
+    return text + (" The code files are those of udm-text: Apache-2.0." if with_code else "")

@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or not there: written beside their place, flushed, then renamed; checked before use."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+STAGING = ".part"
+"""The folder, beside the checkpoints, where one is written before it is moved to its place."""
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or cannot be read."""
+
+
+def fault(checkpoint: str | Path) -> str | None:
+    """Why a run cannot be resumed from `checkpoint`; None where it can.
+
+    It must hold trainer_state.json of its own step, weights, the state of optimiser and schedule and of the random
+    numbers; every safetensors file must be as long as its header says, every .pt and .pth file a whole archive.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        step = int(state["global_step"])
+    except FileNotFoundError:
+        return "it has no trainer_state.json"
+    except (ValueError, KeyError, TypeError):
+        return "its trainer_state.json is not whole"
+    if (name := _NAME.fullmatch(folder.name)) and int(name[1]) != step:
+        return f"its trainer_state.json is of step {step}"
+    sharded = (folder / "latest").exists() or any(folder.glob("pytorch_model_fsdp*"))  # DeepSpeed's and FSDP's own
+    wanted = {"random numbers (rng_state*.pth)": "rng_state*.pth"}
+    if not sharded:
+        if not any((folder / name).exists() for name in ("model.safetensors", "adapter_model.safetensors")):
+            wanted["weights (*.safetensors)"] = "model.safetensors.index.json"
+        wanted |= {"optimiser state (optimizer.pt)": "optimizer.pt", "schedule state (scheduler.pt)": "scheduler.pt"}
+    for what, pattern in wanted.items():
+        if not any(folder.glob(pattern)):
+            return f"it has no {what}"
+    if (index := folder / "model.safetensors.index.json").exists():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in shards if not (folder / name).exists()):
+            return f"it has no {missing[0]}"
+    for file in sorted(folder.glob("*.safetensors")):
+        if not _whole_safetensors(file):
+            return f"its {file.name} is cut off"
+    for file in sorted((*folder.glob("*.pt"), *folder.glob("*.pth"))):
+        if not zipfile.is_zipfile(file):
+            return f"its {file.name} is cut off"
+    return None
+
+
+def _whole_safetensors(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > size - 8:
+            return False
+        try:
+            entries = json.loads(stream.read(length))
+        except ValueError:
+            return False
+    end = max((entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"), default=0)
+    return size == 8 + length + end
+
+
+def checkpoints(folder: str | Path) -> Iterator[Path]:
+    """The folders checkpoint-N in `folder`, the latest step first, whole or not."""
+    place = Path(folder)
+    found = [p for p in place.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()] if place.is_dir() else []
+    yield from sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The latest checkpoint in `folder` that is whole; None where there is none."""
+    return next((str(path) for path in checkpoints(folder) if fault(path) is None), None)
+
+
+def flush(folder: Path) -> None:
+    """Have a folder and all its files on the disk, so that a rename cannot come before what it names."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """fsync of a file, or of the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems know none of folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def publish(written: Path, place: Path) -> None:
+    """Moves a finished folder to its place, in the stead of what may be there."""
+    flush(written)
+    if place.exists():
+        old = written.with_name(f"{written.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
+        written.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        written.rename(place)
+    _sync(place.parent)
+
+
+def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -> None:
+    """Removes all but the latest `limit` checkpoints (None or 0: none), those of `keep` besides being sacred.
+
+    By step, and not by the time of a folder's last change as transformers does it: what is half removed by a run that
+    was killed would be the newest then. A checkpoint leaves its name first, so that no half of one is ever seen.
+    """
+    if not limit or limit < 0:
+        return
+    sacred = {Path(path).name for path in keep if path is not None}
+    found = [path for path in checkpoints(folder) if path.name not in sacred]
+    for path in found[max(0, limit - len(sacred)) :]:
+        gone = folder / STAGING / f"{path.name}.old"
+        gone.parent.mkdir(exist_ok=True)
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+
+
+def publish_files(written: Path, place: Path) -> None:
+    """Moves the files of a finished folder into `place`, each whole or not at all."""
+    flush(written)
+    place.mkdir(parents=True, exist_ok=True)
+    for path in sorted(written.iterdir()):
+        target = place / path.name
+        if path.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(path, target)
+    _sync(place)
+    written.rmdir()

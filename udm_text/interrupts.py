@@ -1,0 +1,110 @@
+"""Ends of a run that are no failures: a signal from the system, or the time that was given. A checkpoint is written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from transformers import TrainerCallback
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What batch systems send before they stop a job: at the end of the step a checkpoint is written."""
+SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
+"""Learning-rate schedules that can run by the clock."""
+TIME_IS_UP = "max_seconds"
+
+
+class TimedRate:
+    """The learning rate's share of its maximum where a run ends by time: the multiplier of a `LambdaLR`.
+
+    Linear warm-up by steps, then `schedule` over the share of the run that is over, so that a run which is stopped by
+    the clock ends on a finished schedule. `elapsed` is stored with the schedule in a checkpoint and restored from it.
+
+    Args:
+        seconds: of training in all, resumed parts included. steps: at most so many; 0: no limit.
+        warmup: steps. schedule: one of `SCHEDULES`.
+    """
+
+    __slots__ = ("seconds", "steps", "warmup", "schedule", "__dict__")  # a LambdaLR stores what is in __dict__ only
+
+    def __init__(self, seconds: float, steps: int, warmup: int, schedule: str):
+        if schedule not in SCHEDULES:
+            known = ", ".join(SCHEDULES)
+            raise ValueError(f"lr_scheduler_type must be one of {known} with max_seconds, got {schedule!r}")
+        self.seconds, self.steps, self.warmup, self.schedule = seconds, steps, warmup, schedule
+        self.elapsed = 0.0
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        over = min(1.0, max(self.elapsed / self.seconds, step / self.steps if self.steps else 0.0))
+        if self.schedule.startswith("constant"):
+            return 1.0
+        return 1.0 - over if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * over))
+
+
+class Interrupts(TrainerCallback):
+    """Stops at the end of a step once any process was sent a signal or the time is up, and has a checkpoint written.
+
+    transformers has `enable_jit_checkpoint`, which knows SIGTERM only, waits three seconds, decides in each process by
+    itself and may save between gradients and update; here all processes agree, and a step is saved when it is whole.
+
+    Args:
+        agree: a number of each process -> the largest of them, the same in every process.
+        rate: whose time limit holds, and whose `elapsed` is kept; None: no time limit.
+        saves: whether a checkpoint is written at the end.
+    """
+
+    def __init__(self, agree: Callable[[float], float], rate: TimedRate | None = None, saves: bool = True):
+        self.agree, self.rate, self.saves = agree, rate, saves
+        self.received = 0
+        self.reason: str | None = None
+        self._began = 0.0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside the block the signals are noted instead of ending the process. Only the main thread can listen."""
+        self.received, self.reason = 0, None
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number, frame) -> None:
+        self.received = number
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._began = time.monotonic() - (self.rate.elapsed if self.rate is not None else 0.0)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        number = int(self.agree(self.received))
+        if self.rate is not None:
+            self.rate.elapsed = self.agree(time.monotonic() - self._began)
+        if number:
+            self.reason = signal.Signals(number).name
+        elif self.rate is not None and self.rate.elapsed >= self.rate.seconds:
+            self.reason = TIME_IS_UP
+        else:
+            return
+        control.should_training_stop = True
+        control.should_save = self.saves
+        control.should_evaluate = False  # whoever sent a signal waits for some seconds only
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up, on an accelerator or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
+    )

@@ -1,0 +1,121 @@
+"""What a text model is trained on: rows of tokens, t of them corrupted, and the bound as the measure of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .evaluation import collate, row_draws, scored_rows, summarise
+from .objectives import LOSSES, row_losses, step_random, stratified_counts
+from .packing import packed_predict
+from .prompts import DROP_SEED, drop_prompts
+
+_STRATA = 0x5354524154410000
+"""Distinguishes the seed of the stratification of t from that of the noise."""
+_FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
+
+
+class TextObjective:
+    """An `Objective` (see training.py) for `UDMForMaskedGeneration`: rows with "input_ids".
+
+    The terms are nats, (l/t) sum over the corrupted positions of CE; the items are editable tokens, so the loss is in
+    nats per token.
+
+    Args:
+        config: the model's `UDMConfig`.
+        loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
+        max_corruption: largest share of a row that is corrupted in training, in (0, 1].
+        loss_chunk: rows of logits that are held at a time in training; None: all. Less memory, the same loss.
+        eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
+    """
+
+    def __init__(
+        self,
+        config,
+        *,
+        loss: str = "cross_entropy",
+        max_corruption: float = 1.0,
+        eval_draws: int = 2,
+        eval_batch_size: int = 64,
+        loss_chunk: int | None = None,
+    ):
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        if not 0.0 < max_corruption <= 1.0:
+            raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
+        if max_corruption < 1.0 and loss != "cross_entropy":
+            raise ValueError(
+                "max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts"
+            )
+        if eval_draws < 1:
+            raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
+        if loss_chunk is not None and loss_chunk < 1:
+            raise ValueError(f"loss_chunk must be at least 1, got {loss_chunk}")
+        self.config, self.process = config, config.build_process()
+        if max_corruption < 1.0 and self.process.visible:
+            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+        if loss_chunk is not None and loss == "nelbo" and not self.process.visible:
+            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+        self.loss_chunk = loss_chunk
+        self.loss, self.max_corruption = loss, max_corruption
+        self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
+        self.pack_length: int | None = None  # tokens of the sequences that rows share in training, see packing.py
+        self.collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]] = partial(
+            collate, pad_token_id=config.pad_token_id, editable=config.editable
+        )
+
+    def lengths(self, dataset) -> list[int]:
+        """Tokens of each row, to group rows of like length."""
+        columns = getattr(dataset, "column_names", None)
+        return [len(ids) for ids in (dataset["input_ids"] if columns else (row["input_ids"] for row in dataset))]
+
+    def num_items(self, inputs: dict[str, Tensor]) -> Tensor:
+        """() int64: editable tokens of the batch."""
+        return inputs["labels"].ne(-100).sum()
+
+    def row_terms(self, model, inputs: dict[str, Tensor], *, place: Tensor, total: int, step: int, seed: int) -> Tensor:
+        """(B,) nats of each row: corrupt t of its l editable positions, predict them, weigh by l/t."""
+        x0, mask = inputs["input_ids"], inputs["attention_mask"]
+        editable = inputs["labels"] != -100
+        forbidden = self.config.forbidden_tokens(x0.device)
+        dropping = step_random(seed ^ DROP_SEED, step, place)
+        x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
+        lengths = editable.sum(dim=1).clamp(min=1)
+        most = (lengths.double() * self.max_corruption - 1e-9).ceil().long().clamp(min=1)
+        if torch.is_grad_enabled():
+            self.config.step_curve = None  # it was measured on the weights before
+        predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
+        if self.pack_length is not None:
+            attention = self.config.text_config._attn_implementation
+            predict = packed_predict(model, self.config, mask, self.pack_length, attention)
+        return row_losses(
+            predict,
+            self.process,
+            x0,
+            editable,
+            stratified_counts(most, place % total, total, seed ^ _STRATA, step),
+            step_random(seed, step, place),
+            forbidden,
+            loss=self.loss,
+            kernel=self.config.kernel,
+            chunk=self.loss_chunk,
+        )
+
+    def evaluate(self, trainer, dataset) -> dict[str, float]:
+        """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows."""
+        config = self.config
+        index, rows = scored_rows(config, dataset)
+        how: dict[str, Any] = {"draws": self.eval_draws, "seed": 0, "kernel": config.kernel}
+        mine = trainer.own_rows(len(rows))
+        chosen, places = [rows[i] for i in mine], [index[i] for i in mine]
+        own = row_draws(trainer.model, chosen, places, batch_size=self.eval_batch_size, **how)
+        nats = trainer.gather_rows(own.nats.mean(dim=1), mine, len(rows))
+        report = summarise(config, rows, nats, **how)
+        figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}
+        return {name: value for name, value in figures.items() if value is not None} | {
+            "loss": report.nelbo_nats_per_token
+        }
