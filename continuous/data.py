@@ -111,12 +111,12 @@ def collate_images(rows: Any) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def check_images(images: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:
+def check_images(images: Any, name: str, shape: Sequence[int] | None = None, slack: float = 1e-4) -> Tensor:
     """`images` as they are, if they are images; raises ValueError naming `name` and what is wrong.
 
     Args:
         images: (N, C, H, W) floating point, finite, in [-1, 1] (up to rounding).
-        shape: (C, H, W) that they must have.
+        shape: (C, H, W) that they must have. slack: how far beyond the range a value may lie.
     """
     if not isinstance(images, Tensor):
         raise ValueError(f"{name} must be a torch tensor (N, C, H, W) in [-1, 1], got {type(images).__name__}")
@@ -129,7 +129,7 @@ def check_images(images: Any, name: str, shape: Sequence[int] | None = None) -> 
         )
     if not torch.isfinite(images).all():
         raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(images)).sum())} values that are not")
-    if images.numel() and float(images.abs().max()) > 1.0 + 1e-4:
+    if images.numel() and float(images.abs().max()) > 1.0 + slack:
         low, high = float(images.min()), float(images.max())
         raise ValueError(f"{name} must lie in [-1, 1], got values in [{low:g}, {high:g}]; rescale them")
     return images

@@ -182,6 +182,7 @@ def train_image(
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    state.wait_for_everyone()  # one process has written what all read
     report = {
         "data": str(Path(data.data).resolve()) if Path(data.data).exists() else data.data,
         "data_arguments": vars(data),
@@ -297,7 +298,7 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
         return
     clean = splits.validation.images[:10]
     degraded = pipe.degrade(clean, seed=seed)
-    save_png(path, tile([clean, degraded, pipe.restore(degraded.clamp(-1, 1), seed=seed)]))
+    save_png(path, tile([clean, degraded, pipe.restore(degraded, seed=seed)]))
 
 
 def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:

@@ -1,10 +1,7 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +11,8 @@ from typer.testing import CliRunner
 from continuous.data import digits, to_bytes
 from continuous.train_image import main
 from udm_text.cli import app
+from udm_text.cli import main as command
 
-ROOT = Path(__file__).resolve().parents[2]
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --save_strategy no --max_steps 6".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}']
 
@@ -84,7 +81,7 @@ def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, co
     assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
 
 
-def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path):
+def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.png"
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
     udm("generate", hot, "-o", tmp_path / "out.gif", error="written as .png")
@@ -96,10 +93,10 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path):
     udm("restore", cold, tmp_path / "torn.png", "-o", out, error="torn.png cannot be read as an image")
     udm("train", "--output", hot, *QUIET, error="--resume")
     assert not out.exists()
-    command = [sys.executable, "-m", "udm_text.cli", "image", "generate", "./no/model", "-o", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr.splitlines() == ["udm: there is no model directory ./no/model"]
+    monkeypatch.setattr(sys, "argv", ["udm", "image", "generate", "./no/model", "-o", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        command()
+    assert stop.value.code == 1 and capsys.readouterr().err == "udm: there is no model directory ./no/model\n"
 
 
 @pytest.mark.slow

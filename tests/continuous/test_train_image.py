@@ -1,7 +1,11 @@
 """A training run of pictures: what it writes, that it resumes bit by bit, and what it refuses before it begins."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from continuous.pipeline import ImagePipeline
 from continuous.train_image import build_process, load_splits_of, main, parse
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
 
@@ -100,6 +105,29 @@ def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
         trainer.train()
         losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path):
+    flags = "--max_steps 12 --times 2 --learned_variance --importance --use_cpu --report_to none --plot false"
+    flags += " --disable_tqdm true --logging_steps 1"
+    options = [*flags.split(), "--network_options", '{"width": 24, "blocks": 1, "dropout": 0.0}']
+    recipe = [str(ROOT / "recipes" / "train_image.py"), *options]
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
+    runs = {
+        "one": [sys.executable, *recipe, "--per_device_train_batch_size", "16"],
+        "two": [sys.executable, *launch, *recipe, "--per_device_train_batch_size", "8"],
+    }
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    for name, command in runs.items():
+        command = [*command, "--output", str(tmp_path / name)]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+        assert result.returncode == 0, result.stderr[-6000:]
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in runs)
+    assert one["rows_per_step"] == two["rows_per_step"] == 16
+    assert one["validation"] == pytest.approx(two["validation"], rel=1e-5)
+    a, b = (weights(tmp_path / name) for name in runs)
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
 def test_training_learns_to_restore_blurred_digits_better_than_leaving_them(tmp_path):
