@@ -22,10 +22,10 @@ demo-image: .venv/images.stamp ## train on digits, then draw, restore and measur
 	$(BIN)/udm image demo
 
 test: .venv/dev.stamp ## run the fast tests, on the CPU and without network
-	$(OFFLINE) $(BIN)/python -m pytest --timeout 300
+	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadfile --timeout 300
 
 test-slow: .venv/dev.stamp ## run every test, the slow ones too
-	$(OFFLINE) $(BIN)/python -m pytest --timeout 1800 -m "slow or not slow"
+	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadfile --timeout 1800 -m "slow or not slow"
 
 check: .venv/dev.stamp ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -39,7 +39,8 @@ from torch import Tensor  # noqa: E402
 from transformers import AutoModelForMaskedLM, BertConfig  # noqa: E402
 
 from udm_text import UDMConfig, UDMForMaskedGeneration  # noqa: E402
-from udm_text.objectives import step_random, stratified_counts  # noqa: E402
+from udm_text.objectives import stratified_counts  # noqa: E402
+from udm_text.randomness import step_random  # noqa: E402
 from udm_text.text_objective import TextObjective  # noqa: E402
 
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}

@@ -158,7 +158,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
 ) -> None:
-    """Train on digits, then sample, restore and measure. Some four minutes on two cores."""
+    """Train on digits, then sample, restore and measure. A few minutes on two cores."""
     from .demo import run
 
     run(output, steps, number, seed)

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from udm_text.runs import write_json
+
 from .data import ImageSplits, digits
 from .evaluation import (
     RESTORATIONS,
@@ -31,7 +33,6 @@ from .evaluation import (
 from .pictures import save_grid, save_png, save_strip, tile
 from .pipeline import ImagePipeline
 from .train_image import main as train_image
-from .train_image import write_json
 
 HOT = ["--network_options", json.dumps({"width": 320, "blocks": 4, "dropout": 0.3})]
 COLD = [

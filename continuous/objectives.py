@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from udm_text.objectives import step_random
-from udm_text.randomness import RowRandom
+from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
 from .modeling import ImageConfig

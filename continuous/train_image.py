@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 
-from udm_text.train_text import machine, prepare_output, print_once, require_matplotlib, write_json
+from udm_text.runs import machine, prepare_output, print_once, require_matplotlib, write_json
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 from .data import ImageSplits, load_images
@@ -114,6 +114,9 @@ class RunArguments(UDMTrainingArguments):
         if not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
+        for name, default in (("loss", "cross_entropy"), ("max_corruption", 1.0)):
+            if getattr(self, name) != default:
+                raise ValueError(f"{name} belongs to text: pictures take --error and --weighting")
 
 
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]

@@ -83,6 +83,16 @@ def test_udm_train_writes_the_merged_model_and_the_adapter_beside_it(few_words, 
     assert not list(output.rglob("*.bin")) and not (output / ".part").exists()
 
 
+def test_an_adapter_of_weights_that_no_process_has_whole_is_refused(tmp_path, monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(
+        type(model), "is_distributed_loading_by_transformers", True
+    )  # as a sharded model says of itself
+    with pytest.raises(ValueError, match="LoRA goes with one process or with DDP: .* to merge the adapter into"):
+        make_trainer(tmp_path, model=add_adapter(model, 2), save_strategy="no")
+    make_trainer(tmp_path, model=model, save_strategy="no")  # without one it is not
+
+
 def test_what_an_adapter_cannot_do_is_refused(few_words, plain_bert, tmp_path):  # noqa: F811
     bare, wide = tmp_path / "bare", tmp_path / "wide"
     for folder in (bare, wide):

@@ -6,9 +6,10 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, ElectraConfig
 
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
-from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, fastpath
+from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, caching, fastpath
 from udm_text.caching import CachedForward
 from udm_text.fastpath import plain_path
+from udm_text.terminal import describe_speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
 ROWS = torch.tensor(
@@ -88,7 +89,7 @@ def errors(monkeypatch):
 def test_a_refresh_is_exact_and_the_calls_between_are_not(family, time, errors, monkeypatch):
     bound = 1e-4 if family == "modernbert" else 1e-10  # ModernBERT turns queries and keys in float32
     for chunk in (4096, 20):
-        monkeypatch.setattr(fastpath, "_CHUNK_TOKENS", chunk)
+        monkeypatch.setattr(caching, "_CHUNK_TOKENS", chunk)
         for how in ({}, {"num_steps": 4}, {"order": "confidence", "guidance_scale": 2.0}):
             deep(family, time=time).generate(ROWS, cache_refresh=3, seed=1, **how)
     deep(family, "substitute", time).generate(ROWS, cache_refresh=2, seed=1)
@@ -134,6 +135,95 @@ def test_between_refreshes_it_is_exact_where_nothing_or_everything_changed(famil
         model, attended, lengths, one, t, everywhere & (torch.arange(10) == 6)
     )
     assert float(gap[0].abs().max()) > 1e-6 and float(gap[1:].abs().max()) < bound, "rows that stay the same are exact"
+
+
+class ByHand:
+    """One row of a BERT of the definition: kept keys and values of each layer, in plain operations on its weights.
+
+    update: whether the positions that are computed replace what is kept of them.
+    """
+
+    def __init__(self, model, length, refresh, update=True):
+        self.bert, self.head = model.backbone.bert, model.backbone.cls.predictions
+        self.length, self.refresh, self.update, self.calls = length, refresh, update, 0
+        self.kept = [{} for _ in self.bert.encoder.layer]  # of each layer: position -> (key, value)
+        self.seen = [-1] * length
+
+    def logits(self, tokens, wanted):
+        """Of each wanted position, from the row's tokens; both lists."""
+        whole = self.calls % self.refresh == 0
+        active = [i for i in range(self.length) if whole or tokens[i] != self.seen[i] or i in wanted]
+        self.calls, self.seen = self.calls + 1, tokens
+        words = self.bert.embeddings
+        x = {
+            i: normed(
+                words.LayerNorm,
+                words.word_embeddings.weight[tokens[i]]
+                + words.position_embeddings.weight[i]
+                + words.token_type_embeddings.weight[0],
+            )
+            for i in active
+        }
+        for layer, kept in zip(self.bert.encoder.layer, self.kept, strict=True):
+            own, heads = layer.attention.self, layer.attention.self.num_attention_heads
+            for i in active:
+                if whole or self.update:
+                    kept[i] = mapped(own.key, x[i]).view(heads, -1), mapped(own.value, x[i]).view(heads, -1)
+            keys, values = (torch.stack([kept[j][part] for j in range(self.length)]) for part in (0, 1))
+            after = {}
+            for i in active:
+                query = mapped(own.query, x[i]).view(heads, -1)
+                weights = torch.einsum("hd,jhd->hj", query, keys).div(query.shape[1] ** 0.5).exp()
+                context = torch.einsum("hj,jhd->hd", weights / weights.sum(1, keepdim=True), values).flatten()
+                out, mlp = layer.attention.output, layer.output
+                y = normed(out.LayerNorm, mapped(out.dense, context) + x[i])
+                after[i] = normed(mlp.LayerNorm, mapped(mlp.dense, gelu(mapped(layer.intermediate.dense, y))) + y)
+            x = after
+        last, decoder = self.head.transform, self.head.decoder
+        return [mapped(decoder, normed(last.LayerNorm, gelu(mapped(last.dense, x[i])))) for i in wanted]
+
+
+def mapped(linear, x):
+    return linear.weight @ x + linear.bias
+
+
+def normed(norm, x):
+    x = x - x.mean()
+    return x / (x.square().mean() + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def gelu(x):
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
+
+
+def test_between_refreshes_the_logits_are_those_of_the_definition():
+    """Rows of their own lengths and ages, tokens that appear, change and go, one position or several asked about."""
+    model, lengths, generator = deep(), [10, 4, 7], torch.Generator().manual_seed(0)
+    attended = torch.arange(10) < torch.tensor(lengths)[:, None]
+    fast = CachedForward(model, attended, torch.tensor(lengths), 3)
+    hand = [ByHand(model, length, 3) for length in lengths]
+    stale = [ByHand(model, length, 3, update=False) for length in lengths]
+    full_gaps, stale_gaps = [], []
+    xt = torch.full((3, 10), MASK).masked_fill(~attended, PAD)
+    for call in range(9):
+        wanted = attended & (torch.rand(3, 10, generator=generator) < 0.3)
+        wanted[2] &= call % 4 != 1  # row 2 rests, though its tokens change: its calls are its own
+        logits = asked(fast, xt, torch.ones(3), wanted)
+        expected, kept_as_it_was = [], []
+        with torch.no_grad():
+            for row in range(3):
+                where = wanted[row].nonzero()[:, 0].tolist()
+                if where:
+                    expected += hand[row].logits(xt[row].tolist(), where)
+                    kept_as_it_was += stale[row].logits(xt[row].tolist(), where)
+        assert float((logits - torch.stack(expected)).abs().max()) < 1e-9, call
+        full_gaps.append(float((logits - full(model, attended, fast.lengths, xt, None, wanted)).abs().max()))
+        stale_gaps.append(float((logits - torch.stack(kept_as_it_was)).abs().max()))
+        change = attended & (torch.rand(3, 10, generator=generator) < 0.25)
+        drawn = torch.randint(5, 24, xt.shape, generator=generator)
+        xt = torch.where(change, drawn.where(torch.rand(3, 10, generator=generator) < 0.8, MASK), xt)
+    assert max(full_gaps) > 1e-2, "it is an approximation here"
+    assert max(stale_gaps) > 1e-2, "what is kept is brought up to date where it is computed, or this would not be seen"
 
 
 @pytest.mark.parametrize("how", HOWS, ids=str)
@@ -219,3 +309,5 @@ def test_the_price_of_the_exact_sampler_is_not_named_for_it():
     assert model.generate(length=4, cache_refresh=1, return_dict_in_generate=True).expected_nats is not None
     output = model.generate(length=4, cache_refresh=2, return_dict_in_generate=True)
     assert output.expected_nats is None and output.num_calls == 4
+    told = describe_speed([[{"num_tokens": 4, "num_calls": 4}]], 1, 2.0)
+    assert "2.0 tokens/s, 4 network calls; no expected price" in told and "no guidance, caching" in told

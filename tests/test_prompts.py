@@ -17,8 +17,8 @@ from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.configuration_udm import tokenizer_fields, tokenizer_separator
 from udm_text.corpus import CorpusError, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
 from udm_text.evaluation import collate, evaluate_bound, evaluate_repair
-from udm_text.objectives import step_random
 from udm_text.prompts import DROP_SEED, drop_prompts
+from udm_text.randomness import step_random
 from udm_text.rows import shares
 from udm_text.text_objective import TextObjective
 from udm_text.train_text import parse, train_text

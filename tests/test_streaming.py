@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
 from udm_text import UDMForMaskedGeneration
+from udm_text.arguments import DataArguments
 from udm_text.corpus import (
     CorpusError,
     RowCutter,
@@ -29,7 +30,7 @@ from udm_text.corpus import (
 from udm_text.evaluation import collate, evaluate_bound
 from udm_text.randomness import RowRandom
 from udm_text.streaming import RowStream, StreamCollator, TrainingTexts, sample_corpus, shuffled
-from udm_text.train_text import DataArguments, parse, read_texts, rows_of_split, train_text
+from udm_text.train_text import parse, read_texts, rows_of_split, train_text
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign".split()
 TEXTS = [f"{WORDS[i % 12]} {i}" for i in range(97)]

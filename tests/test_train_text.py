@@ -14,9 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
+from udm_text.arguments import PRESETS
 from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_bound
-from udm_text.train_text import OutputExistsError, describe, main, parse, train_text
+from udm_text.reports import describe
+from udm_text.runs import OutputExistsError, resolved
+from udm_text.train_text import main, parse, train_text
 from udm_text.training import StepNoise
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
@@ -73,6 +76,22 @@ def test_the_report_repeats_what_the_saved_model_gives(finished, toy):
     steps = [entry["step"] for entry in report["log"] if "loss" in entry]
     assert steps == [5, 10, 15, 20]
     assert [entry["step"] for entry in report["log"] if "eval_loss" in entry] == [10, 20]
+
+
+def test_what_the_report_names_by_a_path_can_be_found_from_elsewhere(few_words, plain_bert, tmp_path, monkeypatch):
+    monkeypatch.chdir(plain_bert)
+    data, start = os.path.relpath(few_words), os.path.join("..", plain_bert.name)
+    options = ["--model", start, "--tokenizer", start, "--validation_data", data, "--max_steps", 1]
+    report = train(data, tmp_path / "out", *options)
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["data_arguments"] == report["data_arguments"]
+    data_arguments = {name: stored["data_arguments"][name] for name in ("data", "validation_data", "tokenizer")}
+    assert data_arguments == {"data": str(few_words), "validation_data": str(few_words), "tokenizer": str(plain_bert)}
+    assert (stored["data"], stored["model_arguments"]["model"]) == (str(few_words), str(plain_bert))
+    (plain_bert / "mini").mkdir()
+    assert (resolved("mini"), resolved("mini", PRESETS)) == (str(plain_bert / "mini"), "mini")
+    assert (resolved("user/data"), resolved(None)) == ("user/data", None)
+    (plain_bert / "mini").rmdir()
 
 
 def test_the_saved_model_knows_the_training_lengths_and_generates(finished):

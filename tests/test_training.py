@@ -30,7 +30,7 @@ from tests.training_helpers import (
 )
 from udm_text import UDMForMaskedGeneration
 from udm_text.evaluation import evaluate_bound
-from udm_text.objectives import step_random
+from udm_text.randomness import step_random
 from udm_text.training import NonFiniteLossError, RowOrder, UDMTrainer, UDMTrainingArguments
 
 

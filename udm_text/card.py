@@ -34,23 +34,6 @@ def is_local(name: str) -> bool:
     return os.path.isabs(name) or name.startswith(("~", ".")) or "\\" in name or Path(name).exists()
 
 
-def resolve_paths(report: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The report with the relative paths made absolute that were given in a folder above the model's own.
-
-    Else a start like `runs/first` would pass for a name on the Hub, once the push is made from elsewhere.
-    """
-
-    def resolve(name: Any) -> Any:
-        found = (above / name for above in directory.resolve().parents if isinstance(name, str) and name)
-        return next((str(path) for path in found if path.exists()), name)
-
-    settled = {**report, "data": resolve(report.get("data"))}
-    for part, keys in {"model_arguments": ("model",), "data_arguments": ("data", "tokenizer")}.items():
-        given = report.get(part, {})
-        settled[part] = {**given, **{key: resolve(given[key]) for key in keys if key in given}}
-    return settled
-
-
 def public(value: Any) -> Any:
     """`report.json` as it may be published: of every path on this machine only the last part."""
     if isinstance(value, dict):

@@ -220,10 +220,13 @@ def evaluate(
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from . import register
+    from .arguments import DataArguments
     from .corpus import load_tokenizer
     from .evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from .modeling_udm import UDMForMaskedGeneration
-    from .train_text import DataArguments, describe, describe_repair, rows_of_split, write_json
+    from .reports import describe, describe_repair
+    from .runs import write_json
+    from .train_text import rows_of_split
 
     register()
     report_file = Path(model) / "report.json"

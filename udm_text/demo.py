@@ -21,9 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from .arguments import parse
 from .corpus import load_corpus
+from .reports import describe, describe_repair
+from .runs import write_json
 from .terminal import load_pipeline, marks
-from .train_text import describe, describe_repair, parse, train_text, write_json
+from .train_text import train_text
 
 SAMPLES = 2000
 VERDICTS = {

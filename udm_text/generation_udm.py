@@ -210,7 +210,7 @@ class UDMGenerationMixin:
                     process,
                     predictor.marginals,
                     xt,
-                    predictor.width,
+                    config.speculate or 0,
                     editable=canvas.editable,
                     random=random,
                     left_to_right=config.order == "left_to_right",

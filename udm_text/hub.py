@@ -37,7 +37,6 @@ from .card import (
     make_card,
     price_rows,
     public,
-    resolve_paths,
     write_samples,
 )
 
@@ -178,7 +177,7 @@ def write_repository(
     published = _published(model, source)
     report = None
     if (stored := published.get("report.json")) is not None:
-        report = resolve_paths(json.loads(stored.read_text(encoding="utf-8")), stored.parent)
+        report = json.loads(stored.read_text(encoding="utf-8"))
     images = ["loss.png"] if "loss.png" in published else []
     if images:
         shutil.copyfile(published["loss.png"], directory / "loss.png")

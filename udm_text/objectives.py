@@ -28,14 +28,6 @@ from .randomness import RowRandom
 LOSSES = ("cross_entropy", "nelbo")
 
 
-def step_random(seed: int, step: int, place: Tensor) -> RowRandom:
-    """The noise of rows in training: it depends on (seed, global step, place in the global batch) and on nothing else.
-
-    place: (B,) int64, below 2^32.
-    """
-    return RowRandom(seed, (step << 32) + place)
-
-
 def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, step: int) -> Tensor:
     """t ~ U{1..l} for each row, stratified over a global batch of `total` rows.
 

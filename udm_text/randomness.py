@@ -92,3 +92,11 @@ class RowRandom:
         other = RowRandom(self.seed, self.rows[rows])
         other.draws = self.draws
         return other
+
+
+def step_random(seed: int, step: int, place: Tensor) -> RowRandom:
+    """The noise of rows in training: it depends on (seed, global step, place in the global batch) and on nothing else.
+
+    place: (B,) int64, below 2^32.
+    """
+    return RowRandom(seed, (step << 32) + place)

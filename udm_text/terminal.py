@@ -56,7 +56,10 @@ def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, s
     priced = [record for record in every if "expected_nats" in record]
     line = f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s, {calls} network calls"
     if len(priced) < len(every):
-        return f"{line}; no expected price (it needs random order, temperature 1 and `udm evaluate MODEL --curve`)"
+        return (
+            f"{line}; no expected price: a curve (`udm evaluate MODEL --curve`) prices the model's own law, masks in "
+            "random order at temperature 1, and no guidance, caching, churn, revision, truncation or constraints"
+        )
     nats = sum(record["expected_nats"] * record["num_tokens"] for record in priced)
     return f"{line}; expected price {nats / tokens:.4f} nats/token (a bound)"
 

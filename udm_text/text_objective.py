@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .evaluation import collate, row_draws, scored_rows, summarise
-from .objectives import LOSSES, row_losses, step_random, stratified_counts
+from .objectives import LOSSES, row_losses, stratified_counts
 from .packing import packed_predict
 from .prompts import DROP_SEED, drop_prompts
+from .randomness import step_random
 
 _STRATA = 0x5354524154410000
 """Distinguishes the seed of the stratification of t from that of the noise."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -28,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
+from .adapters import is_adapted
 from .checkpoints import STAGING, CheckpointError, fault, last_checkpoint, publish, publish_files, rotate
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedRate, out_of_memory
@@ -40,6 +42,10 @@ _ORDER = 0x4F52444552000000
 """Distinguishes the seed of the order of rows from that of the noise."""
 
 
+_PUSH = (
+    "push_to_hub must be off: it would send what is unfinished, and the arguments as a pickle. After training call "
+    "trainer.push_to_hub(), with hub_model_id='user/name', or give the command `udm push DIR user/name`"
+)
 _ENDLESS = 10**9
 """Steps of a run that ends by time."""
 
@@ -91,6 +97,8 @@ class UDMTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.push_to_hub:
+            raise ValueError(_PUSH)
         if self.max_seconds is not None:
             if not self.max_seconds > 0:
                 raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
@@ -164,7 +172,7 @@ class Objective(Protocol):
     """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
 
     `TextObjective` (text_objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
-    objective holds no optimiser state and draws no number but from `step_random(seed, step, place)` (objectives.py):
+    objective holds no optimiser state and draws no number but from `step_random(seed, step, place)` (randomness.py):
     then every split of the global batch, and every resumed run, gives the same trajectory.
 
     collate: rows of the data set -> a batch, a dict of tensors whose first dimension is the rows. It travels to data
@@ -322,6 +330,8 @@ class UDMTrainer(Trainer):
         for name in ("compute_metrics", "compute_loss_func"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} has no effect here: loss and metrics are the objective's")
+        if args.push_to_hub:
+            raise ValueError(_PUSH)
         if args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (DataParallel) are not supported; start one process a GPU: accelerate "
@@ -335,12 +345,17 @@ class UDMTrainer(Trainer):
         self._micro_step = 0
         self._staging: Path | None = None
         self.add_callback(_EpochCallback(self))
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
+            for name, given, what in (
+                ("ema_decay", args.ema_decay is not None, "average"),
+                ("LoRA", is_adapted(model), "merge the adapter into"),
+            ):
+                if given:
+                    raise ValueError(
+                        f"{name} goes with one process or with DDP: under FSDP and DeepSpeed no process has the whole "
+                        f"weights to {what}"
+                    )
         if args.ema_decay is not None:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
-                raise ValueError(
-                    "ema_decay goes with one process or with DDP: under FSDP and DeepSpeed no process has the whole "
-                    "weights to average"
-                )
             self.add_callback(_AverageCallback(self))
         self.timed_rate: TimedRate | None = None
         if args.max_seconds is not None:
@@ -479,13 +494,13 @@ class UDMTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Writes a checkpoint beside its place and moves it there when it is whole; older ones go only then."""
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
-        place, limit, push = run / f"checkpoint-{step}", self.args.save_total_limit, self.args.push_to_hub
+        place, limit = run / f"checkpoint-{step}", self.args.save_total_limit
         with self._writing(run, f"the checkpoint of step {step}") as staging:
-            self.args.save_total_limit, self.args.push_to_hub = None, False
+            self.args.save_total_limit = None
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self.args.save_total_limit, self.args.push_to_hub = limit, push
+                self.args.save_total_limit = limit
             written = staging / place.name
             if self.args.should_save:
                 if self.average is not None:
@@ -496,8 +511,6 @@ class UDMTrainer(Trainer):
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
                 publish(written, place)
-        if push:
-            self._push_from_checkpoint(str(place))
         if self.args.should_save:
             rotate(run, limit, (place, self.state.best_model_checkpoint))
         self.accelerator.wait_for_everyone()
@@ -556,8 +569,62 @@ class UDMTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish_files(staging / "model", output)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """Publishes the model, its averaged weights where there are any, as `hub_model_id`: `udm_text.hub.push`.
+
+        The figures of `output_dir` go into the card if the weights there are those of the model. To be called in every
+        process; the first one pushes and returns the commit, the others None.
+
+        Args:
+            token, revision, private: None: `hub_token`, `hub_revision`, `hub_private_repo` of the arguments.
+            kwargs: `license`, `tags`, `include_code` and what else `push` takes.
+
+        Raises:
+            ValueError: for an argument that cannot work, before anything is written or sent.
+            PushError: the Hub refused, was gone or holds something else.
+        """
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        if not blocking:
+            raise ValueError("blocking must be True: a push returns when the Hub was seen to hold every file")
+        if args.hub_model_id is None or "/" not in args.hub_model_id:
+            raise ValueError(f"hub_model_id must name the repository, as user/name, got {args.hub_model_id!r}")
+        if is_adapted(model) or not hasattr(getattr(model, "config", None), "build_process"):
+            raise ValueError(
+                f"push_to_hub publishes whole models of this package, got {type(model).__name__}: merge an adapter "
+                "first (`trainer.model = merge_adapter(trainer.model)`), push other models by their own means"
+            )
+        output = Path(str(args.output_dir))
+        made = output / f"{STAGING}-push"
+        try:
+            self.save_model(str(made))
+            if not self.is_world_process_zero():
+                return None
+            from .hub import push
+            from .modeling_udm import UDMForMaskedGeneration
+
+            return push(
+                UDMForMaskedGeneration.from_pretrained(made),
+                args.hub_model_id,
+                tokenizer=self.processing_class,
+                source=output,
+                commit_message=commit_message,
+                token=args.hub_token if token is None else token,
+                revision=args.hub_revision if revision is None else revision,
+                private=args.hub_private_repo if private is None else private,
+                **kwargs,
+            )
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(made, ignore_errors=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         super()._save(output_dir, state_dict)

@@ -107,6 +107,15 @@ def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
 
 
+@pytest.mark.parametrize("more", [[], ["--network", "unet", "--network_options", '{"widths": [8, 16]}', "--flip"]])
+def test_bfloat16_trains_and_writes_float32(tmp_path, more):
+    run(tmp_path / "half", "--bf16", "--learned_variance", *more, steps=2)
+    report = json.loads((tmp_path / "half" / "report.json").read_text())
+    assert report["validation"]["loss"] > 0 and {p.dtype for p in weights(tmp_path / "half").values()} == {
+        torch.float32
+    }
+
+
 @pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path):
     flags = "--max_steps 12 --times 2 --learned_variance --importance --use_cpu --report_to none --plot false"
@@ -164,6 +173,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
         (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
         (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
         (["--error", "l3"], "error must be one of"),
+        (["--loss", "nelbo"], "loss belongs to text: pictures take --error"),
         (["--weighting", "vlb", "--error", "l1"], "'vlb' is a bound"),
         (["--data", "no/such/pictures"], "data must be 'digits', a folder"),
     ],

@@ -37,7 +37,8 @@ def workplace(tmp_path_factory) -> Path:
     from udm_text.corpus import load_corpus, load_tokenizer, make_rows
     from udm_text.evaluation import measure_curve, price_table, store_curve
     from udm_text.modeling_udm import UDMForMaskedGeneration
-    from udm_text.train_text import parse, train_text, write_json
+    from udm_text.runs import write_json
+    from udm_text.train_text import parse, train_text
 
     place = tmp_path_factory.mktemp("secret-home")
     words = ["red", "green", "blue", "small", "large", "circle", "square"]

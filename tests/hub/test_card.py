@@ -1,7 +1,9 @@
 """What is written into a model's repository: the card, its metadata, the files beside it. No server is needed."""
 
+import inspect
 import json
 import logging
+import shutil
 import sys
 
 import pytest
@@ -14,8 +16,10 @@ from transformers.dynamic_module_utils import get_imports
 
 from tests.models import COUNTS, make_tokenizer, make_udm, save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import check_metadata, describe_data, is_edited, make_card, price_rows, public, resolve_paths
+from udm_text.card import check_metadata, describe_data, is_edited, make_card, price_rows, public
+from udm_text.ema import WeightAverage
 from udm_text.hub import _modules, push, save_backbone, write_repository
+from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 BOUND = {
     "nelbo_nats_per_token": 2.0,
@@ -117,17 +121,6 @@ def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):
     }
 
 
-def test_a_start_that_was_given_as_a_relative_path_is_no_name_on_the_hub(model, tmp_path):
-    (tmp_path / "runs/first").mkdir(parents=True)
-    (tmp_path / "runs/second").mkdir()
-    report = {"data": "user/shapes", "model_arguments": {"model": "runs/first"}, "data_arguments": {"tokenizer": None}}
-    settled = resolve_paths(report, tmp_path / "runs/second")
-    assert settled["model_arguments"]["model"] == str(tmp_path / "runs/first")
-    assert (settled["data"], settled["data_arguments"]) == ("user/shapes", {"tokenizer": None})
-    card = make_card(model, "user/name", report=settled)
-    assert "base_model" not in metadata(card) and "| started from | first |" in card
-
-
 def test_the_code_that_goes_along_needs_what_transformers_brings_and_nothing_else():
     for path in _modules():
         wanted = set(get_imports(path)) - set(sys.stdlib_module_names)
@@ -196,6 +189,67 @@ def test_figures_are_left_out_once_the_weights_have_changed(saved, tmp_path, cap
     with caplog.at_level("WARNING"):
         write_repository(tmp_path, model, "user/name")
     assert not (tmp_path / "report.json").exists() and "No held-out figures" in (tmp_path / "README.md").read_text()
+
+
+def trainer_of(folder, **how):
+    arguments = UDMTrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True, **how)
+    model, tokenizer = UDMForMaskedGeneration.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    return UDMTrainer(model, arguments, processing_class=tokenizer)
+
+
+def test_a_trainer_pushes_what_the_command_pushes_and_its_averaged_weights_where_it_has_any(
+    saved, tmp_path, monkeypatch
+):
+    run, asked = tmp_path / "run", []
+    shutil.copytree(saved / "udm", run)
+    before = {path: path.read_bytes() for path in run.rglob("*")}
+
+    def written(model, repo_id, **how):
+        inspect.signature(push).bind(model, repo_id, **how)
+        asked.append({name: how.pop(name) for name in ("token", "private", "revision", "commit_message")})
+        made = tmp_path / f"pushed-{len(asked)}"
+        made.mkdir()
+        write_repository(made, model, repo_id, **how)
+        return made
+
+    monkeypatch.setattr("udm_text.hub.push", written)
+    trainer = trainer_of(run, hub_model_id="user/name", hub_token="hf_x", hub_private_repo=True)
+    made = trainer.push_to_hub(license="mit")
+    assert asked == [{"token": "hf_x", "private": True, "revision": None, "commit_message": "End of training"}]
+    names = {path.name for path in made.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "tokenizer.json", "report.json", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt"))]
+    card = (made / "README.md").read_text()
+    assert metadata(card)["license"] == "mit" and "nats per token, upper bound" in card
+    assert {path: path.read_bytes() for path in run.rglob("*")} == before
+
+    trainer.average = WeightAverage(trainer.model, 0.9)
+    key = "backbone.bert.embeddings.word_embeddings.weight"
+    trainer.average.average[key] += 1.0
+    made = trainer.push_to_hub(token="hf_y", private=False)
+    assert (asked[1]["token"], asked[1]["private"]) == ("hf_y", False)
+    torch.testing.assert_close(load_file(made / "model.safetensors")[key], trainer.model.state_dict()[key] + 1.0)
+    assert "No held-out figures" in (made / "README.md").read_text()  # they are of other weights
+
+
+def test_a_trainer_that_cannot_push_says_what_would_work(saved, tmp_path):
+    from udm_text.adapters import add_adapter
+
+    with pytest.raises(ValueError, match=r"push_to_hub must be off.*trainer.push_to_hub\(\).*udm push DIR user/name"):
+        UDMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True)
+    shutil.copytree(saved / "udm", tmp_path / "run")
+    trainer = trainer_of(tmp_path / "run", hub_model_id="name")
+    with pytest.raises(ValueError, match="hub_model_id must name the repository, as user/name, got 'name'"):
+        trainer.push_to_hub()
+    with pytest.raises(ValueError, match="blocking must be True"):
+        trainer.push_to_hub(blocking=False)
+    trainer.args.hub_model_id = "user/name"
+    trainer.model = add_adapter(trainer.model, 2)
+    with pytest.raises(ValueError, match="got PeftModel: merge an adapter first"):
+        trainer.push_to_hub()
+    trainer.args.set_push_to_hub("user/name")
+    with pytest.raises(ValueError, match="push_to_hub must be off"):
+        UDMTrainer(trainer.model, trainer.args)
 
 
 def test_weights_that_are_pickle_are_refused_unless_asked_for(saved, tmp_path):

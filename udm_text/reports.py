@@ -1,0 +1,100 @@
+"""What a training run on text tells a person: rows and figures in a line, a progress bar, the loss as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import ProgressCallback
+
+
+def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
+    """What of the corpus training will not see, each with its share; and what of the vocabulary."""
+    lost = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in dropped.items())
+    return (
+        f"note: of {rows} training rows: {lost} ({vocabulary['unknown_share']:.2%} of tokens unknown); "
+        f"{vocabulary['never_seen']} tokens of the vocabulary ({vocabulary['never_seen_share']:.1%}) never occur"
+    )
+
+
+def describe(bound: dict[str, Any]) -> str:
+    """One line on a bound, each figure with its standard error."""
+
+    def figure(name: str, digits: int) -> str:
+        value, error = bound[name], bound[f"{name}_stderr"]
+        if value is None:
+            return "infinite"
+        return f"{value:.{digits}f} +- {'unknown' if error is None else format(error, f'.{digits}f')}"
+
+    exact = bool(bound.get("exact"))
+    names = ("NLL", "perplexity") if exact else ("NELBO", "perplexity bound")
+    values = figure("nelbo_nats_per_token", 4), figure("perplexity_bound", 2)
+    text = f"{names[0]} {values[0]} nats/token, {names[1]} {values[1]}"
+    if bound["chars"] is not None:
+        text += f", {figure('bits_per_char', 4)} bits/char"
+    length = "lengths included" if bound["length_included"] else "lengths given"
+    how = "exact" if exact else f"{bound['draws']} draws each"
+    return f"{text} ({length}; {bound['rows']} rows, {how})"
+
+
+def describe_repair(rates: dict[str, Any]) -> str:
+    """One line on how well a repairer does."""
+    restored, left = (f"{rates[name]:.1%} +- {rates[f'{name}_stderr']:.1%}" for name in ("restored", "left_alone"))
+    return (
+        f"of {rates['rows']} held-out rows with one wrong token {restored} are restored exactly; without an error "
+        f"{left} are left alone"
+    )
+
+
+class LossBar(ProgressCallback):
+    """The progress bar of transformers with the latest loss in it, in place of a line for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
+        elif "eval_nelbo_nats_per_token" in logs:
+            value, error = (logs[f"eval_nelbo_nats_per_token{end}"] for end in ("", "_stderr"))
+            self.training_bar.write(f"step {state.global_step}: held-out NELBO {value:.4f} +- {error:.4f} nats/token")
+
+
+def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] | None = None) -> None:
+    """Training loss and held-out bounds over the steps, as a PNG; `final` is the bound of the finished model.
+
+    The training loss does not count the lengths of rows, and neither does the last bound as it is drawn here.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    held = [
+        (entry["step"], entry["eval_nelbo_nats_per_token"], entry["eval_nelbo_nats_per_token_stderr"])
+        for entry in history
+        if "eval_nelbo_nats_per_token" in entry
+    ]
+    if train:
+        axes.plot(*zip(*train, strict=True), label="training loss", color="#4477aa", linewidth=1)
+    if held:
+        steps, values, errors = zip(*held, strict=True)
+        axes.errorbar(steps, values, errors, label="held-out bound", color="#ee6677", marker="o", capsize=3)
+    if final is not None and train:
+        value = final["nelbo_nats_per_token"] - final["length_nats_per_token"]
+        label = f"held-out bound at the end: {value:.3f}, lengths not counted"
+        axes.errorbar(
+            train[-1][0], value, final["nelbo_nats_per_token_stderr"], color="#228833", marker="D", label=label
+        )
+    axes.set(xlabel="step", ylabel="nats per token", yscale="log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.grid(alpha=0.3, which="both")
+    if train or held:
+        axes.legend()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
+    temporary.replace(path)

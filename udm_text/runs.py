@@ -1,0 +1,94 @@
+"""What every training run does around the training, whatever it trains: its folder, its files, what it was run on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from .checkpoints import checkpoints, fault, last_checkpoint
+
+RUN_FILE = "run.json"
+"""Written when training begins: marks a folder as that of a run, which --resume may start anew."""
+
+
+class OutputExistsError(FileExistsError):
+    """The output folder is not empty and `resume` was not asked for."""
+
+
+def prepare_output(output: Path, resume: bool) -> str | None:
+    """The checkpoint to resume from, or None; refuses a folder that holds something else."""
+    if output.exists() and not output.is_dir():
+        raise OutputExistsError(f"{output} is a file; --output must be a folder")
+    if output.is_dir() and any(output.iterdir()):
+        if not resume:
+            raise OutputExistsError(
+                f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
+            )
+        checkpoint = last_checkpoint(output)
+        broken = [f"{path.name}: {fault(path)}" for path in checkpoints(output) if fault(path) is not None]
+        if checkpoint is None and not (output / RUN_FILE).exists():
+            found = f" ({'; '.join(broken)})" if broken else ""
+            raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")
+        return checkpoint  # none yet, but a run of ours: from the beginning
+    if resume:
+        raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
+    return None
+
+
+def resolved(name: str | None, kinds: Collection[str] = ()) -> str | None:
+    """A path that is there, made absolute, so that a report can be read from elsewhere; any other name as it is.
+
+    kinds: names with a meaning of their own, which no path takes from them.
+    """
+    return str(Path(name).resolve()) if name and name not in kinds and Path(name).exists() else name
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def print_once(state: PartialState, text: str) -> None:
+    if state.is_main_process:
+        print(text, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def require_matplotlib() -> None:
+    """Fail before training where the plot could not be drawn after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "the loss plot needs matplotlib: pip install 'udm-text[train]', or give --plot false"
+        ) from None
