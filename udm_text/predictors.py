@@ -26,8 +26,8 @@ from .objectives import changes
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
 
-_CHUNK_ELEMENTS = 1 << 22
-"""Log-probabilities held in float64 at a time: 32 MiB. The head makes logits of as many positions at a time."""
+_CHUNK_ELEMENTS = 1 << 21
+"""Log-probabilities held in float64 at a time: 16 MiB. The head makes logits of as many positions at a time."""
 
 _MUST = -1e9
 """log(1 - r_i) where xt_i may not stay; small enough to add up, so that of several the most possible change."""
