@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 
-from udm_text.runs import machine, prepare_output, print_once, require_matplotlib, write_json
+from udm_text.runs import keep_memory, machine, prepare_output, print_once, require_matplotlib, write_json
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 from .data import ImageSplits, load_images
@@ -147,6 +147,7 @@ def train_image(
     state.wait_for_everyone()
     if run.plot:
         require_matplotlib()
+    keep_memory(run.device)
     set_seed(run.seed)
 
     with state.main_process_first():

@@ -40,7 +40,7 @@ from .evaluation import evaluate_bound, evaluate_repair
 from .modeling_udm import UDMForMaskedGeneration
 from .packing import check_packing
 from .reports import LossBar, describe, describe_repair, describe_rows, draw_loss
-from .runs import RUN_FILE, machine, prepare_output, print_once, require_matplotlib, resolved, write_json
+from .runs import RUN_FILE, keep_memory, machine, prepare_output, print_once, require_matplotlib, resolved, write_json
 from .streaming import RowStream, TrainingTexts, follow_stream, sample_corpus, stream_arguments
 from .training import UDMTrainer, default_objective
 
@@ -72,6 +72,7 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
     state.wait_for_everyone()
     if run.plot:
         require_matplotlib()
+    keep_memory(run.device)
     set_seed(run.seed)
     check_data(data, run)
     check_model(model_args, run)
