@@ -333,3 +333,33 @@ def test_unknown_backbones_decline_and_generate_all_the_same(kind):
     model = UDMForMaskedGeneration(own, backbone=AutoModelForMaskedLM.from_config(config).eval())
     assert declines(model)
     assert not (model.generate(ROWS, seed=1) == MASK).any()
+
+
+@pytest.mark.parametrize("masked", (None, "closed", "added"))
+@pytest.mark.parametrize("bias", (False, True))
+def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    rows, length, heads, width = 3, 7, 2, 4
+    hidden = heads * width
+    maps = [torch.nn.Linear(hidden, hidden, bias=bias).double() for _ in range(2)]
+    where = torch.rand(rows, length, generator=generator) < 0.4
+    where[0], where[1, 2] = False, True  # a row that asks nothing, and slots that stay empty
+    x, query = draw(rows, length, hidden), draw(int(where.sum()), heads, width)
+    mask = None if masked is None else torch.rand(rows, 1, length, length, generator=generator) < 0.7
+    if mask is not None:
+        mask = mask | torch.eye(length, dtype=torch.bool)
+    if masked == "added":
+        mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
+    with torch.no_grad():
+        key, value = (made(x).unflatten(-1, (heads, -1)) for made in maps)
+        expected = fastpath.attend(query, key, value, mask, where)
+        found = fastpath.attend_unprojected(query, x, fastpath._Linear(*maps), mask, where)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_keys_and_values_are_left_out_where_that_is_less_work_by_half():
+    where = torch.zeros(2, 64, dtype=torch.bool)
+    for width, wanted in ((1, True), (8, True), (16, True), (17, False), (64, False)):
+        where[1, :width] = True
+        assert fastpath.few(where, heads=8, hidden=512) is wanted

@@ -2,7 +2,8 @@
 
     first layer    queries, keys and values are kept, and computed anew only where a token changed since the last call
     middle layers  the backbone's own modules
-    last layer     keys and values everywhere; query, attention output and MLP at the wanted positions only
+    last layer     query, attention output and MLP at the wanted positions only; keys and values nowhere where few are
+                   wanted (`attend_unprojected`), else everywhere
     head           at the wanted positions only, and of as many of them at a time as the caller has room for
 
 Nothing is approximated: what is skipped does not reach the logits that are asked for, or was computed before from the
@@ -501,18 +502,64 @@ class FastForward:
         """(n, H) behind the last layer at the wanted positions (b, L), from its input x (b, L, H)."""
         seen = body.enter(layer, x)
         row, column = wanted.nonzero(as_tuple=True)
-        key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-        if body.turns:
-            flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
-            key = body.turn(layer, key.flatten(0, 1), flat).view_as(key)
         query = body.turn(layer, self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), column)
-        return body.leave(layer, attend(query, key, value, mask, wanted), x[row, column])
+        if not body.turns and few(wanted, body.heads, x.shape[-1]):
+            context = attend_unprojected(query, seen, self.key_value, mask, wanted)
+        else:
+            key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
+            if body.turns:
+                flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
+                key = body.turn(layer, key.flatten(0, 1), flat).view_as(key)
+            context = attend(query, key, value, mask, wanted)
+        return body.leave(layer, context, x[row, column])
+
+
+def few(where: Tensor, heads: int, hidden: int) -> bool:
+    """Whether `attend_unprojected` is the cheaper for the positions `where` (b, L), by half the operations at least.
+
+    Keys and values of a row are 4 L H^2 operations; without them each of its queries costs 4 H^2 + 4 heads L H instead.
+    """
+    length, width = where.shape[1], int(where.sum(dim=1).max())
+    return 2 * width * (hidden + heads * length) <= length * hidden
+
+
+def attend_unprojected(query: Tensor, x: Tensor, key_value: _Linear, mask: Tensor | None, where: Tensor) -> Tensor:
+    """(n, H): what `attend` gathers from the keys and values that `key_value` makes of x, neither of which is made.
+
+    For few queries the maps change places: q (K x_j) = (q K) x_j, and sum_j a_j (V x_j + v) = V (sum_j a_j x_j) + v,
+    since the a_j of a query sum to one. The bias of the keys adds the same to all scores of a query: none.
+
+    query: (n, heads, d) of the positions `where` (b, L). x: (b, L, H). mask: (b or 1, 1, L, L), bool or added, or None.
+    """
+    _, heads, width = query.shape
+    key, value = key_value.weight.view(2, heads, width, -1)
+    queries, mask, row, slot = _side_by_side(torch.bmm(query.transpose(0, 1), key).transpose(0, 1), mask, where)
+    if mask is not None:
+        mask = mask.repeat_interleave(heads, dim=2)
+    x = x[:, None]
+    gathered = F.scaled_dot_product_attention(queries.flatten(1, 2)[:, None], x, x, attn_mask=mask, scale=width**-0.5)
+    gathered = gathered[:, 0].unflatten(1, (-1, heads))[row, slot]
+    context = torch.bmm(gathered.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1).flatten(1)
+    return context if key_value.bias is None else context + key_value.bias[heads * width :]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
     """(n, heads * d): what the queries (n, heads, d) of the positions `where` (b, L) gather from keys and values.
 
     key, value: (b, L, heads, d). mask: (b or 1, 1, L, L), bool or added, or None.
+    """
+    queries, mask, row, slot = _side_by_side(query, mask, where)
+    context = F.scaled_dot_product_attention(
+        queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+    )
+    return context.transpose(1, 2)[row, slot].flatten(1)
+
+
+def _side_by_side(query: Tensor, mask: Tensor | None, where: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Queries (b, w, ...) with those of each row side by side, their masks (b, 1, w, L), and the place of each.
+
+    query: (n, ...) of the positions `where` (b, L). mask: (b or 1, 1, L, L) or None. The place of a query is row (n,)
+    and slot (n,); slots behind the last query of a row hold zeros.
     """
     row, column = where.nonzero(as_tuple=True)
     slot = (where.cumsum(dim=1) - 1)[row, column]
@@ -521,11 +568,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where
     queries[row, slot] = query
     if mask is not None:
         mask = mask.expand(rows, -1, -1, -1)[:, 0]
-        chosen = mask.new_ones(rows, width, mask.shape[-1]) if mask.dtype == torch.bool else None
-        chosen = mask.new_zeros(rows, width, mask.shape[-1]) if chosen is None else chosen
+        shape = (rows, width, mask.shape[-1])
+        chosen = mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)
         chosen[row, slot] = mask[row, column]
         mask = chosen[:, None]
-    context = F.scaled_dot_product_attention(
-        queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
-    )
-    return context.transpose(1, 2)[row, slot].flatten(1)
+    return queries, mask, row, slot
