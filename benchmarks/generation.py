@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,20 +35,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from common import MASK, SIZES, VOCABULARY, machine, make_bert, matrix_peak
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import AutoModelForMaskedLM, BertConfig  # noqa: E402
+from udm_text import UDMForMaskedGeneration
+from udm_text.caching import CachedForward
+from udm_text.decoding import log_probabilities
+from udm_text.fastpath import FastForward, plain_path
 
-from udm_text import UDMConfig, UDMForMaskedGeneration  # noqa: E402
-from udm_text.caching import CachedForward  # noqa: E402
-from udm_text.decoding import log_probabilities  # noqa: E402
-from udm_text.fastpath import FastForward, plain_path  # noqa: E402
-
-SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
-"""Layers, hidden size, heads."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "fast": {},
     "bf16": {},
@@ -65,32 +59,14 @@ COMPILED = ("naive-compiled", "plain-compiled")
 BARS = {"fast": {"mini": 4.0, "small": 3.0, "base": 1.35}, "bf16": {"mini": 10.0, "small": 9.0, "base": 5.5}}
 MEMORY_BARS = {"mini": 1 / 10, "small": 1 / 10, "base": 1 / 5}
 TOLERANCE = 1e-4
-MASK, VOCABULARY = 103, 30522
 
 
 def make_model(size: str, length: int, device: str) -> UDMForMaskedGeneration:
     """A random BERT of that size, or the trained model of process mask in that directory."""
     if size not in SIZES:
         return UDMForMaskedGeneration.from_pretrained(size).eval().to(device)
-    layers, hidden, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=max(512, length),
-    )
-    backbone = AutoModelForMaskedLM.from_config(config).eval().to(device)
-    own = UDMConfig(
-        text_config=config,
-        mask_token_id=MASK,
-        pad_token_id=0,
-        special_token_ids=[100, 101, 102],
-        prompt_dropout=0.1,  # nothing is trained here: no warning under guidance
-    )
-    return UDMForMaskedGeneration(own, backbone=backbone).eval()
+    # nothing is trained here: no warning under guidance
+    return make_bert(size, length, prompt_dropout=0.1).eval().to(device)
 
 
 def make_rows(model: UDMForMaskedGeneration, batch: int, length: int, masks: int) -> Tensor:
@@ -304,32 +280,24 @@ def work(size: str, method: str, batch: int, length: int) -> float:
     """Multiplications and additions of one step, matrix products alone: what the method has to compute.
 
     naive: every layer (12 H^2 weights a token, 2 L H for the attention) and the head (H^2 + V H) at every position.
-    fast: at every position the first layer without its projections, the middle layers whole, keys and values of the
-    last; the rest of the last layer and the head at one position of each row.
+    fast: at every position the first layer without its projections, and the middle layers whole; the last layer, where
+    each head attends to its whole input (`fastpath.attend_unprojected`), and the head at one position of each row.
     """
-    layers, hidden, _ = SIZES[size]
+    layers, hidden, heads = SIZES[size]
     attention, head = 2 * length * hidden, hidden**2 + VOCABULARY * hidden
     layer = 12 * hidden**2 + attention
-    everywhere = layers * layer + head
-    if method != "naive":
-        everywhere = (layers - 2) * layer + 9 * hidden**2 + attention + 2 * hidden**2
-    once = 0 if method == "naive" else 3 * hidden**2 + 10 * hidden**2 + attention + head
+    if method == "naive":
+        return 2.0 * batch * length * (layers * layer + head)
+    everywhere = (layers - 2) * layer + 9 * hidden**2 + attention
+    once = 3 * hidden**2 + 12 * hidden**2 + heads * attention + head
     return 2.0 * batch * (length * everywhere + once)
-
-
-def matrix_peak(dtype: torch.dtype, device: str) -> float:
-    """Operations a second of a large square matrix product in this precision, the best of five."""
-    n = 8192 if device.startswith("cuda") else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    a @ b
-    return max(2.0 * n**3 / measure(lambda: a @ b, device)[1] for _ in range(5))
 
 
 def grid(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Times by length, batch and precision, eager and compiled ("reduce-overhead" records CUDA graphs)."""
     for name in ("float32", "bfloat16"):
         dtype = getattr(torch, name)
-        top = matrix_peak(dtype, options.device)
+        top = matrix_peak(options.device, dtype)
         for length in options.lengths:
             model = make_model(size, length, options.device).to(dtype)
             for batch in options.batches:
@@ -350,18 +318,6 @@ def grid(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     seconds = statistics.median(own["wall"]["ms_per_step"]) / 1e3
                     own["share_of_peak"] = work(size, method, batch, length) / seconds / top
                 yield result
-
-
-def machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    name, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        name, flags = fields.get("model name", name), fields.get("flags", "")
-    return f"{name}, AMX {'yes' if 'amx_bf16' in flags else 'no'}"
 
 
 def show(result: dict[str, Any]) -> None:

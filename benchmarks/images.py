@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from continuous.data import load_images  # noqa: E402
-from continuous.evaluation import restorations, train_classifier  # noqa: E402
-from continuous.pipeline import ImagePipeline  # noqa: E402
-from continuous.train_image import main as train  # noqa: E402
+from continuous.data import load_images
+from continuous.evaluation import restorations, train_classifier
+from continuous.pipeline import ImagePipeline
+from continuous.train_image import main as train
 
 
 def degradations(side: int) -> dict[str, tuple[str, dict, int | None]]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,43 +30,26 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from common import MASK, SIZES, VOCABULARY, machine, make_bert, matrix_peak, synchronize  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import AutoModelForMaskedLM, BertConfig  # noqa: E402
 
-from udm_text import UDMConfig, UDMForMaskedGeneration  # noqa: E402
+from udm_text import UDMForMaskedGeneration  # noqa: E402
 from udm_text.objectives import stratified_counts  # noqa: E402
 from udm_text.randomness import step_random  # noqa: E402
 from udm_text.text_objective import TextObjective  # noqa: E402
 
-SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
-"""Layers, hidden size, heads."""
 METHODS = ("full", "gathered", "chunked")
 BARS = {"mini": 1.4, "small": 1.3, "base": 1.1}
-MASK, VOCABULARY, CHUNK = 103, 30522, 256
+CHUNK = 256
 WARM_UP = 3
 
 
 def make_model(size: str, length: int, device: str, attention: str) -> UDMForMaskedGeneration:
     """A random BERT of that size, without dropout."""
-    layers, hidden, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=max(512, length),
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    backbone = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
-    own = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=0, special_token_ids=[100, 101, 102])
-    return UDMForMaskedGeneration(own, backbone=backbone).to(device).train()
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return make_bert(size, length, attention, **none).to(device).train()
 
 
 def make_batch(objective: TextObjective, rows: int, length: int, device: str) -> dict[str, Tensor]:
@@ -129,28 +111,9 @@ def operations(size: str, rows: int, length: int) -> float:
     return 3.0 * rows * length * (body + head / 2)
 
 
-def matrix_peak(device: str, bf16: bool, seconds: float = 1.0) -> float:
-    """Operations a second of the best of some large matrix products."""
-    dtype, best = torch.bfloat16 if bf16 else torch.float32, 0.0
-    for n in (1024, 2048) if device == "cpu" else (4096, 8192):
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            a @ b
-            synchronize(device)
-            best = max(best, 2.0 * n**3 / (time.perf_counter() - start))
-    return best
-
-
-def synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
 def compare(size: str, rows: int, length: int, rounds: int, how: dict[str, Any], methods: list[str]) -> dict[str, Any]:
     """Seconds of a step of each method, interleaved, and the ratios to full logits."""
-    device, peak = how["device"], matrix_peak(how["device"], how["bf16"])
+    device, peak = how["device"], matrix_peak(how["device"], torch.bfloat16 if how["bf16"] else torch.float32)
     steps = {method: make_step(method, size, rows, length, **how) for method in methods}
     losses = {method: [step(i) for i in range(WARM_UP)] for method, step in steps.items()}
     seconds: dict[str, list[float]] = {method: [] for method in methods}
@@ -260,9 +223,7 @@ def main() -> int:
                 show(result)
                 results.append(result)
     if given.json:
-        where = {"machine": platform.processor() or platform.machine(), "threads": given.threads}
-        if not on_cpu:
-            where["accelerator"] = torch.cuda.get_device_name()
+        where = {"machine": machine(given.device), "threads": given.threads}
         given.json.write_text(json.dumps({**where, "torch": torch.__version__, "results": results}, indent=2) + "\n")
     return 1 if failed else 0
 
