@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     **dict.fromkeys(("randomness", "core", "hamming", "schedules", "decoding"), 0),
-    **dict.fromkeys(("processes", "kernels", "configuration_udm", "prompts", "packing"), 1),
+    **dict.fromkeys(("processes", "kernels", "configuration_udm", "prompts", "packing", "row_order"), 1),
     **dict.fromkeys(("sources", "tokenizing", "rows", "streaming"), 2),
     **dict.fromkeys(("objectives", "corpus", "card", "hub", "checkpoints", "ema", "interrupts", "runs", "reports"), 2),
+    "callbacks": 3,
     **dict.fromkeys(("modeling_udm", "canvas", "constraints", "fastpath", "caching", "predictors", "speculative"), 3),
     **dict.fromkeys(("generation_udm", "training", "evaluation", "text_objective", "causal", "adapters"), 4),
     **dict.fromkeys(("pipeline_udm", "arguments", "train_text", "terminal", "export"), 5),

@@ -11,36 +11,30 @@ The trainer knows neither text nor images: what a row is, what it costs and how 
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from .adapters import is_adapted
+from .callbacks import AverageCallback, EpochCallback, StepNoise
 from .checkpoints import STAGING, CheckpointError, fault, last_checkpoint, publish, publish_files, rotate
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedRate, out_of_memory
 from .objectives import LOSSES
-from .randomness import RowRandom
+from .row_order import RowOrder
 
 logger = logging.get_logger(__name__)
-
-_ORDER = 0x4F52444552000000
-"""Distinguishes the seed of the order of rows from that of the noise."""
-
 
 _PUSH = (
     "push_to_hub must be off: it would send what is unfinished, and the arguments as a pickle. After training call "
@@ -126,48 +120,6 @@ class UDMTrainingArguments(TrainingArguments):
             raise ValueError(f"eval_draws must be at least 1, got {self.eval_draws}")
 
 
-class RowOrder(Sampler[int]):
-    """The order of rows in an epoch: a permutation that depends on (seed, epoch) only, the same in every process.
-
-    An epoch is a whole number of global batches, so that it ends alike however these are split into micro-batches and
-    processes: the last one is filled up with rows from the front of the permutation, or dropped.
-
-    Args:
-        lengths: the rows' lengths, to group rows of like length into batches of `group` rows; None: no grouping.
-        num_rows, seed: how many rows; the seed of the permutation.
-        group: rows of a global batch. Rows are grouped inside windows of 50 such batches, whose batches are shuffled.
-        drop_last: drop the rows that fill no batch instead of filling it up.
-    """
-
-    window = 50
-
-    def __init__(self, num_rows: int, seed: int, group: int, lengths: list[int] | None = None, drop_last: bool = False):
-        self.num_rows, self.seed, self.group, self.lengths = num_rows, seed ^ _ORDER, group, lengths
-        self.num_batches = num_rows // group if drop_last else -(-num_rows // group)
-        if not self.num_batches:
-            raise ValueError(f"{num_rows} training rows do not make one global batch of {group} rows")
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.num_batches * self.group
-
-    def __iter__(self) -> Iterator[int]:
-        source = RowRandom(self.seed, torch.tensor([self.epoch]))
-        order = source.uniform(self.num_rows)[0].argsort().tolist()
-        order = list(islice(cycle(order), len(self)))
-        if self.lengths is None:
-            return iter(order)
-        size, lengths = self.group * self.window, self.lengths
-        by_length: list[int] = []
-        for start in range(0, len(order), size):
-            by_length += sorted(order[start : start + size], key=lambda i: lengths[i])
-        batches = source.uniform(self.num_batches)[0].argsort().tolist()
-        return (i for batch in batches for i in by_length[batch * self.group : (batch + 1) * self.group])
-
-
 class Objective(Protocol):
     """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
 
@@ -235,71 +187,6 @@ def default_objective(model, args: UDMTrainingArguments) -> Objective:
     )
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the row order which epoch begins, also after a resume (accelerate does not reach a wrapped sampler)."""
-
-    def __init__(self, trainer: UDMTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if self.trainer.row_order is not None:
-            self.trainer.row_order.set_epoch(int(state.epoch or 0.0))  # exact where an epoch is complete
-
-
-class _AverageCallback(TrainerCallback):
-    """Keeps the average of the weights, from the first step or from where a checkpoint left it."""
-
-    def __init__(self, trainer: UDMTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        trainer = self.trainer
-        trainer.average = average = WeightAverage(trainer.accelerator.unwrap_model(trainer.model), args.ema_decay)
-        if trainer.resumed_from is not None:
-            average.load(trainer.resumed_from)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.average is not None:
-            self.trainer.average.update(state.global_step)
-
-
-class StepNoise(TrainerCallback):
-    """How much the loss of a step owes to which rows and which noise it drew; warns where that is a lot.
-
-    From step 20 to 60 the loss falls slowly against its noise: half the mean square of its changes from step to step
-    estimates the variance of one. `relative` is the deviation over the mean, None before; where it is above `limit` and
-    the global batch below `few` rows, a warning names both.
-    """
-
-    first, last, limit, few = 20, 60, 0.05, 64
-
-    def __init__(self, trainer: UDMTrainer):
-        self.trainer = trainer
-        self.losses: list[float] = []
-        self.step_loss = 0.0
-        self.relative: float | None = None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        step = state.global_step - self.trainer._initial_global_step
-        if step <= self.last:
-            self.losses.append(self.step_loss)
-            self.step_loss = 0.0
-        if step != self.last:
-            return
-        losses = torch.tensor(self.losses[self.first :], dtype=torch.float64)
-        # each process sees its own share of the global batch
-        deviation = float((losses.diff().square().mean() / 2 / args.world_size).sqrt())
-        mean, rows = float(losses.mean()), self.trainer.rows_per_step
-        self.relative = deviation / abs(mean) if mean else None
-        if self.relative is not None and self.relative > self.limit and rows < self.few and state.is_world_process_zero:
-            times = math.ceil((self.relative / self.limit) ** 2)
-            logger.warning(
-                f"the loss of a step is {mean:.3g} +- {deviation:.2g} ({self.relative:.0%} noise) with {rows} rows a "
-                f"step: most of what the optimiser sees is chance. gradient_accumulation_steps "
-                f"{args.gradient_accumulation_steps * times} would bring it below {self.limit:.0%}"
-            )
-
-
 class UDMTrainer(Trainer):
     """`Trainer` whose noise belongs to the row and whose loss is an `Objective`'s.
 
@@ -344,7 +231,7 @@ class UDMTrainer(Trainer):
         self.average, self.resumed_from = None, None
         self._micro_step = 0
         self._staging: Path | None = None
-        self.add_callback(_EpochCallback(self))
+        self.add_callback(EpochCallback(self))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
             for name, given, what in (
                 ("ema_decay", args.ema_decay is not None, "average"),
@@ -356,7 +243,7 @@ class UDMTrainer(Trainer):
                         f"weights to {what}"
                     )
         if args.ema_decay is not None:
-            self.add_callback(_AverageCallback(self))
+            self.add_callback(AverageCallback(self))
         self.timed_rate: TimedRate | None = None
         if args.max_seconds is not None:
             steps = 0 if args.max_steps >= _ENDLESS else args.max_steps

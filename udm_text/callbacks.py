@@ -1,0 +1,79 @@
+"""What `UDMTrainer` does between steps: tells the epoch, averages the weights, watches the noise of the loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .ema import WeightAverage
+
+logger = logging.get_logger(__name__)
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the row order which epoch begins, also after a resume (accelerate does not reach a wrapped sampler)."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if self.trainer.row_order is not None:
+            self.trainer.row_order.set_epoch(int(state.epoch or 0.0))  # exact where an epoch is complete
+
+
+class AverageCallback(TrainerCallback):
+    """Keeps the average of the weights, from the first step or from where a checkpoint left it."""
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        trainer.average = average = WeightAverage(trainer.accelerator.unwrap_model(trainer.model), args.ema_decay)
+        if trainer.resumed_from is not None:
+            average.load(trainer.resumed_from)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(state.global_step)
+
+
+class StepNoise(TrainerCallback):
+    """How much the loss of a step owes to which rows and which noise it drew; warns where that is a lot.
+
+    From step 20 to 60 the loss falls slowly against its noise: half the mean square of its changes from step to step
+    estimates the variance of one. `relative` is the deviation over the mean, None before; where it is above `limit` and
+    the global batch below `few` rows, a warning names both.
+    """
+
+    first, last, limit, few = 20, 60, 0.05, 64
+
+    def __init__(self, trainer: Any):
+        self.trainer = trainer
+        self.losses: list[float] = []
+        self.step_loss = 0.0
+        self.relative: float | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step - self.trainer._initial_global_step
+        if step <= self.last:
+            self.losses.append(self.step_loss)
+            self.step_loss = 0.0
+        if step != self.last:
+            return
+        losses = torch.tensor(self.losses[self.first :], dtype=torch.float64)
+        # each process sees its own share of the global batch
+        deviation = float((losses.diff().square().mean() / 2 / args.world_size).sqrt())
+        mean, rows = float(losses.mean()), self.trainer.rows_per_step
+        self.relative = deviation / abs(mean) if mean else None
+        if self.relative is not None and self.relative > self.limit and rows < self.few and state.is_world_process_zero:
+            times = math.ceil((self.relative / self.limit) ** 2)
+            logger.warning(
+                f"the loss of a step is {mean:.3g} +- {deviation:.2g} ({self.relative:.0%} noise) with {rows} rows a "
+                f"step: most of what the optimiser sees is chance. gradient_accumulation_steps "
+                f"{args.gradient_accumulation_steps * times} would bring it below {self.limit:.0%}"
+            )
