@@ -117,12 +117,7 @@ def edit(
         churn: as in `core.denoise`; wrap the predictor for other samplers.
     """
     check_pictures(known, "known")
-    if editable.dtype != torch.bool:
-        raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
-    try:
-        editable = editable.expand(known.shape)
-    except RuntimeError:
-        raise ValueError(f"editable must broadcast to {tuple(known.shape)}, got {tuple(editable.shape)}") from None
+    editable = check_editable(editable, known)
     times = grid(process, num_steps, start=start) if times is None else times
     check_falling(times, process.T)
     random = RowRandom.fresh(len(known), known.device) if random is None else random
@@ -140,3 +135,13 @@ def edit(
 
     xt = keep(-1, xt, None)
     return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=after)
+
+
+def check_editable(editable: Tensor, known: Tensor) -> Tensor:
+    """`editable` in the shape of `known`; raises ValueError where it is not bool or does not broadcast."""
+    if editable.dtype != torch.bool:
+        raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
+    try:
+        return editable.expand(known.shape)
+    except RuntimeError:
+        raise ValueError(f"editable must broadcast to {tuple(known.shape)}, got {tuple(editable.shape)}") from None

@@ -113,23 +113,32 @@ def _terms(last: int, num_terms: int | None, random: RowRandom) -> list[tuple[Te
     return terms + [(torch.full_like(random.rows, place), 1) for place in range(far, last + 1)]
 
 
+def discretised_log_prob(
+    x: Tensor, mean: Tensor, log_std: Tensor, levels: int, low: float = -1.0, high: float = 1.0
+) -> Tensor:
+    """log of the probability of the interval of width (high - low) / (levels - 1) around x under a normal law.
+
+    Elementwise and differentiable. Intervals at low and high are open ended, so the probabilities of all levels add to
+    one.
+    """
+    half, inverse = (high - low) / (levels - 1) / 2, (-log_std).exp()
+    upper = torch.where(x > high - half, torch.inf, (x + half - mean) * inverse)
+    lower = torch.where(x < low + half, -torch.inf, (x - half - mean) * inverse)
+    # on the side where both ends are negative the difference of the two distribution functions keeps its digits
+    flip = lower > 0
+    top, bottom = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
+    log_top, log_bottom = torch.special.log_ndtr(top), torch.special.log_ndtr(bottom)
+    gap = (log_bottom - log_top).clamp(max=-1e-12)
+    return log_top + torch.log(-torch.expm1(gap))
+
+
 def _decoder(x0: Tensor, off: Tensor, v: Tensor, levels: int | None, low: float, high: float) -> Tensor:
     """-log p(x0 | x_t1), summed over a row: a normal density of variance v, or its mass in the bin of each level."""
     if not bool((v > 0).all()):
         raise ValueError("the decoder's variance must be positive")
     if levels is None:
         return 0.5 * ((2 * math.pi * v).log() + off.square() / v).sum(1)
-    half = (high - low) / (levels - 1) / 2
-    sd = v.sqrt()
-    # by symmetry the bin is taken on the side of the mean where tails are small, so that far bins keep their digits
-    upper = torch.special.log_ndtr((half - off.abs()) / sd)
-    lower = torch.special.log_ndtr((-half - off.abs()) / sd)
-    inside = upper + torch.log(-torch.expm1(lower - upper))
-    # the outermost levels take the whole tail on their side
-    outward = torch.where(x0 > high - half, -off, off)  # mean minus level, counted outwards
-    tail = torch.special.log_ndtr((outward + half) / sd)
-    edge = (x0 < low + half) | (x0 > high - half)
-    return -torch.where(edge, tail, inside).sum(1)
+    return -discretised_log_prob(x0, x0 - off, 0.5 * v.log(), levels, low, high).sum(1)
 
 
 def _known(variance: Tensor, t: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from transformers import TrainerCallback
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
+from .likelihood import discretised_log_prob
 from .modeling import ImageConfig
 from .processes import ColdProcess, GaussianProcess, PictureProcess
 
@@ -98,22 +99,6 @@ def kl_terms(
     kl = 0.5 * ((low - log_variance).exp() - 1 + log_variance - low + gap.square() * (-log_variance).exp())
     nll = -discretised_log_prob(x0.to(wide), x0_hat.to(wide), 0.5 * log_variance.expand_as(x0), levels)
     return torch.where(column(t) == 1, nll, kl).flatten(1).sum(dim=1)
-
-
-def discretised_log_prob(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
-    """log of the probability of the interval of width 2 / (levels - 1) around x under a normal law; elementwise.
-
-    Intervals at -1 and 1 are open ended, so the probabilities of all levels add to one.
-    """
-    half, inverse = 1.0 / (levels - 1), (-log_std).exp()
-    upper = torch.where(x > 1 - half, torch.inf, (x + half - mean) * inverse)
-    lower = torch.where(x < -1 + half, -torch.inf, (x - half - mean) * inverse)
-    # on the side where both ends are negative the difference of the two distribution functions keeps its digits
-    flip = lower > 0
-    top, bottom = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
-    log_top, log_bottom = torch.special.log_ndtr(top), torch.special.log_ndtr(bottom)
-    gap = (log_bottom - log_top).clamp(max=-1e-12)
-    return log_top + torch.log(-torch.expm1(gap))
 
 
 def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:

@@ -195,8 +195,7 @@ class ImagePipeline:
         times = sampling.grid(process, num_steps, spacing)
         calls = len(times) - 1
 
-        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
-            own = None if labels is None else labels[part].to(self.denoiser.device)
+        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
             name: str | None = sampler
             if sampler == WITH_LEARNED_VARIANCE:
                 name, predict = None, self.learned_variance(own, random, clip)
@@ -218,7 +217,7 @@ class ImagePipeline:
                 on_step=on_step,
             )
 
-        return self._batches(run, num, calls, seed, batch_size, on_state, progress)
+        return self._batches(run, labels, num, calls, seed, batch_size, on_state, progress)
 
     @torch.no_grad()
     def restore(
@@ -254,8 +253,7 @@ class ImagePipeline:
             raise ValueError(f"t must lie in 1..{self.process.T}, got {t}")
         labels = self.labels(label, len(degraded))
 
-        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
-            own = None if labels is None else labels[part].to(self.denoiser.device)
+        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
             xt = degraded[part].to(self.denoiser.device, torch.float32)
             if on_state is not None:
                 on_state(xt.cpu())
@@ -270,7 +268,7 @@ class ImagePipeline:
                 on_step=on_step,
             )
 
-        return self._batches(run, len(degraded), num_steps or t, seed, batch_size, on_state, progress)
+        return self._batches(run, labels, len(degraded), num_steps or t, seed, batch_size, on_state, progress)
 
     @torch.no_grad()
     def edit(
@@ -301,15 +299,9 @@ class ImagePipeline:
         labels = self.labels(label, len(known))
         steps = min(num_steps or process.T, start or process.T)
         times = sampling.grid(process, steps, start=start)
-        if editable.dtype != torch.bool:
-            raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
-        try:
-            editable = editable.expand(known.shape)
-        except RuntimeError:
-            raise ValueError(f"editable must broadcast to {tuple(known.shape)}, got {tuple(editable.shape)}") from None
+        editable = control.check_editable(editable, known)
 
-        def run(random: RowRandom, part: slice, on_step: sampling.OnStep) -> Tensor:
-            own = None if labels is None else labels[part].to(self.denoiser.device)
+        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
             return control.edit(
                 process,
                 sampling.ddim(process, self.predictor(own, guidance, clip), eta),
@@ -320,7 +312,7 @@ class ImagePipeline:
                 on_step=on_step,
             )
 
-        return self._batches(run, len(known), steps, seed, batch_size, on_state, progress)
+        return self._batches(run, labels, len(known), steps, seed, batch_size, on_state, progress)
 
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
         """Clean pictures (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
@@ -357,7 +349,8 @@ class ImagePipeline:
 
     def _batches(
         self,
-        run: Callable[[RowRandom, slice, Any], Tensor],
+        run: Callable[[RowRandom, slice, Tensor | None, Any], Tensor],
+        labels: Tensor | None,
         num: int,
         calls: int,
         seed: int | None,
@@ -365,7 +358,7 @@ class ImagePipeline:
         on_state: OnState | None,
         progress: bool,
     ) -> Tensor:
-        """`run` for each batch of rows, its states handed on, the last one held inside [-1, 1]."""
+        """`run` for each batch of rows with their labels, its states handed on, the last one held inside [-1, 1]."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         seed = _seed(seed)
@@ -383,7 +376,8 @@ class ImagePipeline:
             try:
                 for first in range(0, num, batch_size):
                     part = slice(first, min(first + batch_size, num))
-                    pictures.append(run(RowRandom(seed, rows[part]), part, on_step).cpu())
+                    own = None if labels is None else labels[part].to(self.denoiser.device)
+                    pictures.append(run(RowRandom(seed, rows[part]), part, own, on_step).cpu())
             finally:
                 self.denoiser.train(was_training)
         return torch.cat(pictures).to(torch.float32).clamp(-1.0, 1.0)

@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 
+from udm_text.callbacks import LossBar
 from udm_text.runs import keep_memory, machine, prepare_output, print_once, require_matplotlib, write_json
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
@@ -176,7 +177,7 @@ def train_image(
         trainer.add_callback(ImportanceCallback(trainer, objective.importance))
     if not run.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossBar)
+        trainer.add_callback(LossBar())
     parameters = sum(p.numel() for p in model.parameters())
     print_once(
         state,
@@ -225,18 +226,6 @@ def train_image(
         write_json(output / "report.json", report)
     state.wait_for_everyone()
     return report
-
-
-class LossBar(ProgressCallback):
-    """The progress bar of transformers with the latest loss in it, in place of a line for each log."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
-        elif "eval_loss" in logs:
-            self.training_bar.write(f"step {state.global_step}: held-out loss {logs['eval_loss']:.5f}")
 
 
 def build_process(model_args: ModelArguments) -> PictureProcess:

@@ -28,7 +28,13 @@ PICTURE_FLOORS = {  # the companion: the same plan, one house further
     **dict.fromkeys(("train_image", "demo"), 6),
     "cli": 7,
 }
-OF_TEXT = {"core", "randomness", "training", "runs"}  # what pictures take of the house of text: these know no tokens
+OF_TEXT = {
+    "core",
+    "randomness",
+    "training",
+    "callbacks",
+    "runs",
+}  # what pictures take of the house of text: these know no tokens
 PICTURE_MODULES = sorted(path.stem for path in (ROOT / "continuous").glob("*.py") if path.stem != "__init__")
 MODULES = sorted(path.stem for path in (ROOT / "udm_text").glob("*.py") if path.stem != "__init__")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from .ema import WeightAverage
@@ -77,3 +78,23 @@ class StepNoise(TrainerCallback):
                 f"step: most of what the optimiser sees is chance. gradient_accumulation_steps "
                 f"{args.gradient_accumulation_steps * times} would bring it below {self.limit:.0%}"
             )
+
+
+class LossBar(ProgressCallback):
+    """The progress bar of transformers with the latest loss in it, in place of a line for each log.
+
+    Args:
+        describe: the words for an evaluation, from what it logged; the held-out loss by default.
+    """
+
+    def __init__(self, describe: Callable[[dict[str, float]], str] | None = None):
+        super().__init__()
+        self.describe = describe or (lambda logs: f"held-out loss {logs['eval_loss']:.5f}")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+        elif "eval_loss" in logs:
+            self.training_bar.write(f"step {state.global_step}: {self.describe(logs)}")

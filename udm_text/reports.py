@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback
-
 
 def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
     """What of the corpus training will not see, each with its share; and what of the vocabulary."""
@@ -46,17 +44,12 @@ def describe_repair(rates: dict[str, Any]) -> str:
     )
 
 
-class LossBar(ProgressCallback):
-    """The progress bar of transformers with the latest loss in it, in place of a line for each log."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or self.training_bar is None or not logs:
-            return
-        if "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}", refresh=False)
-        elif "eval_nelbo_nats_per_token" in logs:
-            value, error = (logs[f"eval_nelbo_nats_per_token{end}"] for end in ("", "_stderr"))
-            self.training_bar.write(f"step {state.global_step}: held-out NELBO {value:.4f} +- {error:.4f} nats/token")
+def describe_evaluation(logs: dict[str, float]) -> str:
+    """The held-out bound of an evaluation in the middle of training, or a twin's loss."""
+    if "eval_nelbo_nats_per_token" not in logs:
+        return f"held-out loss {logs['eval_loss']:.4f} nats/token"
+    value, error = (logs[f"eval_nelbo_nats_per_token{end}"] for end in ("", "_stderr"))
+    return f"held-out NELBO {value:.4f} +- {error:.4f} nats/token"
 
 
 def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] | None = None) -> None:

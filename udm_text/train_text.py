@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, ProgressCallback, set
 from .adapters import ADAPTER, add_adapter, is_adapted, merge_adapter
 from .arguments import PRESETS, DataArguments, ModelArguments, RunArguments, check_data, check_model
 from .arguments import parse as parse
+from .callbacks import LossBar
 from .causal import PROCESS as CAUSAL
 from .causal import CausalObjective, causal_twin, evaluate_causal
 from .configuration_udm import UDMConfig, choices, tokenizer_fields, tokenizer_separator
@@ -39,7 +40,7 @@ from .corpus import (
 from .evaluation import evaluate_bound, evaluate_repair
 from .modeling_udm import UDMForMaskedGeneration
 from .packing import check_packing
-from .reports import LossBar, describe, describe_repair, describe_rows, draw_loss
+from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
 from .runs import RUN_FILE, keep_memory, machine, prepare_output, print_once, require_matplotlib, resolved, write_json
 from .streaming import RowStream, TrainingTexts, follow_stream, sample_corpus, stream_arguments
 from .training import UDMTrainer, default_objective
@@ -310,7 +311,7 @@ def prepare_trainer(
         follow_stream(trainer, stream, checkpoint)
     if not run.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossBar)
+        trainer.add_callback(LossBar(describe_evaluation))
     return trainer
 
 

@@ -109,7 +109,7 @@ def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     report = {
         "data": str(tmp_path / "rows.txt"),
-        "nested": {"a": ["~/secret/corpus", "./x/y", "C:\\Users\\me\\corpus.txt", "/home/me/folder/"], "b": "here"},
+        "nested": {"a": ["~/secret/corpus", "./x/y", "C:\\Users\\me\\corpus.txt", "/srv/corpora/folder/"], "b": "here"},
         "kept": ["user/data", "wordpiece", "", None, 3, 2.5],
         "infinite": float("inf"),
     }
