@@ -9,7 +9,8 @@ from transformers import AutoConfig, BartConfig, BertConfig, GPT2Config, PreTrai
 
 from tests.models import FAMILIES, MASK, MAX_POSITIONS, PAD, make_masked_lm, make_tokenizer, save_masked_lm, text_config
 from udm_text import UDMConfig, UDMGenerationConfig
-from udm_text.configuration_udm import CONFIG_VERSION, tokenizer_fields, tokenizer_frame
+from udm_text.configuration_udm import CONFIG_VERSION
+from udm_text.framing import tokenizer_fields, tokenizer_frame
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from udm_text.configuration_udm import tokenizer_fields
 from udm_text.corpus import (
     CorpusError,
     hold_out,
@@ -22,6 +21,7 @@ from udm_text.corpus import (
     train_tokenizer,
     vocabulary_report,
 )
+from udm_text.framing import tokenizer_fields
 
 LINES = ["latin small letter a", "latin capital letter b", "greek small letter alpha", "  two  spaces ", "größe 漢字 ☃"]
 TEXTS = Dataset.from_dict({"text": LINES})

@@ -42,7 +42,7 @@ from tests.models import (
     wake_time,
 )
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
-from udm_text.configuration_udm import tokenizer_fields
+from udm_text.framing import tokenizer_fields
 from udm_text.modeling_udm import language_head
 
 

@@ -14,9 +14,9 @@ from tests.training_helpers import FIRST, make_model, make_trainer
 from tests.training_helpers import MASK as MASK_T
 from tests.training_helpers import SEP as SEP_T
 from udm_text import UDMConfig, UDMForMaskedGeneration
-from udm_text.configuration_udm import tokenizer_fields, tokenizer_separator
 from udm_text.corpus import CorpusError, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
 from udm_text.evaluation import collate, evaluate_bound, evaluate_repair
+from udm_text.framing import tokenizer_fields, tokenizer_separator
 from udm_text.prompts import DROP_SEED, drop_prompts
 from udm_text.randomness import step_random
 from udm_text.rows import shares

@@ -8,7 +8,6 @@ pays for lengths by the histogram). What diffusion does not score (prompts, spec
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from .configuration_udm import UDMConfig
-from .evaluation import BoundReport, ratio_with_stderr, scored_rows
+from .evaluation import BoundReport, row_figures, scored_rows
 from .generation_udm import evaluating
 
 PROCESS = "autoregressive"
@@ -128,28 +127,11 @@ class CausalObjective:
     def report(self, rows: Sequence[dict[str, Any]], nats: Tensor) -> BoundReport:
         """The figures in the fields of a bound. nats: (R, 2) of `row_nats`."""
         tokens = torch.tensor(self.config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
-        total = nats.sum(dim=1)
-        per_token, stderr = ratio_with_stderr(total, tokens)
-        chars, bits, bits_stderr = None, None, None
-        if all(row.get("num_chars") is not None for row in rows):
-            count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
-            chars = int(count.sum())
-            bits, bits_stderr = ratio_with_stderr(total / math.log(2), count)
-        perplexity = math.exp(min(per_token, 700.0))
         return BoundReport(
-            nelbo_nats_per_token=per_token,
-            nelbo_nats_per_token_stderr=stderr,
-            perplexity_bound=perplexity,
-            perplexity_bound_stderr=perplexity * stderr,
-            bits_per_char=bits,
-            bits_per_char_stderr=bits_stderr,
-            length_nats_per_token=float(nats[:, 1].sum() / tokens.sum()),
+            **row_figures(rows, tokens, nats.sum(dim=1), nats[:, 1]),
             length_included=True,
             process=PROCESS,
             kernel=None,
-            rows=len(rows),
-            tokens=int(tokens.sum()),
-            chars=chars,
             draws=1,
             seed=0,
         )

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
-from transformers.utils.hub import cached_file
 
 from .decoding import ORDERS, Order
+from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
 from .schedules import SCHEDULES
@@ -334,91 +334,6 @@ class UDMConfig(PreTrainedConfig):
             "text_config": config,
             **tokenizer_fields(pretrained_model_name_or_path, config.get("vocab_size"), **where),
         }, kwargs
-
-
-LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
-"""Arguments of from_pretrained that say where a file is to be found."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
-
-
-def has_file(path, name: str, **where) -> bool:
-    """Whether the model repository or directory holds this file."""
-    found = cached_file(
-        path,
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **where,
-    )
-    return found is not None
-
-
-def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> dict[str, Any]:
-    """What a UDMConfig takes from a tokenizer: the special tokens and what it puts around a row.
-
-    Args:
-        tokenizer: a tokenizer, or the name or path of one; {} where there is none at that place.
-        vocab_size: rows of the backbone's embedding; rows beyond the tokenizer count as special.
-        where: `revision`, `cache_dir`, `token`, ... for a name on the Hub.
-    """
-    if not hasattr(tokenizer, "all_special_ids"):
-        if not any(has_file(tokenizer, name, **where) for name in _TOKENIZER_FILES):
-            return {}  # AutoTokenizer would make an empty tokenizer out of the model type alone
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **where)
-    special = set(tokenizer.all_special_ids)
-    if vocab_size is not None:
-        special.update(range(len(tokenizer), vocab_size))
-    prefix, suffix = tokenizer_frame(tokenizer)
-    return {
-        "mask_token_id": tokenizer.mask_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "special_token_ids": sorted(special),
-        "prefix_token_ids": prefix,
-        "suffix_token_ids": suffix,
-    }
-
-
-def tokenizer_frame(tokenizer) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before and behind a row, as ([CLS], [SEP])."""
-    for text, bare in _samples(tokenizer):
-        framed = list(tokenizer(text)["input_ids"])
-        if (start := _find(framed, bare)) is not None:
-            return framed[:start], framed[start + len(bare) :]
-    return [], []
-
-
-def tokenizer_separator(tokenizer) -> list[int]:
-    """What a tokenizer puts between a pair of texts, as [SEP]; its sep_token where it puts no special token there."""
-    special = set(tokenizer.all_special_ids)
-    for text, bare in _samples(tokenizer):
-        pair = list(tokenizer(text, text)["input_ids"])
-        if (start := _find(pair, bare)) is None:
-            continue
-        behind = pair[start + len(bare) :]
-        if (end := _find(behind, bare)) is not None and end and special.issuperset(behind[:end]):
-            return behind[:end]
-        break
-    if tokenizer.sep_token_id is None:
-        raise ValueError(
-            "rows of prompt and answer need a separator, and the tokenizer has no sep_token; add one by "
-            "tokenizer.add_special_tokens({'sep_token': '[SEP]'}) and save it"
-        )
-    return [tokenizer.sep_token_id]
-
-
-def _samples(tokenizer) -> Iterable[tuple[str, list[int]]]:
-    """Short texts and the tokens they are, without what a tokenizer puts around them."""
-    special = set(tokenizer.all_special_ids)
-    ordinary = (i for i in range(len(tokenizer)) if i not in special)
-    for text in ("a", "A", *(tokenizer.decode([i]) for _, i in zip(range(100), ordinary, strict=False))):
-        bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if bare:  # a tokenizer without [UNK] makes nothing of characters that it does not know
-            yield text, bare
-
-
-def _find(row: list[int], part: list[int]) -> int | None:
-    return next((i for i in range(len(row) - len(part) + 1) if row[i : i + len(part)] == part), None)
 
 
 class UDMGenerationConfig(GenerationConfig):

@@ -359,30 +359,41 @@ def summarise(
         inside = tokens.long().clamp(max=len(law) - 1)
         length_nats = -torch.where(tokens < len(law), law[inside], torch.zeros_like(tokens)).log()
     total = nats + length_nats
-    per_token, per_token_stderr = ratio_with_stderr(total, tokens)
+    visible = config.build_process().visible
+    return BoundReport(
+        **row_figures(rows, tokens, total, length_nats),
+        length_included=law is not None,
+        process=config.process,
+        kernel=None if visible else kernel,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """What a `BoundReport` says of the (R,) float64 nats of rows: a token, a character, and of their lengths alone.
+
+    tokens: (R,) float64, editable tokens of each row. total: nats of each, `lengths` of them for how long it is.
+    """
+    per_token, stderr = ratio_with_stderr(total, tokens)
+    perplexity = math.exp(min(per_token, 700.0))
     chars, bits, bits_stderr = None, None, None
     if all(row.get("num_chars") is not None for row in rows):
         count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
         chars = int(count.sum())
         bits, bits_stderr = ratio_with_stderr(total / math.log(2), count)
-    visible = config.build_process().visible
-    return BoundReport(
-        nelbo_nats_per_token=per_token,
-        nelbo_nats_per_token_stderr=per_token_stderr,
-        perplexity_bound=math.exp(min(per_token, 700.0)),
-        perplexity_bound_stderr=math.exp(min(per_token, 700.0)) * per_token_stderr,
-        bits_per_char=bits,
-        bits_per_char_stderr=bits_stderr,
-        length_nats_per_token=float(length_nats.sum() / tokens.sum()),
-        length_included=law is not None,
-        process=config.process,
-        kernel=None if visible else kernel,
-        rows=len(rows),
-        tokens=int(tokens.sum()),
-        chars=chars,
-        draws=draws,
-        seed=seed,
-    )
+    return {
+        "nelbo_nats_per_token": per_token,
+        "nelbo_nats_per_token_stderr": stderr,
+        "perplexity_bound": perplexity,
+        "perplexity_bound_stderr": perplexity * stderr,
+        "bits_per_char": bits,
+        "bits_per_char_stderr": bits_stderr,
+        "length_nats_per_token": float(lengths.sum() / tokens.sum()),
+        "rows": len(rows),
+        "tokens": int(tokens.sum()),
+        "chars": chars,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .canvas import check_inputs, make_canvas
-from .configuration_udm import LOCATION_ARGUMENTS, UDMGenerationConfig
+from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Guess, denoise
 from .decoding import find_order
+from .framing import LOCATION_ARGUMENTS
 from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
 from .randomness import RowRandom
 from .schedules import counts, prices, with_revision

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
-from .configuration_udm import LOCATION_ARGUMENTS, UDMConfig, UDMGenerationConfig, has_file
+from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .framing import LOCATION_ARGUMENTS, has_file
 from .generation_udm import UDMGenerationMixin
 from .hub import push
 

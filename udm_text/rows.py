@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from .configuration_udm import tokenizer_frame, tokenizer_separator
+from .framing import tokenizer_frame, tokenizer_separator
 from .sources import CorpusError
 
 ROWS = ("line", "fixed", "packed")

@@ -23,7 +23,7 @@ from .arguments import parse as parse
 from .callbacks import LossBar
 from .causal import PROCESS as CAUSAL
 from .causal import CausalObjective, causal_twin, evaluate_causal
-from .configuration_udm import UDMConfig, choices, tokenizer_fields, tokenizer_separator
+from .configuration_udm import UDMConfig, choices
 from .corpus import (
     TOKENIZERS,
     RowCutter,
@@ -38,6 +38,7 @@ from .corpus import (
     vocabulary_report,
 )
 from .evaluation import evaluate_bound, evaluate_repair
+from .framing import tokenizer_fields, tokenizer_separator
 from .modeling_udm import UDMForMaskedGeneration
 from .packing import check_packing
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
