@@ -28,22 +28,23 @@ app.add_typer(image_app, name="image")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 
 
-def _pipeline(model: str, device: str | None = None, dtype: str = "float32"):
+def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32"):
     """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
     from transformers import PreTrainedConfig
 
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
-        kind = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+        kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
         if kind != "udm":
             raise ValueError(
                 f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
                 f"`udm train --model {model} --data ... --output ...`"
             )
     try:
-        return load_pipeline(model, device, dtype)
+        return load_pipeline(model, revision, device, dtype)
     except ValueError as error:
         *_, last = str(error).strip().splitlines()
         if "while loading with" not in str(error):
@@ -57,7 +58,7 @@ def _pipeline(model: str, device: str | None = None, dtype: str = "float32"):
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Train: udm train --data PATH --output DIR [every field of TrainingArguments]; all options: udm train --help."""
+    """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
     from . import register
     from .train_text import main as run
 
@@ -111,6 +112,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens of this mass.")] = None,
     seed: Seed = None,
+    revision: Revision = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs a batch.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
@@ -124,7 +126,7 @@ def generate(
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
-    pipe = _pipeline(model, device, dtype)
+    pipe = _pipeline(model, revision, device, dtype)
     inputs = list(text or [""])
     options: dict[str, Any] = {
         "num_return_sequences": number,
@@ -179,11 +181,12 @@ def repair(
     text: Annotated[list[str], typer.Argument(help="Texts to repair.")],
     max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
     seed: Seed = 0,
+    revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     as_json: Json = False,
 ) -> None:
     """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
-    pipe = _pipeline(model, device)
+    pipe = _pipeline(model, revision, device)
     records = []
     for one in text:
         [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)

@@ -10,8 +10,8 @@ BLOCK = "░░"
 """Stands for a [MASK]."""
 
 
-def load_pipeline(model: str, device: str | None = None, dtype: str = "float32"):
-    """The generation pipeline of a model."""
+def load_pipeline(model: str, revision: str | None = None, device: str | None = None, dtype: str = "float32"):
+    """The generation pipeline of a model, on the Hub at that revision."""
     import torch
     import transformers
 
@@ -23,7 +23,7 @@ def load_pipeline(model: str, device: str | None = None, dtype: str = "float32")
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"there is no model directory {model}")
     make: Any = transformers.pipeline
-    return make("udm-generation", model=model, device=device, dtype=getattr(torch, dtype))
+    return make("udm-generation", model=model, revision=revision, device=device, dtype=getattr(torch, dtype))
 
 
 def marks(before: str, after: str) -> str:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMTrainer, UDMTrainingArguments
+from udm_text.terminal import load_pipeline
 
 given = json.loads(sys.argv[1])
 SAMPLES = given["samples"]
@@ -67,6 +68,8 @@ def first_weight(**where):
 found["pinned"] = {name: first_weight(revision=sha) for name, sha in given["pinned"].items()}
 found["pinned"]["main"] = first_weight()
 found["pinned"]["branch"] = first_weight(revision="draft")
+asked = load_pipeline("user/pinned-twice", "draft")  # as `udm generate --revision draft` does
+found["pinned"]["command"] = float(asked.model.get_input_embeddings().weight[0, 0])
 
 # What cannot be loaded.
 load = UDMForMaskedGeneration.from_pretrained

@@ -83,7 +83,7 @@ def test_where_the_package_is_installed_carried_code_is_not_run_and_asks_no_leav
 
 
 def test_a_pinned_revision_is_what_it_was(reader):
-    assert reader["pinned"] == {"first": 1.0, "second": 2.0, "main": 2.0, "branch": 1.0}
+    assert reader["pinned"] == {"first": 1.0, "second": 2.0, "main": 2.0, "branch": 1.0, "command": 1.0}
 
 
 def test_a_private_repository_loads_for_its_owner_alone(reader, local_texts):
