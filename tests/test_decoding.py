@@ -18,6 +18,7 @@ from udm_text.decoding import (
     log_probabilities,
     margin,
     negative_entropy,
+    tempered,
     truncate,
 )
 
@@ -211,3 +212,26 @@ def test_no_argument_is_modified_in_place():
     for order in ADAPTIVE_ORDERS.values():
         order(log_p, torch.zeros(3, dtype=torch.int64))
     assert all(torch.equal(a, b) for a, b in zip(given_, before, strict=True))
+
+
+def test_a_long_row_is_searched_by_blocks_and_draws_what_the_whole_running_sum_says():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(40, 3001, generator=generator, dtype=torch.float64).pow(8)
+    weights[:, ::3] = 0.0  # tokens without mass, single and in whole blocks, at both ends
+    weights[::2, :600], weights[::4, 2600:] = 0.0, 0.0
+    uniforms = torch.rand(40, generator=generator, dtype=torch.float64)
+    uniforms[:8], uniforms[8:16] = 2.0**-53, 1 - 2.0**-53
+    tokens = draw(weights.log() - 700 * torch.rand(40, 1, generator=generator), uniforms)
+    for row, token, uniform in zip(weights.tolist(), tokens.tolist(), uniforms.tolist(), strict=True):
+        below, total = math.fsum(row[:token]), math.fsum(row)
+        assert row[token] > 0
+        assert below - 1e-12 * total <= uniform * total <= below + row[token] + 1e-12 * total
+
+
+def test_what_is_drawn_needs_no_normalised_scores():
+    generator = torch.Generator().manual_seed(1)
+    logits = 5 * torch.randn(500, 40, generator=generator)
+    uniforms = torch.rand(500, generator=generator, dtype=torch.float64)
+    for temperature in (0.0, 0.7, 1.0):
+        normalised = draw(log_probabilities(logits, temperature=temperature), uniforms)
+        assert torch.equal(draw(tempered(logits, temperature=temperature), uniforms), normalised)

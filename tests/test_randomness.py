@@ -155,3 +155,28 @@ def test_fresh_draws_its_seed_from_the_generator():
 def test_rows_of_another_shape_or_type_are_refused(bad):
     with pytest.raises(ValueError, match="rows"):
         RowRandom(0, bad)
+
+
+def test_draws_that_are_made_ahead_are_those_made_one_by_one():
+    widths = [7] * 40 + [3, 7, 7, 7, 3, 3] + [7] * 5 + [0, 0, 1]
+    ahead = RowRandom(5, rows(2, -9))
+    for number, width in enumerate(widths):
+        alone = RowRandom(5, rows(2, -9))
+        alone.draws = number
+        assert torch.equal(ahead.uniform(width), alone.uniform(width)), number
+        if number == 20:
+            fork, there = ahead.fork(rows(1)), RowRandom(5, rows(-9))
+            there.draws = 21
+            assert torch.equal(fork.uniform(7)[0], there.uniform(7)[0])
+
+
+def test_few_numbers_are_made_ahead_of_large_draws(monkeypatch):
+    made = []
+    one_by_one = randomness.philox4x32
+    monkeypatch.setattr(randomness, "philox4x32", lambda *how: made.append(1) or one_by_one(*how))
+    for width, calls in ((8, 6), (2**15, 32)):
+        source = RowRandom(0, rows(0))
+        made.clear()
+        for _ in range(32):
+            source.uniform(width)
+        assert len(made) == calls

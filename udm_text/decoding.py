@@ -11,9 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_BLOCK = 256
+"""Tokens whose probabilities are summed before a block of them is searched."""
+
 
 def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperature: float = 1.0) -> Tensor:
-    """(..., V) float64 log-probabilities of logits (..., V).
+    """(..., V) float64 log-probabilities of logits (..., V). The arguments are those of `tempered`."""
+    return tempered(logits, forbidden, temperature).log_softmax(dim=-1)
+
+
+def tempered(logits: Tensor, forbidden: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """(..., V) float64 log-probabilities of logits (..., V) but for a constant, which `draw` does not need.
 
     forbidden: (V,) bool, tokens of probability zero. temperature > 0 divides the logits; 0 puts all mass on the best.
     """
@@ -25,7 +33,7 @@ def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperatu
     if temperature == 0:
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
-    return (scores if temperature == 1 else scores / temperature).log_softmax(dim=-1)
+    return scores if temperature == 1 else scores / temperature
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
@@ -57,11 +65,43 @@ def truncate(log_probs: Tensor, top_k: int | None = None, top_p: float | None = 
 
 
 def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens (...) int64 from log_probs (..., V) float64 by inverse CDF; uniforms (...) float64 in (0, 1)."""
-    cdf = log_probs.exp().cumsum(dim=-1)
-    target = (uniforms * cdf[..., -1]).unsqueeze(-1)
-    last = torch.searchsorted(cdf, cdf[..., -1:].contiguous())  # the last token with mass: rounding never steps past it
-    return torch.searchsorted(cdf, target, right=True).minimum(last).squeeze(-1)
+    """Tokens (...) int64 from log_probs (..., V) float64 by inverse CDF; uniforms (...) float64 in (0, 1).
+
+    log_probs need not be normalised; the largest of each row must be finite.
+    """
+    weights = (log_probs - log_probs.amax(dim=-1, keepdim=True)).exp_()
+    return _inverse_cdf(weights, uniforms.unsqueeze(-1)).squeeze(-1)
+
+
+def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """(..., 1) int64: the first place where the sum of weights (..., V) up to it exceeds that share of all of them.
+
+    A running sum waits for each of its additions, so of a long row the sums of blocks are searched first, and then one
+    block. A place without weight is never found: rounding does not step past the last one with weight.
+
+    weights: float64, at least 0 and somewhere positive. uniforms: (..., 1) float64 in (0, 1).
+    """
+    size, length = _BLOCK, weights.shape[-1]
+    if length < 4 * size:
+        running = weights.cumsum(dim=-1)
+        return _search(running, uniforms * running[..., -1:])
+    whole = length - length % size
+    sums = weights[..., :whole].unflatten(-1, (-1, size)).sum(dim=-1)
+    if whole < length:
+        sums = torch.cat((sums, weights[..., whole:].sum(dim=-1, keepdim=True)), dim=-1)
+    running = sums.cumsum(dim=-1)
+    target = uniforms * running[..., -1:]
+    block = _search(running, target)
+    before = torch.where(block > 0, running.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    place = block * size + torch.arange(size, device=weights.device)
+    inside = weights.gather(-1, place.clamp(max=length - 1)).masked_fill(place >= length, 0.0)
+    return block * size + _search(inside.cumsum(dim=-1), target - before)
+
+
+def _search(running: Tensor, target: Tensor) -> Tensor:
+    """(..., 1): the first place of running sums (..., n) that exceeds target (..., 1), or the last that adds any."""
+    last = torch.searchsorted(running, running[..., -1:].contiguous())
+    return torch.searchsorted(running, target, right=True).minimum(last)
 
 
 def confidence(log_probs: Tensor, tokens: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from .canvas import Canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Guess, recover_noise
-from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, truncate
+from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
 from .fastpath import FastForward
 from .hamming import NEVER
 from .kernels import KERNELS, Change
@@ -195,10 +195,10 @@ class MaskPredictor(Predictor):
         """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
         config = self.config
         logits = self.constraints(logits, xt, rows, columns)
-        log_probs = log_probabilities(logits, temperature=config.temperature or 0.0)
+        scores = tempered(logits, temperature=config.temperature or 0.0)
         if config.top_k is not None or config.top_p is not None:
-            log_probs = truncate(log_probs, config.top_k, config.top_p)
-        tokens = draw(log_probs, uniforms)
+            scores = truncate(scores, config.top_k, config.top_p)
+        tokens = draw(scores, uniforms)
         adaptive = find_order(config.order)
         if adaptive is None and not config.revise:
             return tokens, uniforms, uniforms

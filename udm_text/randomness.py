@@ -13,6 +13,8 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
+_AHEAD = 1 << 15
+"""Numbers that are made ahead of the calls for them, at most."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -27,17 +29,17 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
-    for _ in range(10):
+    # both halves of a round at once: few, larger operations
+    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
+    column = (2, *[1] * c0.ndim)
+    keys = [[(k0 + i * _WEYL[0]) & _WORD, (k1 + i * _WEYL[1]) & _WORD] for i in range(10)]
+    schedule = torch.tensor(keys, device=even.device).view(10, *column).unbind()
+    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
+    for round_key in schedule:
         # int64 products wrap around; the shift is arithmetic, so the high word is masked back to 32 bits
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & _WORD) ^ c1 ^ k0,
-            p1 & _WORD,
-            ((p0 >> 32) & _WORD) ^ c3 ^ k1,
-            p0 & _WORD,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
-    return c0, c1, c2, c3
+        product = (even * multipliers).flip(0)
+        even, odd = (product >> 32).bitwise_and_(_WORD).bitwise_xor_(odd).bitwise_xor_(round_key), product & _WORD
+    return even[0], odd[0], even[1], odd[1]
 
 
 class RowRandom:
@@ -58,6 +60,7 @@ class RowRandom:
         self.seed = int(seed)
         self.rows = rows
         self.draws = 0
+        self._ahead: tuple[int, int, Tensor] = 0, 0, torch.empty(0)
 
     @classmethod
     def fresh(cls, num_rows: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None):
@@ -71,14 +74,26 @@ class RowRandom:
 
         52, not 53: half a step more must be a float64 of its own, or the largest number would round to 1.
         """
+        width, first, block = self._ahead
+        if width != n or not 0 <= self.draws - first < len(block):
+            # Calls alike come in runs, and few numbers cost as much as many: each time twice as many draws are made.
+            follows = width == n and self.draws == first + len(block)
+            room = max(1, _AHEAD // max(1, n * len(self.rows)))
+            first, count = self.draws, min(2 * len(block), room) if follows else 1
+            block = self._uniform(first, count, n)
+            self._ahead = n, first, block
+        self.draws += 1
+        return block[self.draws - 1 - first]
+
+    def _uniform(self, first: int, count: int, n: int) -> Tensor:
+        """(count, B, n): the draws from `first` on."""
         key = self.seed & _WORD, (self.seed >> 32) & _WORD
         pair = torch.arange((n + 1) // 2, device=self.rows.device)  # one counter gives two numbers of 52 bits
         row = self.rows[:, None]
-        draw = torch.full_like(row, self.draws)
-        self.draws += 1
-        w0, w1, w2, w3 = philox4x32((pair[None], draw, row & _WORD, (row >> 32) & _WORD), key)
+        draw = torch.arange(first, first + count, device=self.rows.device)[:, None, None]
+        w0, w1, w2, w3 = philox4x32((pair, draw, row & _WORD, (row >> 32) & _WORD), key)
         bits = torch.stack(((w0 << 20) | (w1 >> 12), (w2 << 20) | (w3 >> 12)), dim=-1)
-        return ((bits.flatten(1)[:, :n]).to(torch.float64) + 0.5) * 2.0**-52
+        return (bits.flatten(-2)[..., :n].to(torch.float64) + 0.5) * 2.0**-52
 
     def normal(self, n: int) -> Tensor:
         """(B, n) float64, independent and standard normal: the inverse distribution function at one draw of `uniform`.
