@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, ElectraConfig
 
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
-from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, caching, fastpath
+from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, fastpath
 from udm_text.caching import CachedForward
 from udm_text.fastpath import plain_path
 from udm_text.terminal import describe_speed
@@ -89,7 +89,7 @@ def errors(monkeypatch):
 def test_a_refresh_is_exact_and_the_calls_between_are_not(family, time, errors, monkeypatch):
     bound = 1e-4 if family == "modernbert" else 1e-10  # ModernBERT turns queries and keys in float32
     for chunk in (4096, 20):
-        monkeypatch.setattr(caching, "_CHUNK_TOKENS", chunk)
+        monkeypatch.setattr(fastpath, "_ROOM", {"cpu": chunk * 32})
         for how in ({}, {"num_steps": 4}, {"order": "confidence", "guidance_scale": 2.0}):
             deep(family, time=time).generate(ROWS, cache_refresh=3, seed=1, **how)
     deep(family, "substitute", time).generate(ROWS, cache_refresh=2, seed=1)

@@ -92,7 +92,7 @@ def test_texts_are_the_same_on_both_paths(family, time):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sub_batches_and_eager_attention(family, errors, monkeypatch):
-    monkeypatch.setattr(fastpath, "_CHUNK_TOKENS", 24)  # two rows at a time
+    monkeypatch.setattr(fastpath, "_ROOM", {"cpu": 24 * 32})  # two rows at a time
     model = make_udm(family=family)
     model.generate(ROWS, seed=1)
     model.set_attn_implementation("eager")

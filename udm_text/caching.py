@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .fastpath import _CHUNK_TOKENS, FastForward, attend
+from .fastpath import FastForward, attend
 
 
 class CachedForward(FastForward):
@@ -62,7 +62,7 @@ class CachedForward(FastForward):
         rest = [row for row in asked if self.age[row] % self.refresh]
         number = positions.nonzero()[:, 0]
         out = self.kept[0].new_empty(len(number), body.config.hidden_size)
-        size = max(1, _CHUNK_TOKENS // self.shape[1])
+        size = self.group
         for rows, run in ((due, self._whole), (rest, self._few)):
             for group in (rows[start : start + size] for start in range(0, len(rows), size)):
                 here = torch.zeros(self.shape[0], dtype=torch.bool, device=out.device)

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
-_CHUNK_TOKENS = 4096
-"""Tokens that run through the layers at a time: bounds the activations of a large batch, whole rows each."""
+_ROOM = {"cpu": 1 << 20}
+"""Numbers of a hidden state that run through the layers at a time, whole rows each: bounds what a large batch needs."""
+
+_ROOM_ELSEWHERE = 1 << 24
+"""The same on accelerators, which want more to do at once."""
 
 _PACK_FROM = 2
 """Calls after which the weights of the head are laid out anew for the CPU: a single step would not earn it back."""
@@ -358,6 +361,8 @@ class FastForward:
         embedding = self.model.get_input_embeddings().weight
         like = embedding.new_empty(1, 1, 1).expand(rows, length, 1)
         body.reach = length
+        room = _ROOM.get(embedding.device.type, _ROOM_ELSEWHERE)
+        self.group = max(1, room // (length * body.config.hidden_size))  # rows
         self.masks = body.masks(like, None if self.attended is None else self.attended.long())
         self.layers: list[Any] = list(body.layers)
         self.decoder, self.packed = _Linear(body.decoder), False
@@ -411,7 +416,7 @@ class FastForward:
         """The head always, which few rows go through; in bfloat16 the layers too (a product takes a fifth less)."""
         self.decoder.pack(rows)
         if self.decoder.packed is not None and self.decoder.weight.dtype == torch.bfloat16:
-            tokens = min(_CHUNK_TOKENS, self.shape[0] * self.shape[1])
+            tokens = min(self.shape[0], self.group) * self.shape[1]
             self.layers = [packed_copy(layer, tokens) for layer in self.layers]
             self._pack_projections(tokens)
 
@@ -421,8 +426,7 @@ class FastForward:
     def _hidden(self, body: _Bert, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(N, H) behind the last layer, by groups of rows."""
         asked = positions.any(dim=1).nonzero()[:, 0].tolist()
-        size = max(1, _CHUNK_TOKENS // self.shape[1])
-        groups = [asked[start : start + size] for start in range(0, len(asked), size)]
+        groups = [asked[start : start + self.group] for start in range(0, len(asked), self.group)]
         parts = [self._group(body, self._index(rows), rows, xt, t, positions) for rows in groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
