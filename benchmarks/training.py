@@ -3,6 +3,7 @@
     python benchmarks/training.py                          # mini, small and base; 32 rows x 128 tokens; one thread
     python benchmarks/training.py --threads 2 --json training.json
     python benchmarks/training.py --bf16                   # autocast
+    python benchmarks/training.py --keep-memory            # freed memory stays with the process, as in `udm train`
     python benchmarks/training.py --memory                 # peak memory of a step, each in its own process
     python benchmarks/training.py --device cuda            # L 128 and 512, fp32 and bf16, compiled or not; tokens/s
 
@@ -38,6 +39,7 @@ from torch import Tensor  # noqa: E402
 from udm_text import UDMForMaskedGeneration  # noqa: E402
 from udm_text.objectives import stratified_counts  # noqa: E402
 from udm_text.randomness import step_random  # noqa: E402
+from udm_text.runs import keep_memory  # noqa: E402
 from udm_text.text_objective import TextObjective  # noqa: E402
 
 METHODS = ("full", "gathered", "chunked")
@@ -193,11 +195,14 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--keep-memory", action="store_true", help="see udm_text.runs.keep_memory")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.keep_memory and not keep_memory(torch.device(given.device)):
+        parser.error("--keep-memory needs Linux with glibc, and the CPU")
     if given.child:
         method, size, rows, length, how = json.loads(given.child)
         print(json.dumps(peak_memory(method, size, rows, length, how)))
@@ -223,7 +228,7 @@ def main() -> int:
                 show(result)
                 results.append(result)
     if given.json:
-        where = {"machine": machine(given.device), "threads": given.threads}
+        where = {"machine": machine(given.device), "threads": given.threads, "keep_memory": given.keep_memory}
         given.json.write_text(json.dumps({**where, "torch": torch.__version__, "results": results}, indent=2) + "\n")
     return 1 if failed else 0
 
