@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, ElectraConfig
 
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
-from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, fastpath
+from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.fastpath import plain_path
 from udm_text.terminal import describe_speed
@@ -257,9 +257,9 @@ def test_memory_does_not_grow_with_the_calls():
 
 def test_between_refreshes_few_tokens_run_through_the_layers(monkeypatch):
     model, seen = deep(), []
-    leave = fastpath._Bert.leave
+    leave = backbones.Bert.leave
     monkeypatch.setattr(
-        fastpath._Bert, "leave", lambda self, layer, c, x: (seen.append(x[..., 0].numel()), leave(self, layer, c, x))[1]
+        backbones.Bert, "leave", lambda self, layer, c, x: (seen.append(x[..., 0].numel()), leave(self, layer, c, x))[1]
     )
     model.generate(length=20, num_return_sequences=8, seed=0, cache_refresh=5)
     calls = [seen[i : i + 4] for i in range(0, len(seen), 4)]

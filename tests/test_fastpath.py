@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForMaskedLM, DistilBertConfig, ElectraConfig
 
 from udm_text import UDMConfig, UDMForMaskedGeneration, fastpath, predictors
+from udm_text.backbones import Linear
 from udm_text.decoding import log_probabilities
 from udm_text.fastpath import FastForward, plain_path, round_up
 
@@ -354,7 +355,7 @@ def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
     with torch.no_grad():
         key, value = (made(x).unflatten(-1, (heads, -1)) for made in maps)
         expected = fastpath.attend(query, key, value, mask, where)
-        found = fastpath.attend_unprojected(query, x, fastpath._Linear(*maps), mask, where)
+        found = fastpath.attend_unprojected(query, x, Linear(*maps), mask, where)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

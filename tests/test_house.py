@@ -11,7 +11,7 @@ FLOORS = {
     **dict.fromkeys(("processes", "kernels", "framing", "configuration_udm", "prompts", "packing", "row_order"), 1),
     **dict.fromkeys(("sources", "tokenizing", "rows", "streaming"), 2),
     **dict.fromkeys(("objectives", "corpus", "card", "hub", "checkpoints", "ema", "interrupts", "runs", "reports"), 2),
-    "callbacks": 3,
+    **dict.fromkeys(("callbacks", "backbones"), 3),
     **dict.fromkeys(("modeling_udm", "canvas", "constraints", "fastpath", "caching", "predictors", "speculative"), 3),
     **dict.fromkeys(("generation_udm", "training", "evaluation", "text_objective", "causal", "adapters"), 4),
     **dict.fromkeys(("pipeline_udm", "arguments", "train_text", "terminal", "export"), 5),
