@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from udm_text.callbacks import LossBar
+from udm_text.reports import describe_evaluation
 from udm_text.runs import keep_memory
 
 FAULTS = """
@@ -35,3 +38,34 @@ def test_kept_memory_is_used_again_without_new_pages():
 
 def test_memory_of_an_accelerator_is_left_alone():
     assert not keep_memory(torch.device("cuda"))
+
+
+class Bar:
+    """What LossBar writes on."""
+
+    def __init__(self):
+        self.behind, self.lines = [], []
+
+    def set_postfix_str(self, text, refresh):
+        self.behind.append(text)
+
+    def write(self, text):
+        self.lines.append(text)
+
+
+def test_the_bar_tells_the_loss_and_each_evaluation_in_the_words_it_is_given():
+    state = SimpleNamespace(is_world_process_zero=True, global_step=7)
+    said = []
+    for describe in (None, describe_evaluation):
+        bar = LossBar(describe)
+        bar.training_bar = Bar()
+        bar.on_log(None, state, None, {"loss": 2.0})
+        bar.on_log(None, state, None, {"eval_loss": 1.5})
+        logs = {"eval_loss": 1.5, "eval_nelbo_nats_per_token": 1.5, "eval_nelbo_nats_per_token_stderr": 0.25}
+        bar.on_log(None, state, None, logs)
+        assert bar.training_bar.behind == ["loss 2.0000"]
+        said.append(bar.training_bar.lines)
+    assert said == [
+        ["step 7: held-out loss 1.50000"] * 2,
+        ["step 7: held-out loss 1.5000 nats/token", "step 7: held-out NELBO 1.5000 +- 0.2500 nats/token"],
+    ]
