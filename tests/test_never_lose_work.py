@@ -130,11 +130,13 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_where_the_undisturbed_one_e
 def test_a_run_killed_again_and_again_at_random_moments_ends_where_the_undisturbed_one_ends(tmp_path):
     """A checkpoint at every second step and a kill every few steps: many kills fall into the writing of one."""
     how = {"max_steps": 40, "save_steps": 2}
+    started = time.monotonic()
     trainer_in(tmp_path / "a", **how).train()
+    whole = time.monotonic() - started
     source, kills, reached = random.Random(0), 0, set()
     while True:
         child = start(lambda: trainer_in(tmp_path / "b", **how).train(last_checkpoint(tmp_path / "b")))
-        deadline = time.monotonic() + source.uniform(0.3, 1.5) + 0.05 * kills  # on a slow machine it still ends
+        deadline = time.monotonic() + whole * (source.uniform(0.05, 0.35) + 0.02 * kills)  # longer lives: it ends
         while time.monotonic() < deadline and not (done := os.waitpid(child, os.WNOHANG))[0]:
             time.sleep(0.005)
         if done[0]:
