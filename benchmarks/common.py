@@ -17,14 +17,15 @@ MASK, VOCABULARY = 103, 30522
 PAD, SPECIAL = 0, [100, 101, 102]
 
 
-def make_bert(size: str, length: int, attention: str | None = None, **fields) -> UDMForMaskedGeneration:
+def make_bert(
+    size: str, length: int, attention: str | None = None, prompt_dropout: float = 0.0, **fields
+) -> UDMForMaskedGeneration:
     """A random BERT of that size, process mask. attention: implementation; None: that of transformers.
 
-    fields: of its BertConfig, such as hidden_dropout_prob; prompt_dropout goes to its UDMConfig.
+    prompt_dropout: of its UDMConfig. fields: of its BertConfig, such as hidden_dropout_prob.
     """
     layers, hidden, heads = SIZES[size]
     torch.manual_seed(0)
-    own = {"prompt_dropout": fields.pop("prompt_dropout")} if "prompt_dropout" in fields else {}
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
@@ -35,8 +36,14 @@ def make_bert(size: str, length: int, attention: str | None = None, **fields) ->
         **fields,
     )
     backbone = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
-    config = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=PAD, special_token_ids=SPECIAL, **own)
-    return UDMForMaskedGeneration(config, backbone=backbone)
+    own = UDMConfig(
+        text_config=config,
+        mask_token_id=MASK,
+        pad_token_id=PAD,
+        special_token_ids=SPECIAL,
+        prompt_dropout=prompt_dropout,
+    )
+    return UDMForMaskedGeneration(own, backbone=backbone)
 
 
 def synchronize(device: str) -> None:

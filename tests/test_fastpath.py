@@ -340,13 +340,13 @@ def test_unknown_backbones_decline_and_generate_all_the_same(kind):
 @pytest.mark.parametrize("bias", (False, True))
 def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     rows, length, heads, width = 3, 7, 2, 4
     hidden = heads * width
     maps = [torch.nn.Linear(hidden, hidden, bias=bias).double() for _ in range(2)]
     where = torch.rand(rows, length, generator=generator) < 0.4
     where[0], where[1, 2] = False, True  # a row that asks nothing, and slots that stay empty
-    x, query = draw(rows, length, hidden), draw(int(where.sum()), heads, width)
+    x = torch.randn(rows, length, hidden, generator=generator, dtype=torch.float64)
+    query = torch.randn(int(where.sum()), heads, width, generator=generator, dtype=torch.float64)
     mask = None if masked is None else torch.rand(rows, 1, length, length, generator=generator) < 0.7
     if mask is not None:
         mask = mask | torch.eye(length, dtype=torch.bool)

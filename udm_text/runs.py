@@ -67,7 +67,7 @@ def keep_memory(device: torch.device) -> bool:
     """Have a CPU process keep the memory that a step frees for the next one; whether its C library can be told so.
 
     glibc gives blocks of a megabyte and more back to the system each time they are freed, and the next step waits for
-    fresh, zeroed pages: a fifth to a fourth of a step of the `mini` model. What is kept is at most the peak of the
+    fresh, zeroed pages (what that costs: docs/benchmarks.md). What is kept is at most the peak of the
     run, as an accelerator's allocator has it. Anything but Linux with glibc, and any accelerator, is left alone.
     Source: mallopt(3).
     """
