@@ -17,7 +17,16 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 
 from udm_text.callbacks import LossBar
-from udm_text.runs import keep_memory, machine, prepare_output, print_once, require_matplotlib, write_json
+from udm_text.runs import (
+    RUN_FILE,
+    keep_memory,
+    machine,
+    prepare_output,
+    print_once,
+    require_matplotlib,
+    was_stopped,
+    write_json,
+)
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 from .data import ImageSplits, load_images
@@ -145,6 +154,8 @@ def train_image(
     process = build_process(model_args)
     output, state = Path(str(run.output_dir)), PartialState()
     checkpoint = prepare_output(output, run.resume)
+    if run.resume and checkpoint is None:
+        print_once(state, f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
     state.wait_for_everyone()
     if run.plot:
         require_matplotlib()
@@ -185,9 +196,11 @@ def train_image(
         f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
         f"{config.prediction}, {trainer.rows_per_step} rows a step",
     )
+    if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        parts = {"data": vars(data), "model": vars(model_args), "objective": vars(goal), "run": run.to_dict()}
+        write_json(output / RUN_FILE, parts)
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    state.wait_for_everyone()  # one process has written what all read
     report = {
         "data": str(Path(data.data).resolve()) if Path(data.data).exists() else data.data,
         "data_arguments": vars(data),
@@ -199,14 +212,19 @@ def train_image(
         "held_out_rows": len(splits.validation),
         "rows_per_step": trainer.rows_per_step,
         "steps": trainer.state.global_step,
-        "stopped_by": trainer.stopped_by,
+        "stopped": trainer.stopped_by,
         "seed": run.seed,
         "learning_rate": run.learning_rate,
         "ema_decay": run.ema_decay,
         "train_seconds": result.metrics["train_runtime"],
         "train_loss": result.metrics["train_loss"],
         "machine": machine(),
+        "log": trainer.state.log_history,
     }
+    if was_stopped(trainer, output, report, state):
+        return report
+    trainer.save_model()
+    state.wait_for_everyone()  # one process has written what all read
     trainer.model = ImageDenoiser.from_pretrained(output).to(run.device)  # what was written is what is measured
     trainer.average = None
     report["validation"] = {

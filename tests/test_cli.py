@@ -50,9 +50,9 @@ def repair_model(corpus):
 
 
 def test_help_answers_without_importing_torch():
-    code = "import runpy, sys; sys.argv = ['udm', '--help']; runpy.run_module('udm_text.cli', run_name='__main__')"
+    command = Path(sys.executable).parent / "udm"
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", code],
+        [sys.executable, "-X", "importtime", command, "--help"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -62,6 +62,27 @@ def test_help_answers_without_importing_torch():
         line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")
     }
     assert "typer" in imported and not {"torch", "transformers"} & imported
+
+
+REGISTERED = """
+import udm_text
+from transformers import AutoConfig
+from transformers.pipelines import PIPELINE_REGISTRY
+print(AutoConfig.for_model("udm").model_type == "udm" and "udm-generation" in PIPELINE_REGISTRY.get_supported_tasks())
+"""
+
+
+@pytest.mark.parametrize("program", ["-m app.run", "-m app", "udm", "app/run.py"])
+def test_importing_the_package_registers_it_in_every_program_but_our_command(tmp_path, program):
+    app = tmp_path / "app"
+    app.mkdir()
+    for file in (app / "__init__.py", app / "run.py", app / "__main__.py", tmp_path / "udm"):
+        file.write_text(REGISTERED)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    result = subprocess.run(
+        [sys.executable, *program.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert set(result.stdout.split()) == {"True"}
 
 
 def test_train_writes_the_model_and_every_figure(mask_model):

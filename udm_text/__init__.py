@@ -66,5 +66,15 @@ def register() -> None:
         )
 
 
-if os.path.basename(sys.argv[0] if sys.argv else "") not in ("udm", "udm.exe", "-m"):
-    register()  # the command does it itself, once it knows that a model is wanted: `udm --help` answers at once
+def _is_the_command() -> bool:
+    """Whether this process is the `udm` that pip wrote beside its interpreter; no other program is, whatever its name.
+
+    That one calls `register` once it knows that a model is wanted, so `udm --help` does not wait for torch.
+    """
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""
+    place, name = os.path.split(os.path.realpath(program))
+    return name == "udm" and place == os.path.realpath(os.path.dirname(sys.executable))
+
+
+if not _is_the_command():
+    register()

@@ -58,6 +58,20 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def was_stopped(trainer: Any, output: Path, report: dict[str, Any], state: PartialState) -> bool:
+    """Whether a signal ended the training; the report is then written and says so, and the model is not finished."""
+    if trainer.stopped_by is None or not trainer.stopped_by.startswith("SIG"):
+        return False
+    if state.is_main_process:
+        write_json(output / "report.json", report)
+    print_once(
+        state,
+        f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
+        "finished; the same command with --resume goes on from there",
+    )
+    return True
+
+
 def print_once(state: PartialState, text: str) -> None:
     if state.is_main_process:
         print(text, flush=True)

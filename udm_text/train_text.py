@@ -42,7 +42,17 @@ from .framing import tokenizer_fields, tokenizer_separator
 from .modeling_udm import UDMForMaskedGeneration
 from .packing import check_packing
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
-from .runs import RUN_FILE, keep_memory, machine, prepare_output, print_once, require_matplotlib, resolved, write_json
+from .runs import (
+    RUN_FILE,
+    keep_memory,
+    machine,
+    prepare_output,
+    print_once,
+    require_matplotlib,
+    resolved,
+    was_stopped,
+    write_json,
+)
 from .streaming import RowStream, TrainingTexts, follow_stream, sample_corpus, stream_arguments
 from .training import UDMTrainer, default_objective
 
@@ -94,14 +104,7 @@ def train_text(data: DataArguments, model_args: ModelArguments, run: RunArgument
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     report = facts | describe_training(run, trainer, result.metrics)
-    if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
-        if state.is_main_process:
-            write_json(output / "report.json", report)
-        print_once(
-            state,
-            f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
-            "finished; the same command with --resume goes on from there",
-        )
+    if was_stopped(trainer, output, report, state):
         return report
     write_model(trainer, output)
     if state.is_main_process:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,46 @@ def test_a_resumed_run_ends_on_the_bits_of_the_uninterrupted_one(trained, tmp_pa
     run(half, "--save_steps", "4", "--resume")
     a, b = weights(trained), weights(half)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def die_at(monkeypatch, step, number):
+    """The process is sent a signal at the beginning of a step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("udm_text.callbacks.StepNoise.on_step_begin", on_step_begin)
+
+
+def test_a_run_that_is_stopped_has_a_checkpoint_and_a_report_and_no_model_yet(trained, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        die_at(patch, 5, signal.SIGTERM)
+        run(output, "--save_steps", "4")
+    assert "SIGTERM at step 6: a checkpoint is written, the model is not finished" in capsys.readouterr().out
+    report = json.loads((output / "report.json").read_text())
+    assert (report["stopped"], report["steps"]) == ("SIGTERM", 6) and "validation" not in report
+    names = {path.name for path in output.iterdir()}
+    assert names == {"checkpoint-4", "checkpoint-6", "report.json", "run.json"}
+    run(output, "--save_steps", "4", "--resume")
+    assert json.loads((output / "report.json").read_text())["stopped"] is None
+    a, b = weights(trained), weights(output)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, tmp_path, monkeypatch, capsys):
+    output, child = tmp_path / "killed", os.fork()
+    if child == 0:
+        die_at(monkeypatch, 2, signal.SIGKILL)
+        run(output, "--save_steps", "4")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert {path.name for path in output.iterdir()} == {"run.json"}
+    run(output, "--save_steps", "4", "--resume")
+    assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
+    a, b = weights(trained), weights(output)
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_path):
