@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from udm_text.core import Guess, denoise
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 from .processes import GaussianProcess, PictureProcess, check_pictures
-from .sampling import OnStep, Predictor, as_guess, check_falling, grid, spread
+from .sampling import OnStep, Predictor, as_prediction, check_falling, grid, spread
 
 
 def guided(conditional: Predictor, unconditional: Predictor, scale: float) -> Predictor:
@@ -24,9 +24,9 @@ def guided(conditional: Predictor, unconditional: Predictor, scale: float) -> Pr
     Above 1 the answer lies beyond both, so it may leave the range of pictures: put `sampling.clip` around it.
     """
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        chosen = as_guess(conditional(xt, t, s), xt)
-        free = as_guess(unconditional(xt, t, s), xt).x0
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        chosen = as_prediction(conditional(xt, t, s), xt)
+        free = as_prediction(unconditional(xt, t, s), xt).x0
         return chosen._replace(x0=free + scale * (chosen.x0 - free))
 
     return predict
@@ -45,8 +45,8 @@ def classifier_guided(
             row alone.
     """
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
         a, b = process.coefficients(t, xt)
         if not bool((a > 0).all()):
             raise ValueError("classifier guidance needs a_t > 0: at rectified flow's T, xt says nothing of x0")
@@ -56,7 +56,7 @@ def classifier_guided(
             if value.shape != (len(xt),):
                 raise ValueError(f"log_prob must give one number for each row, ({len(xt)},), got {tuple(value.shape)}")
             (slope,) = torch.autograd.grad(value.sum(), leaf)
-        return guess._replace(x0=guess.x0 + scale * (b * b / a) * slope)
+        return prediction._replace(x0=prediction.x0 + scale * (b * b / a) * slope)
 
     return predict
 
@@ -67,9 +67,9 @@ def project(predict_x0: Predictor, projection: Callable[[Tensor], Tensor]) -> Pr
     projection: (B, ...) -> (B, ...), one that changes nothing when done twice (not checked).
     """
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
-        return as_guess(guess._replace(x0=projection(guess.x0)), xt)
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        return as_prediction(prediction._replace(x0=projection(prediction.x0)), xt)
 
     return predict
 
@@ -80,13 +80,13 @@ def keep_known(
     editable: Tensor,
     walk: Sequence[Tensor],
     random: RowRandom | None = None,
-) -> Callable[[int, Tensor, Guess | None], Tensor]:
+) -> Callable[[int, Tensor, Prediction | None], Tensor]:
     """An `on_step` for `core.denoise` that puts F_s(known, fresh noise) back wherever `editable` is false.
 
     Known pixels must carry the noise of their time: left clean they would be pictures that the network never saw.
     """
 
-    def on_step(step: int, xs: Tensor, guess: Guess | None) -> Tensor:
+    def on_step(step: int, xs: Tensor, prediction: Prediction | None) -> Tensor:
         noise = process.sample_noise(known, random=random)
         return torch.where(editable, xs, process.corrupt(known, walk[step + 1], noise))
 
@@ -128,9 +128,9 @@ def edit(
     else:
         xt = process.corrupt(known, walk[0], process.sample_noise(known, random=random))
 
-    def after(step: int, xs: Tensor, guess: Guess) -> Tensor:
-        xs = keep(step, xs, guess)
-        replaced = on_step(step, xs, guess) if on_step is not None else None
+    def after(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
+        xs = keep(step, xs, prediction)
+        replaced = on_step(step, xs, prediction) if on_step is not None else None
         return xs if replaced is None else replaced
 
     xt = keep(-1, xt, None)

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from udm_text.core import Guess, denoise
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 from .processes import GaussianProcess, check_pictures
-from .sampling import Predictor, as_guess, check_falling, spread
+from .sampling import Predictor, as_prediction, check_falling, spread
 
 
 class Bound(NamedTuple):
@@ -84,7 +84,7 @@ def nelbo(
     for place, weight in _terms(last, num_terms, random):
         t, s = grid[place], grid[place + 1]
         xt = process.corrupt(x0, t, process.sample_noise(x0, random=random))
-        off = (x0.double() - as_guess(predict_x0(xt, t, s), xt).x0.double()).flatten(1)
+        off = (x0.double() - as_prediction(predict_x0(xt, t, s), xt).x0.double()).flatten(1)
         if int(place[0]) == last:
             v = process.sigma(t).square() if variance is None else _known(variance, t)
             decoder = _decoder(x0.double().flatten(1), off, v[:, None], levels, low, high)
@@ -243,7 +243,7 @@ class _Flow:
         self.process, self.predict_x0, self.probes, self.growth = process, predict_x0, probes, growth
         self.middle = {(int(t), int(s)): int(m) for t, m, s in zip(nodes[::2], nodes[1::2], nodes[2::2], strict=False)}
 
-    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         process = self.process
         m = torch.full_like(t, self.middle[int(t[0]), int(s[0])])
         low, middle, high = (float(process.sigma(time[:1].cpu())) for time in (t, m, s))
@@ -259,14 +259,14 @@ class _Flow:
         begin, half, end = _weights(math.log(middle / low) / h_log)
         self.growth = self.growth + h_log * (begin * d1 + half * (d2 + d3) + end * d4)
         noise = (y_s - y) / h  # the noise whose plain step ends at y_s
-        return Guess(y - low * noise, noise=noise)
+        return Prediction(y - low * noise, noise=noise)
 
     def _slope(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """dy/dsigma, and the growth of log p for each unit of log sigma, (B,) float64."""
         a, _ = self.process.coefficients(t, y)
         with torch.enable_grad():
             xt = (a * y).detach().requires_grad_()
-            x0 = as_guess(self.predict_x0(xt, t, t), xt).x0
+            x0 = as_prediction(self.predict_x0(xt, t, t), xt).x0
             if not x0.requires_grad:
                 raise ValueError("predict_x0 must be differentiable in xt: take away its no_grad or inference_mode")
             trace = self._trace(x0, xt)

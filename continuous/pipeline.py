@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udm_text.core import Guess
+from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
 from . import control, sampling
@@ -136,7 +136,7 @@ class ImagePipeline:
             raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
         process = self.denoiser.gaussian
 
-        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
             x0, share = self.denoiser.predict(xt, t, labels)
             assert share is not None
             x0 = x0.clamp(-1.0, 1.0) if clip else x0
@@ -147,7 +147,7 @@ class ImagePipeline:
             spread = (told - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
             spread = torch.where((s > 0).view(-1, 1, 1, 1), spread, 0.0)
             drawn = x0 + spread.sqrt() * normal_like(xt, random)
-            return Guess(drawn, churn=process.ancestral_share(t, s))
+            return Prediction(drawn, churn=process.ancestral_share(t, s))
 
         return predict
 
@@ -368,7 +368,7 @@ class ImagePipeline:
         pictures = []
         with _bar(progress, -(-num // batch_size) * calls) as advance:
 
-            def on_step(step: int, xs: Tensor, guess: Guess) -> None:
+            def on_step(step: int, xs: Tensor, prediction: Prediction) -> None:
                 if on_state is not None:
                     on_state(xs.cpu())
                 advance()

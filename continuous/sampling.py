@@ -4,7 +4,7 @@
     another x0_hat                               dpm_solver (extrapolated), with_variance (drawn), clip
     noise settled before the step                inverted (steps upwards), langevin (steps that stay at t)
 
-A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and answers x0_hat or a `core.Guess`.
+A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and gives x0_hat or a `core.Prediction`.
 Because every step finds its noise anew from x0_hat, a wrapper that changes x0_hat never leaves a stale epsilon behind.
 Euler steps of rectified flow and of variance-exploding noise need no wrapper: the plain step is them.
 """
@@ -18,25 +18,25 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from udm_text.core import Guess, denoise
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 from .processes import GaussianProcess, PictureProcess, check_pictures, check_times, normal_like
 
-Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Guess]
-OnStep = Callable[[int, Tensor, Guess], Tensor | None]
+Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
+OnStep = Callable[[int, Tensor, Prediction], Tensor | None]
 
 SPACINGS = ("even", "quadratic", "snr")
 
 
-def as_guess(answer: Tensor | Guess, like: Tensor) -> Guess:
-    """A predictor's answer as a `Guess`; ValueError where x0_hat has not the shape of xt."""
-    guess = answer if isinstance(answer, Guess) else Guess(answer)
-    if guess.x0.shape != like.shape:
+def as_prediction(output: Tensor | Prediction, like: Tensor) -> Prediction:
+    """A predictor's answer as a `Prediction`; ValueError where x0_hat has not the shape of xt."""
+    prediction = output if isinstance(output, Prediction) else Prediction(output)
+    if prediction.x0.shape != like.shape:
         raise ValueError(
-            f"the predictor must answer in the shape of xt, {tuple(like.shape)}, got {tuple(guess.x0.shape)}"
+            f"the predictor must answer in the shape of xt, {tuple(like.shape)}, got {tuple(prediction.x0.shape)}"
         )
-    return guess
+    return prediction
 
 
 # grids ----------------------------------------------------------------------------------------------------------------
@@ -113,9 +113,9 @@ def ddim(process: GaussianProcess, predict_x0: Predictor, eta: float = 0.0) -> P
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
-        return guess._replace(churn=eta * process.ancestral_share(t, s) if eta else 0.0)
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        return prediction._replace(churn=eta * process.ancestral_share(t, s) if eta else 0.0)
 
     return predict
 
@@ -126,7 +126,7 @@ ancestral = functools.partial(ddim, eta=1.0)
 
 def baseline(process: PictureProcess, predict_x0: Predictor) -> Predictor:
     """Forget xt at every step, xs = F_s(x0_hat, fresh noise): naive sampling. Hot pictures need an x0_hat drawn."""
-    return lambda xt, t, s: as_guess(predict_x0(xt, t, s), xt)._replace(churn=1.0)
+    return lambda xt, t, s: as_prediction(predict_x0(xt, t, s), xt)._replace(churn=1.0)
 
 
 # another x0_hat -------------------------------------------------------------------------------------------------------
@@ -137,9 +137,9 @@ def clip(predict_x0: Predictor, low: float = -1.0, high: float = 1.0) -> Predict
     if not low < high:
         raise ValueError(f"clip needs low < high, got {low} and {high}")
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
-        return guess._replace(x0=guess.x0.clamp(low, high))
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        return prediction._replace(x0=prediction.x0.clamp(low, high))
 
     return predict
 
@@ -153,9 +153,9 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
     """
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
-        x0 = guess.x0
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        x0 = prediction.x0
         if (
             before
             and before[0][1].shape == t.shape
@@ -165,8 +165,8 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
             share = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
             x0 = x0 + _column(share, x0) * (x0 - before[0][2])
-        before[:] = [(t, s, guess.x0)]
-        return guess._replace(x0=x0, churn=0.0)
+        before[:] = [(t, s, prediction.x0)]
+        return prediction._replace(x0=x0, churn=0.0)
 
     return predict
 
@@ -174,7 +174,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
 def with_variance(
     process: GaussianProcess,
     predict_x0: Predictor,
-    variance: Tensor | Callable[[Tensor, Tensor, Guess], Tensor],
+    variance: Tensor | Callable[[Tensor, Tensor, Prediction], Tensor],
     *,
     random: RowRandom | None = None,
     last: bool = True,
@@ -185,22 +185,22 @@ def with_variance(
     step's slope in x0: the best variance a normal step can have.
 
     Args:
-        variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, guess) -> v of a shape that
+        variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, prediction) -> v of a shape that
             broadcasts against xt, for learned variances.
         last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner pictures, another law.
     """
     inner = ancestral(process, predict_x0)
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(inner(xt, t, s), xt)
-        v = _column(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, guess)
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(inner(xt, t, s), xt)
+        v = _column(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, prediction)
         if not bool((v >= 0).all()):
             raise ValueError(
                 f"variance must be known and not negative at every t of the grid, is not at t = {int(t.max())}"
             )
         if not last:
             v = v * _column(s > 0, xt)
-        return guess._replace(x0=guess.x0 + v.sqrt() * normal_like(xt, random))
+        return prediction._replace(x0=prediction.x0 + v.sqrt() * normal_like(xt, random))
 
     return predict
 
@@ -224,7 +224,7 @@ def optimal_variance(
     for step in range(1, process.T + 1) if times is None else sorted(set(map(int, times)) - {0}):
         t = torch.full((len(pictures),), step, dtype=torch.int64, device=pictures.device)
         xt = process.corrupt(pictures, t, process.sample_noise(pictures, random=random))
-        x0 = as_guess(predict_x0(xt, t, torch.zeros_like(t)), xt).x0
+        x0 = as_prediction(predict_x0(xt, t, torch.zeros_like(t)), xt).x0
         table[step] = (pictures - x0).double().square().mean()
     return table
 
@@ -238,12 +238,12 @@ def inverted(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
     The noise is that which the predictor sees in xt at the step's upper end, where it is defined also for t = 0.
     """
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         if bool((s <= t).any()):
             raise ValueError("inversion steps upwards: times must rise")
-        noise = process.invert_noise(as_guess(predict_x0(xt, s, t), xt).x0, xt, s)
+        noise = process.invert_noise(as_prediction(predict_x0(xt, s, t), xt).x0, xt, s)
         a, b = process.coefficients(t, xt)
-        return Guess((xt - b * noise) / a, noise=noise)
+        return Prediction((xt - b * noise) / a, noise=noise)
 
     return predict
 
@@ -265,18 +265,18 @@ def langevin(
     if not 0.0 < step_size < 2.0:
         raise ValueError(f"step_size must lie in (0, 2), in units of b_t^2: beyond, the walk explodes; got {step_size}")
 
-    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Guess:
-        guess = as_guess(predict_x0(xt, t, s), xt)
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
         if bool((t == s).all()):
-            noise = process.invert_noise(guess.x0, xt, t)
+            noise = process.invert_noise(prediction.x0, xt, t)
             fresh = normal_like(xt, random)
-            return guess._replace(noise=(1 - step_size) * noise + math.sqrt(2 * step_size) * fresh)
+            return prediction._replace(noise=(1 - step_size) * noise + math.sqrt(2 * step_size) * fresh)
         if bool((t == s).any()):
             raise ValueError("all rows of a batch must stay at t together")
         if carry:
-            noise = process.invert_noise(guess.x0, xt, s) if bool((s > 0).all()) else torch.zeros_like(xt)
-            return guess._replace(noise=noise)
-        return guess
+            noise = process.invert_noise(prediction.x0, xt, s) if bool((s > 0).all()) else torch.zeros_like(xt)
+            return prediction._replace(noise=noise)
+        return prediction
 
     return predict
 

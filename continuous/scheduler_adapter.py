@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udm_text.core import Guess
+from udm_text.core import Prediction
 
 from .processes import GaussianProcess
-from .sampling import Predictor, as_guess, grid, spread
+from .sampling import Predictor, as_prediction, grid, spread
 
 
 class SchedulerPredictor:
@@ -100,15 +100,15 @@ class SchedulerPredictor:
         # the Euler family holds x0 + sigma noise, that is xt / a_t, and says so by the size of its first noise
         self.exploding = abs(float(scheduler.init_noise_sigma) - 1) > 1e-6
 
-    def _output(self, guess: Guess, xt: Tensor, t: Tensor) -> Tensor:
+    def _output(self, prediction: Prediction, xt: Tensor, t: Tensor) -> Tensor:
         """What the scheduler expects of a network."""
-        noise = self.process.invert_noise(guess.x0, xt, t)
+        noise = self.process.invert_noise(prediction.x0, xt, t)
         if self.flow:
-            return noise - guess.x0
+            return noise - prediction.x0
         kind = {"sample": "x0"}.get(self.scheduler.config.prediction_type, self.scheduler.config.prediction_type)
-        return self.process.target({"v_prediction": "v"}.get(kind, kind), guess.x0, noise, t)
+        return self.process.target({"v_prediction": "v"}.get(kind, kind), prediction.x0, noise, t)
 
-    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         process = self.process
         at = (
             int((self.times == t[0].cpu()).nonzero()[0])
@@ -119,17 +119,17 @@ class SchedulerPredictor:
             raise ValueError("the grid must be the scheduler's own: sample(..., sampler=None, times=walk.times)")
         if at == 0:
             self._restart()
-        guess = as_guess(self.predict_x0(xt, t, s), xt)
+        prediction = as_prediction(self.predict_x0(xt, t, s), xt)
         (a_t, _), (a_s, _) = process.coefficients(t, xt), process.coefficients(s, xt)
         state = xt / a_t if self.exploding else xt
         if hasattr(self.scheduler, "scale_model_input"):
             self.scheduler.scale_model_input(state, self.scheduler.timesteps[at])  # some insist on having been asked
-        step = self.scheduler.step(self._output(guess, xt, t), self.scheduler.timesteps[at], state, **self.options)
+        step = self.scheduler.step(self._output(prediction, xt, t), self.scheduler.timesteps[at], state, **self.options)
         xs = step.prev_sample.to(xt)
         xs = a_s * xs if self.exploding else xs
         if bool((s == 0).all()):
-            return guess._replace(x0=xs, noise=torch.zeros_like(xs))
-        return guess._replace(noise=process.invert_noise(guess.x0, xs, s))
+            return prediction._replace(x0=xs, noise=torch.zeros_like(xs))
+        return prediction._replace(noise=process.invert_noise(prediction.x0, xs, s))
 
     def _restart(self) -> None:
         """A multistep scheduler forgets the last walk."""

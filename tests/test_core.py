@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from udm_text.core import Guess, denoise, recover_noise, reverse_step
+from udm_text.core import Prediction, denoise, recover_noise, reverse_step
 
 
 class Call(NamedTuple):
@@ -111,12 +111,12 @@ def test_denoise_hands_editable_random_and_churn_to_the_process():
 def test_a_guess_may_settle_the_noise_and_the_counts():
     process = Shift()
     t, s = counts(9, 8)
-    guess = Guess(X0, noise=torch.full_like(X0, 2.0), s=s)
-    assert torch.allclose(denoise(process, lambda *a: guess, at(5), counts(5, 1)), X0 + 16.0)
+    prediction = Prediction(X0, noise=torch.full_like(X0, 2.0), s=s)
+    assert torch.allclose(denoise(process, lambda *a: prediction, at(5), counts(5, 1)), X0 + 16.0)
     assert process.calls == []
-    only_t = Guess(X0, t=torch.tensor([10.0, 10.0]))
+    only_t = Prediction(X0, t=torch.tensor([10.0, 10.0]))
     assert torch.allclose(denoise(process, lambda *a: only_t, at(5), counts(5, 1)), X0 + 0.5 * NOISE)
-    assert torch.allclose(denoise(process, lambda *a: Guess(X0), at(5), counts(5, 1)), at(1))
+    assert torch.allclose(denoise(process, lambda *a: Prediction(X0), at(5), counts(5, 1)), at(1))
 
 
 def test_a_guess_may_settle_the_churn_of_its_step():
@@ -124,7 +124,7 @@ def test_a_guess_may_settle_the_churn_of_its_step():
 
     def predict_x0(xt, t, s):
         shares.append(None if not shares else torch.tensor([0.0, 1.0]))
-        return Guess(X0, churn=shares[-1])
+        return Prediction(X0, churn=shares[-1])
 
     class PerRow(Shift):
         def blend(self, noise, fresh, churn):
@@ -138,13 +138,13 @@ def test_a_guess_may_settle_the_churn_of_its_step():
 def test_what_on_step_returns_replaces_xs():
     guesses = []
 
-    def on_step(step, xs, guess):
-        guesses.append(guess)
+    def on_step(step, xs, prediction):
+        guesses.append(prediction)
         return at(3) if step == 0 else None
 
     out = denoise(Shift(), lambda xt, t, s: X0, at(99), counts(9, 3, 1), on_step=on_step)
     assert torch.allclose(out, at(1))
-    assert all(isinstance(guess, Guess) and guess.x0 is X0 for guess in guesses)
+    assert all(isinstance(prediction, Prediction) and prediction.x0 is X0 for prediction in guesses)
 
 
 @pytest.mark.parametrize("grid", [(), (4,)])

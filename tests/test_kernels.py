@@ -14,7 +14,7 @@ from tests.oracle.world import (
     random_predictor,
     total_variation,
 )
-from udm_text.core import Guess, denoise, reverse_step
+from udm_text.core import Prediction, denoise, reverse_step
 from udm_text.decoding import draw
 from udm_text.hamming import NEVER
 from udm_text.kernels import KERNELS, Change
@@ -88,8 +88,8 @@ def test_draw_and_step_have_exactly_the_chances_of_log_rate(name):
                 return rows, counts, kernel.draw(wide, rows, *counts, 0.0, script, False)
 
             def decide(uniforms, guess_of=guess_of, others=others):
-                rows, _, guess = guess_of(uniforms, others[:, 0].expand(len(uniforms), -1))
-                return (guess.x0 != rows)[:, board.open]
+                rows, _, prediction = guess_of(uniforms, others[:, 0].expand(len(uniforms), -1))
+                return (prediction.x0 != rows)[:, board.open]
 
             leaves = threshold_law(decide, 3)
             leaf, pick, outcome = torch.cartesian_prod(
@@ -97,10 +97,10 @@ def test_draw_and_step_have_exactly_the_chances_of_log_rate(name):
             ).T
             uniforms = torch.stack([u for u, _ in leaves])[leaf]
             where = torch.arange(3), picks[pick]
-            rows, counts, guess = guess_of(uniforms, others[where])
-            t_used, s_used = (n if g is None else g for n, g in zip(counts, (guess.t, guess.s), strict=True))
+            rows, counts, prediction = guess_of(uniforms, others[where])
+            t_used, s_used = (n if g is None else g for n, g in zip(counts, (prediction.t, prediction.s), strict=True))
             script, editable = Script(*(call[outcome] for call in noise)), board.editable(len(rows))
-            xs = reverse_step(process, rows, guess.x0, t_used, s_used, editable=editable, random=script)
+            xs = reverse_step(process, rows, prediction.x0, t_used, s_used, editable=editable, random=script)
             weights = torch.tensor([w for _, w in leaves], dtype=torch.float64)[leaf]
             weights = weights * chances[where].prod(-1) * noise_weights[outcome]
             law = accumulate(board.index(xs, masks=False), weights, len(sequences))
@@ -167,8 +167,10 @@ def test_site_draws_several_positions_one_after_another_without_replacement():
                 expected[2**i + 2**j] += float(r[i] / r.sum() * r[j] / (r.sum() - r[i]))
     xt = torch.zeros(MANY, 4, dtype=torch.int64)
     change = Change(r.log().expand(MANY, -1), (-r).log1p().expand(MANY, -1), xt + 1)
-    guess = KERNELS["site"].draw(change, xt, filled(4, xt), filled(2, xt), 0.0, RowRandom(1, torch.arange(MANY)), False)
-    counts = torch.bincount((guess.x0 * 2 ** torch.arange(4)).sum(-1), minlength=16).double().numpy()
+    prediction = KERNELS["site"].draw(
+        change, xt, filled(4, xt), filled(2, xt), 0.0, RowRandom(1, torch.arange(MANY)), False
+    )
+    counts = torch.bincount((prediction.x0 * 2 ** torch.arange(4)).sum(-1), minlength=16).double().numpy()
     assert passes_chi_square(counts, expected * MANY)
 
 
@@ -202,10 +204,10 @@ def baseline_law(world, factorised):
     law = world.data @ world.substitute_forward(world.length)
     for t in range(world.length, 0, -1):
         forward = torch.stack([forward_law(process, board, row, t - 1, masks=False) for row in x0]).numpy()
-        guess = world.posterior(world.substitute_forward(t))
+        prediction = world.posterior(world.substitute_forward(t))
         if factorised:
-            guess = np.stack([guess_law(p, world.sequences) for p in world.marginals(guess)])
-        law = law @ guess @ forward
+            prediction = np.stack([guess_law(p, world.sequences) for p in world.marginals(prediction)])
+        law = law @ prediction @ forward
     return law
 
 
@@ -252,11 +254,11 @@ def random_change(batch, length, seed=0, never=()):
 def step(name, change, xt, t, s, churn=0.0, greedy=False, seed=0):
     """One step of the kernel and the process, on tokens 0..4. Returns the guess and xs."""
     random, editable = RowRandom(seed, torch.arange(len(xt))), change.log_change > NEVER / 2
-    guess = KERNELS[name].draw(change, xt, t, s, churn, random, greedy)
-    assert isinstance(guess, Guess)
-    t, s = t if guess.t is None else guess.t, s if guess.s is None else guess.s
+    prediction = KERNELS[name].draw(change, xt, t, s, churn, random, greedy)
+    assert isinstance(prediction, Prediction)
+    t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
     process = SubstituteProcess(torch.arange(5))
-    return guess, reverse_step(process, xt, guess.x0, t, s, churn, editable=editable, random=random)
+    return prediction, reverse_step(process, xt, prediction.x0, t, s, churn, editable=editable, random=random)
 
 
 @pytest.mark.parametrize("greedy", [False, True])
@@ -282,11 +284,11 @@ def test_with_churn_exactly_s_positions_differ_from_x0_hat(name, churn):
     change, xt = random_change(300, 9, never=(4,))
     t = 1 + torch.arange(300) % 8
     s = t // 2
-    guess, xs = step(name, change, xt, t, s, churn)
-    assert guess.t is None and guess.s is None
+    prediction, xs = step(name, change, xt, t, s, churn)
+    assert prediction.t is None and prediction.s is None
     if name == "hamming":
-        assert torch.equal((guess.x0 != xt).sum(1), t)
-    assert torch.equal((xs != guess.x0).sum(1), s)
+        assert torch.equal((prediction.x0 != xt).sum(1), t)
+    assert torch.equal((xs != prediction.x0).sum(1), s)
     assert (xs[:, 4] == xt[:, 4]).all()
 
 
@@ -304,7 +306,7 @@ def test_greedy_takes_the_most_preferred_changes(name):
     change, xt = random_change(100, 8, never=(3,))
     odds = (change.log_change - change.log_stay).masked_fill(change.log_change <= NEVER / 2, -torch.inf)
     t, s = filled(5, xt), filled(3, xt)
-    guess, xs = step(name, change, xt, t, s, greedy=True)
+    prediction, xs = step(name, change, xt, t, s, greedy=True)
     _, again = step(name, change, xt, t, s, greedy=True, seed=1)
     assert torch.equal(xs, again)  # no randomness is left
     best = torch.zeros_like(xt, dtype=torch.bool).scatter(1, odds.topk(2).indices, True)

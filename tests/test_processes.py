@@ -261,12 +261,12 @@ def test_a_padded_row_in_a_batch_goes_the_way_it_goes_alone(masks, churn):
 
     def walk(rows, width):
         random = RowRandom(seed, torch.arange(4)[rows])
-        clean, guess, edit = x0[rows, :width], x0_hat[rows, :width], editable[rows, :width]
+        clean, prediction, edit = x0[rows, :width], x0_hat[rows, :width], editable[rows, :width]
         t = edit.sum(1)
         noise = process.sample_noise(clean, editable=edit, random=random)
         xt = process.corrupt(clean, t - 1, noise)
         prior = process.prior(clean, editable=edit, random=random)
-        xs = reverse_step(process, xt, guess, t - 1, t // 2, churn, editable=edit, random=random)
+        xs = reverse_step(process, xt, prediction, t - 1, t // 2, churn, editable=edit, random=random)
         return torch.cat((xt, prior, xs), dim=0)
 
     together = walk(slice(None), 7).view(3, 4, 7)

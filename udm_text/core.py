@@ -53,8 +53,8 @@ class Process(Protocol):
         """A draw of x_T: what is left of x when everything editable is corrupted."""
 
 
-class Guess(NamedTuple):
-    """A predictor's answer: x0_hat, and what it has already settled on the way.
+class Prediction(NamedTuple):
+    """What a predictor gives: x0_hat, and what it has already settled on the way.
 
     A predictor may fix the noise before x0_hat (masks: the corrupted set is visible in xt), the counts (a kernel that
     draws fewer changes than t), or the churn of its step (pictures: DDPM's share depends on t and s). None leaves the
@@ -113,32 +113,34 @@ def reverse_step(
 
 def denoise(
     process: Process,
-    predict_x0: Callable[[Tensor, Tensor, Tensor], Tensor | Guess],
+    predict_x0: Callable[[Tensor, Tensor, Tensor], Tensor | Prediction],
     xt: Tensor,
     times: Sequence[Tensor],
     churn: float = 0.0,
     *,
     editable: Tensor | None = None,
     random: RowRandom | None = None,
-    on_step: Callable[[int, Tensor, Guess], Tensor | None] | None = None,
+    on_step: Callable[[int, Tensor, Prediction], Tensor | None] | None = None,
 ) -> Tensor:
     """Walk from xt down the grid `times` (num_steps + 1 tensors of shape (B,)), one `reverse_step` at a time.
 
     Args:
-        predict_x0: called as predict_x0(xt, t, s); gives x0_hat or a `Guess`.
-        on_step: called as on_step(step, xs, guess) after each step; a tensor it returns replaces xs.
+        predict_x0: called as predict_x0(xt, t, s); gives x0_hat or a `Prediction`.
+        on_step: called as on_step(step, xs, prediction) after each step; a tensor it returns replaces xs.
 
     Returns:
         Data at the last time of the grid.
     """
     for step in range(len(times) - 1):
         t, s = times[step], times[step + 1]
-        answer = predict_x0(xt, t, s)
-        guess = answer if isinstance(answer, Guess) else Guess(answer)
-        t, s = t if guess.t is None else guess.t, s if guess.s is None else guess.s
-        share = churn if guess.churn is None else guess.churn
-        xt = reverse_step(process, xt, guess.x0, t, s, share, noise=guess.noise, editable=editable, random=random)
+        output = predict_x0(xt, t, s)
+        prediction = output if isinstance(output, Prediction) else Prediction(output)
+        t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
+        share = churn if prediction.churn is None else prediction.churn
+        xt = reverse_step(
+            process, xt, prediction.x0, t, s, share, noise=prediction.noise, editable=editable, random=random
+        )
         if on_step is not None:
-            replaced = on_step(step, xt, guess)
+            replaced = on_step(step, xt, prediction)
             xt = xt if replaced is None else replaced
     return xt

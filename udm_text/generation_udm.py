@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from .canvas import check_inputs, make_canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
-from .core import Guess, denoise
+from .core import Prediction, denoise
 from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
 from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
@@ -198,7 +198,7 @@ class UDMGenerationMixin:
             put_draft(xs[:, head:].cpu())
             return xs
 
-        def on_step(step: int, xs: Tensor, guess: Guess) -> Tensor:
+        def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
             return watch(step, xs, grid[step + 1])
 
         grid = with_revision(times, config.revise) if config.revise else times
@@ -271,8 +271,8 @@ def _denoise_by_threshold(process, predictor, xt: Tensor, times: Tensor, *, edit
     return xt, steps
 
 
-def _told(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, guess: Guess) -> Tensor:
-    return watch(step, xs, guess.s)
+def _told(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, prediction: Prediction) -> Tensor:
+    return watch(step, xs, prediction.s)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import Guess
+from .core import Prediction
 from .hamming import NEVER, draw_changes, log_leave_one_out, log_mean_inverse_count
 from .randomness import RowRandom
 
@@ -39,10 +39,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """draw(change, xt, t, s, churn, random, greedy) -> Guess; log_rate(change, t) -> (B, L) with
+    """draw(change, xt, t, s, churn, random, greedy) -> Prediction; log_rate(change, t) -> (B, L) with
     log p(i -> v) = log p_i(v) + log_rate_i."""
 
-    draw: Callable[[Change, Tensor, Tensor, Tensor, float, RowRandom, bool], Guess]
+    draw: Callable[[Change, Tensor, Tensor, Tensor, float, RowRandom, bool], Prediction]
     log_rate: Callable[[Change, Tensor], Tensor]
 
 
@@ -69,7 +69,7 @@ def _draw_site(change, xt, t, s, churn, random, greedy):
         rings = (-random.uniform(xt.shape[1]).log()).log() - change.log_change
         where = rings.argsort(dim=-1).argsort(dim=-1) < k[:, None]
         where &= change.log_change > NEVER / 2
-    return Guess(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
+    return Prediction(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
 
 
 def _rate_site(change, t):
@@ -80,9 +80,9 @@ def _draw_hamming(change, xt, t, s, churn, random, greedy):
     u = random.uniform(xt.shape[1])
     if greedy:
         if not churn:  # of the t best changes, the t - s most preferred are made
-            return Guess(_apply(change, _best(change, t - s), xt), t=t - s, s=torch.zeros_like(s))
-        return Guess(_apply(change, _best(change, t), xt))
-    return Guess(_apply(change, draw_changes(change.log_change, change.log_stay, t, u), xt))
+            return Prediction(_apply(change, _best(change, t - s), xt), t=t - s, s=torch.zeros_like(s))
+        return Prediction(_apply(change, _best(change, t), xt))
+    return Prediction(_apply(change, draw_changes(change.log_change, change.log_stay, t, u), xt))
 
 
 def _rate_hamming(change, t):
@@ -96,14 +96,14 @@ def _draw_free(change, xt, t, s, churn, random, greedy):
         where = change.log_change > change.log_stay
         if not churn:
             where &= _best(change, k)
-            return Guess(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
+            return Prediction(_apply(change, where, xt), t=where.sum(-1), s=torch.zeros_like(s))
     else:
         where = u.log() < change.log_change
     x0 = _apply(change, where, xt)
     if churn:  # the baseline corrupts x0_hat anew, down to s
-        return Guess(x0)
+        return Prediction(x0)
     drawn = where.sum(-1)
-    return Guess(x0, t=drawn, s=(drawn - k).clamp(min=0))
+    return Prediction(x0, t=drawn, s=(drawn - k).clamp(min=0))
 
 
 def _rate_free(change, t):

@@ -17,7 +17,7 @@ from .caching import CachedForward
 from .canvas import Canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
-from .core import Guess, recover_noise
+from .core import Prediction, recover_noise
 from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
 from .fastpath import FastForward
 from .hamming import NEVER
@@ -33,7 +33,7 @@ _MUST = -1e9
 """log(1 - r_i) where xt_i may not stay; small enough to add up, so that of several the most possible change."""
 
 
-class Answer(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What the network says of N positions: rows (N, ...), and `head`, which makes logits (n, V) of n of them.
 
     Logits are the largest thing there is, so they are made when they are used, some at a time.
@@ -74,24 +74,24 @@ class Predictor:
             self.fast = FastForward(model, self.attention_mask, self.lengths)
         self.num_calls = 0
 
-    def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> Answer:
-        """The answer for N positions, in the order of `positions.nonzero()`."""
+    def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
+        """The output for N positions, in the order of `positions.nonzero()`."""
         self.num_calls += self.readings
         if self.condition is None:
             return self._ask(xt, t, positions)
         free = xt.masked_fill(self.condition, self.model.config.mask_token_id)
         both = self._ask(torch.cat((xt, free)), t.repeat(2), positions.repeat(2, 1))
-        return Answer(both.rows.unflatten(0, (2, -1)).transpose(0, 1), partial(self._guided, both.head))
+        return NetworkOutput(both.rows.unflatten(0, (2, -1)).transpose(0, 1), partial(self._guided, both.head))
 
     def _guided(self, head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """(n, V) guided log-probabilities of rows (n, 2, ...), as the text is and without its condition."""
         conditional, unconditional = head(rows.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(dim=1)
         return guide(conditional, unconditional, self.scale)
 
-    def _ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> Answer:
+    def _ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
         hidden = self.fast.hidden(xt, t, positions)
         if hidden is not None:
-            return Answer(hidden, self.fast.head)
+            return NetworkOutput(hidden, self.fast.head)
         rows = positions.any(dim=1)
         everything = bool(rows.all())
         pick = (lambda x: x) if everything else (lambda x: x[rows])
@@ -102,18 +102,20 @@ class Predictor:
             num_editable=pick(self.lengths),
             positions=pick(positions),
         ).logits
-        return Answer(logits, lambda rows: rows)
+        return NetworkOutput(logits, lambda rows: rows)
 
-    def _by_chunks(self, function: Callable[..., tuple[Tensor, ...]], answer: Answer, *others: Tensor) -> list[Tensor]:
+    def _by_chunks(
+        self, function: Callable[..., tuple[Tensor, ...]], output: NetworkOutput, *others: Tensor
+    ) -> list[Tensor]:
         """function(logits (n, V), others (n,)...) by chunks of the N positions, which bounds what is held of logits."""
         size = max(1, _CHUNK_ELEMENTS // (self.readings * self.model.config.vocab_size))
         size = size if size < 64 else size - size % 64  # the kernels of the head like whole blocks
         whole: list[Tensor] = []
-        for start in range(0, len(answer.rows), size):
+        for start in range(0, len(output.rows), size):
             chunk = slice(start, start + size)
-            pieces = function(answer.head(answer.rows[chunk]), *(x[chunk] for x in others))
+            pieces = function(output.head(output.rows[chunk]), *(x[chunk] for x in others))
             # What stays is made once: small tensors between large ones that go would keep a C heap from shrinking.
-            whole = whole or [piece.new_empty(len(answer.rows), *piece.shape[1:]) for piece in pieces]
+            whole = whole or [piece.new_empty(len(output.rows), *piece.shape[1:]) for piece in pieces]
             for all_of_it, piece in zip(whole, pieces, strict=True):
                 all_of_it[chunk] = piece
         return whole
@@ -163,7 +165,7 @@ class MaskPredictor(Predictor):
         super().__init__(*args, **kwargs)
         self.sureness = torch.full(self.editable.shape, torch.inf, dtype=torch.float64, device=self.editable.device)
 
-    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         uniforms = self.random.uniform(xt.shape[1])
         adaptive, gumbel = find_order(self.config.order), None
         if self.config.order_noise:
@@ -177,9 +179,9 @@ class MaskPredictor(Predictor):
         else:
             noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not asked.any():
-            return Guess(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
-        answer, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), answer, *places, uniforms[asked])
+            return Prediction(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
+        output, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *places, uniforms[asked])
         self.sureness = self.sureness.masked_scatter(asked, sureness)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
@@ -189,7 +191,7 @@ class MaskPredictor(Predictor):
             noise = self._opened(self._noise(xt, t, ranking), t, s)
             if self.config.threshold is not None:  # order by confidence: the scores are probabilities
                 s = s.minimum(t - (ranking > self.config.threshold).sum(dim=1))
-        return Guess(xt.masked_scatter(asked, tokens), noise, s=s)
+        return Prediction(xt.masked_scatter(asked, tokens), noise, s=s)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
@@ -235,14 +237,14 @@ class SubstitutePredictor(Predictor):
     Temperature acts on all of p_i; top_k and top_p on p_i(v | v != xt_i), so that a change always has a token.
     """
 
-    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Guess:
+    def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         uniforms = self.random.uniform(xt.shape[1])
         asked = self.editable & (t > s)[:, None]
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
         if asked.any():
-            answer, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-            pieces = self._by_chunks(partial(self._position, xt), answer, *places, uniforms[asked])
+            output, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+            pieces = self._by_chunks(partial(self._position, xt), output, *places, uniforms[asked])
             wholes = (never, torch.zeros_like(never), xt)
             change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0
@@ -250,8 +252,10 @@ class SubstitutePredictor(Predictor):
         able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
         t = t.minimum(able)
         s = s.minimum(t)
-        guess = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
-        return guess._replace(t=t if guess.t is None else guess.t, s=s if guess.s is None else guess.s)
+        prediction = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
+        return prediction._replace(
+            t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
+        )
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Of `Change`, all (N,): log_change, log_stay, tokens."""

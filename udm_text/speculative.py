@@ -230,10 +230,10 @@ class SpeculativePredictor(MaskPredictor):
         Hidden rows of all positions are held, logits are made of those whose law is asked for.
         """
         rows, columns = positions.nonzero(as_tuple=True)
-        answer = self.ask(xt, t, positions)
+        output = self.ask(xt, t, positions)
 
         def laws(which: Tensor) -> Tensor:
-            some = answer._replace(rows=answer.rows[which])
+            some = output._replace(rows=output.rows[which])
             return self._by_chunks(partial(self._law, xt), some, rows[which], columns[which])[0]
 
         return laws

@@ -10,7 +10,7 @@ from continuous.degradations import Blur, PixelMask
 from continuous.likelihood import log_likelihood, nelbo
 from continuous.processes import ColdProcess, GaussianProcess
 from tests.continuous.worlds import TWO, Mixture, at, normal
-from udm_text.core import Guess, denoise
+from udm_text.core import Prediction, denoise
 from udm_text.processes import MaskProcess, TokenNoise
 from udm_text.randomness import RowRandom
 
@@ -91,7 +91,7 @@ def test_without_its_fresh_noise_the_chain_of_ddpm_is_not_ddim():
     def mean_only(xt, t, s):  # the mean of q(xs | xt, x0_hat), written as a settled noise
         x0 = world.predictor(VP)(xt, t, s)
         share = VP.ancestral_share(t, s)[:, None]
-        return Guess(x0, noise=(1 - share**2).sqrt() * VP.invert_noise(x0, xt, t))
+        return Prediction(x0, noise=(1 - share**2).sqrt() * VP.invert_noise(x0, xt, t))
 
     assert deviation(100, lambda predict, random: mean_only) < 0.05
     assert deviation(100, lambda predict, random: sampling.ddim(VP, predict)) == pytest.approx(0.5, abs=0.01)
@@ -224,9 +224,9 @@ def test_a_linear_degradation_ends_at_the_sum_of_the_restorers_errors_times_its_
     process, x0, errors = ColdProcess(degradation), pictures(), {}
 
     def restorer(xt, t, s):
-        guess = a_bad_restorer(xt, t, s)
-        errors[int(t[0])] = guess - x0
-        return guess
+        prediction = a_bad_restorer(xt, t, s)
+        errors[int(t[0])] = prediction - x0
+        return prediction
 
     end = sampling.restore(process, restorer, process.degrade(x0, at(6, 6)))
     expected = sum(process.degrade(e, at(t - 1, 6)) - process.degrade(e, at(t, 6)) for t, e in errors.items())
@@ -245,7 +245,7 @@ def test_nested_pixel_masks_are_the_mask_sampler_of_text():
 
     def predict_tokens(xt, t, s):
         x0 = torch.where(xt == hidden, guesses[int(t[0])], xt)
-        return Guess(x0, noise=TokenNoise(keys, keys))
+        return Prediction(x0, noise=TokenNoise(keys, keys))
 
     def predict_pixels(xt, t, s):
         return guesses[int(t[0])].double().view(3, 1, 4, 4)

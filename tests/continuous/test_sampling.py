@@ -10,7 +10,7 @@ from continuous.degradations import Blur, PixelMask
 from continuous.likelihood import _terms, log_likelihood, nelbo
 from continuous.processes import ColdProcess, GaussianProcess
 from tests.continuous.worlds import TWO, Mixture, at, normal
-from udm_text.core import Guess, denoise
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 VP = GaussianProcess.vp("cosine", 100)
@@ -53,8 +53,8 @@ def test_eta_joins_ddim_and_ddpm_and_a_fixed_churn_is_the_sigma_tilde_of_udm():
     """sigma_tilde = churn b_s: xs = a_s x0_hat + sqrt(b_s^2 - sigma_tilde^2) noise + sigma_tilde fresh."""
     x, t, s = torch.randn(5, 2, dtype=torch.float64), at(60, 5), at(40, 5)
     for eta in (0.0, 0.5, 1.0):
-        guess = sampling.ddim(VP, PREDICT, eta)(x, t, s)
-        assert torch.allclose(torch.as_tensor(guess.churn).double(), eta * VP.ancestral_share(t, s))
+        prediction = sampling.ddim(VP, PREDICT, eta)(x, t, s)
+        assert torch.allclose(torch.as_tensor(prediction.churn).double(), eta * VP.ancestral_share(t, s))
     out = denoise(VP, PREDICT, x, [t, s], 0.3, random=rows(5))
     x0, fresh = PREDICT(x, t, s), VP.sample_noise(x, random=rows(5))
     (a_s, b_s), noise = VP.coefficients(s, x), VP.invert_noise(PREDICT(x, t, s), x, t)
@@ -193,7 +193,7 @@ def test_editing_keeps_what_is_known_and_noises_it_on_the_way():
     known, editable = TWO.sample(400, seed=2)[0], torch.tensor([True, False])
     seen = []
 
-    def watch(step, xs, guess):
+    def watch(step, xs, prediction):
         seen.append(xs)
 
     out = control.edit(VP, sampling.ancestral(VP, PREDICT), known, editable, random=rows(400), on_step=watch)
@@ -399,7 +399,7 @@ def test_bad_input_is_refused(make, message):
 
 
 def test_a_guess_keeps_what_wrappers_do_not_touch():
-    inner = lambda xt, t, s: Guess(xt, churn=0.25)  # noqa: E731
+    inner = lambda xt, t, s: Prediction(xt, churn=0.25)  # noqa: E731
     assert sampling.clip(inner)(pictures(), at(3, 4), at(2, 4)).churn == 0.25
     assert control.project(inner, lambda x: x)(pictures(), at(3, 4), at(2, 4)).churn == 0.25
     assert isinstance(Mixture([[0.0]], [1.0], [1.0]).means, torch.Tensor)

@@ -50,8 +50,8 @@ def reverse_law(
     calls, weights = reverse_outcomes(board, churn, shifts=not masks, rising=rising)
     states = (board.num_tokens + masks) ** board.length
     laws = []
-    for guess in x0:
-        rows, guesses = (board.rows(d[None]).expand(len(weights), -1) for d in (xt, guess))
+    for prediction in x0:
+        rows, guesses = (board.rows(d[None]).expand(len(weights), -1) for d in (xt, prediction))
         script = Script(*calls)
         editable = board.editable(len(rows))
         counts = filled(t, rows), filled(s, rows)
