@@ -180,7 +180,7 @@ def _positive(name: str, value: float) -> None:
 
 
 def _column(values: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """(B,) as (B, 1, ..., 1) of like's rank, in like's dtype unless told another."""
+    """(B,) as (B, 1, ..., 1) of like's rank, in like's dtype or in another."""
     return values.to(like.dtype if dtype is None else dtype).view(-1, *[1] * (like.ndim - 1))
 
 

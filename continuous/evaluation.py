@@ -130,11 +130,11 @@ def one_nn_accuracy(a: Tensor, b: Tensor) -> float:
         raise ValueError(
             f"a and b must be of one shape and hold at least 2 images, got {tuple(a.shape)} and {tuple(b.shape)}"
         )
-    told = 0.0
+    correct = 0.0
     for own, other in ((a, b), (b, a)):
         inside, across = nearest_distances(own, own, leave_out=True), nearest_distances(own, other)
-        told += float(((inside < across).double() + 0.5 * (inside == across).double()).sum())
-    return told / (2 * len(a))
+        correct += float(((inside < across).double() + 0.5 * (inside == across).double()).sum())
+    return correct / (2 * len(a))
 
 
 @dataclass

@@ -26,8 +26,8 @@ class ImageConfig(PreTrainedConfig):
 
     Args:
         process (`dict`): `to_dict()` of a `GaussianProcess` or a `ColdProcess`.
-        prediction (`str`): what the network tells: "epsilon", "x0" or "v"; a cold process takes "x0".
-        learned_variance (`bool`): whether the network also tells the variance of a step, by a share for each value
+        prediction (`str`): what the network predicts: "epsilon", "x0" or "v"; a cold process takes "x0".
+        learned_variance (`bool`): whether the network also predicts the variance of a step, by a share for each value
             between the least and the largest that is right for some data (Gaussian process only).
         image_shape (`list[int]`): channels, height, width.
         levels (`int`): values that a pixel can take, evenly spaced over [-1, 1].
@@ -116,7 +116,7 @@ class ImageDenoiser(PreTrainedModel):
     Args:
         config: see `ImageConfig`.
 
-    `forward` gives what the network tells (that is what is trained), `predict_x0` the clean picture.
+    `forward` gives what the network predicts (that is what is trained), `predict_x0` the clean picture.
     """
 
     config_class = ImageConfig
@@ -188,7 +188,7 @@ class ImageDenoiser(PreTrainedModel):
         return torch.where(labels < 0, number, labels).to(self.device)
 
     def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What the network tells of xt at t.
+        """What the network predicts of xt at t.
 
         Args:
             xt: (B, C, H, W), corrupted pictures. t: (B,) int64 in 0..T.
@@ -204,26 +204,26 @@ class ImageDenoiser(PreTrainedModel):
         return self.network(xt.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
 
     def split_output(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What is told of x0, noise or v, and the share of the variance, in float32 or more."""
+        """What is predicted of x0, noise or v, and the share of the variance, in float32 or more."""
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if not self.config.learned_variance:
             return output, None
-        told, share = output.chunk(2, dim=1)
-        return told, variance_share(share)
+        model_output, share = output.chunk(2, dim=1)
+        return model_output, variance_share(share)
 
-    def to_x0(self, told: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat out of what the network told, in float32 or more. xt at t = 0 is its own x0."""
+    def to_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat out of what the network gave, in float32 or more. xt at t = 0 is its own x0."""
         xt = xt.to(torch.promote_types(xt.dtype, torch.float32))
         if isinstance(self.process, ColdProcess):
-            x0 = told.to(xt.dtype)
+            x0 = model_output.to(xt.dtype)
         else:  # in float64: b / a amplifies rounding where a_t is small
-            x0 = self.process.to_x0(self.config.prediction, told.double(), xt.double(), t).to(xt.dtype)
+            x0 = self.process.to_x0(self.config.prediction, model_output.double(), xt.double(), t).to(xt.dtype)
         return torch.where((t == 0).view(-1, 1, 1, 1), xt, x0)
 
     def predict(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(x0_hat, share of the variance or None), as `predict_x0`."""
-        told, share = self.split_output(self(xt, t, self.label_row(labels, len(xt))))
-        return self.to_x0(told, xt, t), share
+        model_output, share = self.split_output(self(xt, t, self.label_row(labels, len(xt))))
+        return self.to_x0(model_output, xt, t), share
 
     def predict_x0(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32, or float64 where xt is.

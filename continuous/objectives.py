@@ -1,7 +1,7 @@
-"""What a picture model is trained on: corrupted pictures, weighted errors of what the network tells, exact bounds.
+"""What a picture model is trained on: corrupted pictures, weighted errors of what the network predicts, exact bounds.
 
-All weights are stated for the squared error of x0, and carried over to what the network tells by the process itself:
-the error of x0 is gain_t times that of the told quantity, gain_t = d x0_hat / d told. With snr_t = a_t^2 / b_t^2:
+All weights are stated for the squared error of x0, and carried over to what the network predicts by the process itself:
+the error of x0 is gain_t times that of the predicted quantity, gain_t = d x0_hat / d model_output. With snr_t = a_t^2 / b_t^2:
 
     weighting   on |x0 - x0_hat|^2            on epsilon            on v where a^2 + b^2 = 1
     simple      1 / gain_t^2                  1                     1
@@ -102,13 +102,13 @@ def kl_terms(
 
 
 def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
-    """(B,) float64 d x0_hat / d told at t: -b/a for epsilon, 1 for x0, -b for v where a^2 + b^2 = 1."""
+    """(B,) float64 d x0_hat / d model_output at t: -b/a for epsilon, 1 for x0, -b for v where a^2 + b^2 = 1."""
     one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
     return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
 
 
 def loss_weights(process: PictureProcess, prediction: str, weighting: str, t: Tensor, gamma: float = 5.0) -> Tensor:
-    """(B,) float64: the weight of the error of what the network tells, for t in 1..T (see the table above).
+    """(B,) float64: the weight of the error of what the network predicts, for t in 1..T (see the table above).
 
     `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance.
     """
@@ -295,7 +295,7 @@ class ImageObjective:
     def row_terms(
         self, model: Any, inputs: dict[str, Tensor], *, place: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
-        """(B,) weighted errors: pictures corrupted at t, told about by the network, compared."""
+        """(B,) weighted errors: pictures corrupted at t, predicted by the network, compared."""
         law = None if self.importance is None else self.importance.probabilities(step)
         t, weight = draw_times(self.process.T, place, total, seed, step, law)
         random = step_random(seed, step, place)
@@ -326,30 +326,32 @@ class ImageObjective:
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if isinstance(process, ColdProcess):
             return self.errors(output, x0), None
-        told, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
+        model_output, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
         share = None if share is None else (share + 1.0) / 2.0
         bound = None
         if self.weighting == "vlb" or share is not None or always_bound:
-            x0_hat = process.to_x0(config.prediction, told.double(), xt.double(), t).to(told.dtype)
+            x0_hat = process.to_x0(config.prediction, model_output.double(), xt.double(), t).to(model_output.dtype)
             hybrid = self.weighting != "vlb"
             bound = kl_terms(process, x0, x0_hat.detach() if hybrid else x0_hat, t, share, config.levels)
             if not hybrid:
                 return process.T * bound, bound
         weights = loss_weights(process, config.prediction, self.weighting, t, self.gamma)
-        terms = weights.to(told.dtype) * self.errors(told, process.target(config.prediction, x0, noise, t))
+        terms = weights.to(model_output.dtype) * self.errors(
+            model_output, process.target(config.prediction, x0, noise, t)
+        )
         if share is not None:
             assert bound is not None
             terms = terms + self.vlb_share * process.T * bound
         return terms, bound
 
-    def errors(self, told: Tensor, target: Tensor) -> Tensor:
+    def errors(self, model_output: Tensor, target: Tensor) -> Tensor:
         """(B,) errors summed over the pixels' values."""
         if self.error == "l2":
-            each = (told - target).square()
+            each = (model_output - target).square()
         elif self.error == "l1":
-            each = (told - target).abs()
+            each = (model_output - target).abs()
         else:
-            each = functional.huber_loss(told, target, reduction="none", delta=HUBER)
+            each = functional.huber_loss(model_output, target, reduction="none", delta=HUBER)
         return each.flatten(1).sum(dim=1)
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from .sampling import Predictor
 
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
-"""Names of samplers: those of `sampling`, and DDPM with the variance that the network tells."""
+"""Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
 OnState = Callable[[Tensor], None]
 
 
@@ -92,7 +92,7 @@ class ImagePipeline:
             f"pipeline_tag: {'image-to-image' if cold else 'unconditional-image-generation'}\n"
             f"tags:\n- udm\n- diffusion\n- {'cold-diffusion' if cold else 'gaussian-diffusion'}\n---\n\n"
             f"# An image model of udm-text\n\nPictures of {channels} x {height} x {width} values in [-1, 1]; {known}. "
-            f"The network tells {config.prediction}; the process is\n\n    {config.process}\n\n"
+            f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n"
             "```python\nfrom continuous import ImagePipeline\n\n"
             f'pipe = ImagePipeline.from_pretrained("this-repository")\npictures = pipe.{use}\n```\n'
         )
@@ -127,10 +127,10 @@ class ImagePipeline:
         return sampling.clip(predict) if clip else predict
 
     def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
-        """DDPM whose steps have the variance that the network tells (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
+        """DDPM whose steps have the variance that the network predicts (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
 
         A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: its variance is what is
-        told beyond the least one, over the square of the step's slope in x0. No noise in the step to 0.
+        predicted beyond the least one, over the square of the step's slope in x0. No noise in the step to 0.
         """
         if not self.denoiser.config.learned_variance:
             raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
@@ -143,8 +143,8 @@ class ImagePipeline:
             inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
             least, largest = (v.to(xt).view(-1, 1, 1, 1) for v in step_variances(process, upper, inner))
             slope = process.a[inner.cpu()] * (1 - snr(process, upper).cpu() / snr(process, inner).cpu())
-            told = (least.log() + share * (largest.log() - least.log())).exp()
-            spread = (told - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
+            model_output = (least.log() + share * (largest.log() - least.log())).exp()
+            spread = (model_output - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
             spread = torch.where((s > 0).view(-1, 1, 1, 1), spread, 0.0)
             drawn = x0 + spread.sqrt() * normal_like(xt, random)
             return Prediction(drawn, churn=process.ancestral_share(t, s))

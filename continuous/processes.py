@@ -24,7 +24,7 @@ from udm_text.randomness import RowRandom
 from . import degradations, schedules
 
 PREDICTIONS = ("epsilon", "x0", "v")
-"""What a network may be trained to tell: the noise, the clean picture, or v = a noise - b x0 (rf: noise - x0)."""
+"""What a network may be trained to predict: the noise, the clean picture, or v = a noise - b x0 (rf: noise - x0)."""
 
 SMALL = 0.05  # a_T / b_T above this leaves more than a thousandth of a nat per dimension in x_T
 
@@ -223,7 +223,7 @@ class GaussianProcess:
         _everything(editable)
         return float(self.b[-1]) * normal_like(x, random)
 
-    # what a network tells --------------------------------------------------------------------------------------------
+    # what a network predicts --------------------------------------------------------------------------------------------
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""

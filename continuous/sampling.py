@@ -1,6 +1,6 @@
 """Samplers of pictures. There is one loop, `udm_text.core.denoise`; a sampler is a wrapper around the predictor.
 
-    the share of fresh noise, told to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
+    the share of fresh noise, handed to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
     another x0_hat                               dpm_solver (extrapolated), with_variance (drawn), clip
     noise settled before the step                inverted (steps upwards), langevin (steps that stay at t)
 

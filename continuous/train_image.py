@@ -74,7 +74,7 @@ class ModelArguments:
     degradation_options: str = field(default="{}", metadata={"help": 'Its parameters, as JSON: {"std": 3.0}.'})
     sigma: float = field(default=0.0, metadata={"help": "Of cold: noise beside the degradation."})
     prediction: str | None = field(
-        default=None, metadata={"help": "What the network tells: epsilon, x0 or v (default; cold: x0)."}
+        default=None, metadata={"help": "What the network predicts: epsilon, x0 or v (default; cold: x0)."}
     )
     learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
     network: str | None = field(

@@ -249,7 +249,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         positions: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        through: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+        apply_head: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
         **kwargs: Any,
     ) -> MaskedLMOutput:
         """Logits of x0 given xt.
@@ -262,7 +262,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted; None: everywhere.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
-            through: with positions, called as through(head, hidden) in place of head(hidden), hidden (N, H); what it
+            apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what it
                 gives stands in the output's logits. For losses that never hold all logits at once.
 
         Returns:
@@ -287,11 +287,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             inputs["position_ids"] = position_ids
 
         head = language_head(self.backbone) if positions is not None else None
-        if through is not None:
+        if apply_head is not None:
             if head is None or labels is not None:
-                raise ValueError("through needs positions, no labels, and a backbone whose head is known")
+                raise ValueError("apply_head needs positions, no labels, and a backbone whose head is known")
             output = self.backbone.base_model(**inputs)
-            logits = through(head, output.last_hidden_state[positions])
+            logits = apply_head(head, output.last_hidden_state[positions])
         elif head is not None:
             output = self.backbone.base_model(**inputs)
             hidden = output.last_hidden_state[positions]

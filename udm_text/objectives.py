@@ -126,7 +126,7 @@ def row_losses(
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
-        chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with through=, too, and gives
+        chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with apply_head=, too, and gives
             (N,) cross-entropies. None: all at once.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
             "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is
@@ -140,8 +140,8 @@ def row_losses(
     if chunk is not None:
         if not process.visible and loss != "cross_entropy":
             raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
-        through = partial(chunked_cross_entropy, target=x0[asked], forbidden=forbidden, chunk=chunk)
-        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked, through=through)
+        apply_head = partial(chunked_cross_entropy, target=x0[asked], forbidden=forbidden, chunk=chunk)
+        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked, apply_head=apply_head)
         return mask_terms(ce, corrupted, lengths, t) if process.visible else mask_terms(ce, asked, lengths, lengths)
     logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked)
     scores = logits.float().masked_fill(forbidden, -torch.inf)

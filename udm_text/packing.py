@@ -122,16 +122,16 @@ def packed_predict(model, model_config, attention_mask: Tensor, width: int, atte
     dtype = next(model.parameters()).dtype
     inputs = packed_inputs(model_config, where, attention, dtype)
 
-    def predict(input_ids: Tensor, positions: Tensor, through: Any = None, **unused: Any) -> Tensor:
+    def predict(input_ids: Tensor, positions: Tensor, apply_head: Any = None, **unused: Any) -> Tensor:
         ids = input_ids.flatten()[where.source].masked_fill(~real, model_config.pad_token_id or 0)
         wanted = positions.flatten()[where.source] & real
         order = where.source[wanted].argsort()  # of the packed positions, as they follow each other in the rows
-        if through is None:
+        if apply_head is None:
             return model(input_ids=ids, positions=wanted, **inputs).logits[order]
 
         def ordered(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-            return through(head, hidden[order])
+            return apply_head(head, hidden[order])
 
-        return model(input_ids=ids, positions=wanted, through=ordered, **inputs).logits
+        return model(input_ids=ids, positions=wanted, apply_head=ordered, **inputs).logits
 
     return predict

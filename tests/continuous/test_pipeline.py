@@ -86,7 +86,7 @@ def test_states_run_from_the_noise_to_the_picture(pipe):
 
 def test_steps_with_the_learned_variance_have_it(pipe):
     # One picture drawn many times: the law of one step from t to s must have the mean of q(xs | xt, x0_hat) and the
-    # variance that the network told.
+    # variance that the network gave.
     t, s, many = 9, 6, 40_000
     xt = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
     times, earlier = torch.tensor([t]), torch.tensor([s])
