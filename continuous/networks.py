@@ -36,7 +36,7 @@ class FilmBlock(nn.Module):
 
 
 class FilmMLP(nn.Module):
-    """Residual blocks over all pixels at once, conditioned on t and the class: for small pictures, such as 8 x 8 digits.
+    """Residual blocks over all pixels at once, conditioned on t and the class: for small pictures, as 8 x 8 digits.
 
     Source of the conditioning: Perez et al., "FiLM" (arXiv 1709.07871), after each normalisation.
     """

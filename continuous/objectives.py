@@ -1,7 +1,7 @@
 """What a picture model is trained on: corrupted pictures, weighted errors of what the network predicts, exact bounds.
 
 All weights are stated for the squared error of x0, and carried over to what the network predicts by the process itself:
-the error of x0 is gain_t times that of the predicted quantity, gain_t = d x0_hat / d model_output. With snr_t = a_t^2 / b_t^2:
+the error of x0 is gain_t times that of the model's output, gain_t = d x0_hat / d output. With snr_t = a_t^2 / b_t^2:
 
     weighting   on |x0 - x0_hat|^2            on epsilon            on v where a^2 + b^2 = 1
     simple      1 / gain_t^2                  1                     1

@@ -223,7 +223,7 @@ class GaussianProcess:
         _everything(editable)
         return float(self.b[-1]) * normal_like(x, random)
 
-    # what a network predicts --------------------------------------------------------------------------------------------
+    # what a network predicts -----------------------------------------------------------------------------------------
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""

@@ -257,9 +257,11 @@ def test_memory_does_not_grow_with_the_calls():
 
 def test_between_refreshes_few_tokens_run_through_the_layers(monkeypatch):
     model, seen = deep(), []
-    leave = backbones.Bert.leave
+    after = backbones.Bert.attention_output_and_mlp
     monkeypatch.setattr(
-        backbones.Bert, "leave", lambda self, layer, c, x: (seen.append(x[..., 0].numel()), leave(self, layer, c, x))[1]
+        backbones.Bert,
+        "attention_output_and_mlp",
+        lambda self, layer, c, x: (seen.append(x[..., 0].numel()), after(self, layer, c, x))[1],
     )
     model.generate(length=20, num_return_sequences=8, seed=0, cache_refresh=5)
     calls = [seen[i : i + 4] for i in range(0, len(seen), 4)]

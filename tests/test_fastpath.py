@@ -232,7 +232,7 @@ def test_the_law_through_the_fast_path_is_that_of_exhaustive_enumeration_for_eve
     words, length = [5, 6, 7], 3
     special = [token for token in range(24) if token not in (*words, MASK)]
     model = make_udm(family=family, special_token_ids=special).double()
-    forbidden, places = model.config.forbidden_tokens(), slice(1, 1 + length)
+    forbidden, inside = model.config.forbidden_tokens(), slice(1, 1 + length)
     spelled = torch.tensor([*words, MASK])
 
     def framed(digits):
@@ -241,7 +241,7 @@ def test_the_law_through_the_fast_path_is_that_of_exhaustive_enumeration_for_eve
         return torch.cat((ends[0], inner, ends[1]), dim=1)
 
     with torch.no_grad():
-        logits = model(framed(all_rows(4, length))).logits[:, places, words]
+        logits = model(framed(all_rows(4, length))).logits[:, inside, words]
     table = logits.softmax(-1).numpy()  # (4^3 states, 3 places, 3 tokens)
     texts = all_rows(3, length)
 
@@ -363,4 +363,4 @@ def test_keys_and_values_are_left_out_where_that_is_less_work_by_half():
     where = torch.zeros(2, 64, dtype=torch.bool)
     for width, wanted in ((1, True), (8, True), (16, True), (17, False), (64, False)):
         where[1, :width] = True
-        assert fastpath.few(where, heads=8, hidden=512) is wanted
+        assert fastpath.cheaper_unprojected(where, heads=8, hidden=512) is wanted

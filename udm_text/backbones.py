@@ -66,9 +66,9 @@ def packed_copy(module: nn.Module, rows: int) -> nn.Module:
 class Bert:
     """Bodies built like BERT's: normed embeddings, attention.{self, output}, intermediate, output."""
 
-    turns = False
+    rotary = False
     """Whether queries and keys are turned by their position."""
-    reach = 0
+    length = 0
     """Length of the rows."""
 
     def __init__(self, backbone: Any):
@@ -79,10 +79,10 @@ class Bert:
         self.decoder = backbone.get_output_embeddings()
 
     @staticmethod
-    def bypassed(backbone: Any, every: bool = False) -> list[nn.Module] | None:
+    def bypassed(backbone: Any, all_layers: bool = False) -> list[nn.Module] | None:
         """The modules whose own forward is not called, or None where the structure is another one.
 
-        every: whether the layers between the first and the last are run by their parts, too.
+        all_layers: whether the layers between the first and the last are run by their parts, too.
         """
         body = backbone.base_model
         head: Any = getattr(backbone, "cls", None) or getattr(backbone, "lm_head", None)
@@ -109,29 +109,29 @@ class Bert:
         known = _children(inner) == {"transform", "decoder"} or _children(inner) == {"dense", "layer_norm", "decoder"}
         if not known or _children(backbone) != {_prefix(backbone), "cls" if inner is not head else "lm_head"}:
             return None
-        passed = list(layers) if every else [layers[0], layers[-1]]
+        passed = list(layers) if all_layers else [layers[0], layers[-1]]
         passed += [layer.attention for layer in passed]
         own = [module.self for module in passed if hasattr(module, "self")]
         own += [map_ for module in own for map_ in (module.query, module.key, module.value)]
         return [backbone, body, body.encoder, head, inner, inner.decoder, *passed, *own]
 
-    def places(self, tokens: Tensor) -> Tensor | None:
+    def position_ids(self, tokens: Tensor) -> Tensor | None:
         """(B, L) position ids where they depend on the tokens (RoBERTa counts what is not padding)."""
         count = getattr(self.embeddings, "create_position_ids_from_input_ids", None)
         return None if count is None else count(tokens, self.embeddings.padding_idx)
 
     @property
-    def first_place(self) -> int:
+    def first_position_id(self) -> int:
         """Position id of the first token where places do not depend on the tokens (given embeddings)."""
         counts = hasattr(self.embeddings, "create_position_ids_from_input_ids")
         return self.embeddings.padding_idx + 1 if counts else 0
 
-    def embed(self, tokens: Tensor, places: Tensor, shift: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, position_ids: Tensor, shift: Tensor | None = None) -> Tensor:
         """(N, H) from tokens (N,) at position ids (N,). shift: (N, H), added to the embeddings of the tokens."""
         if shift is None:
-            return self.embeddings(input_ids=tokens[None], position_ids=places[None])[0]
+            return self.embeddings(input_ids=tokens[None], position_ids=position_ids[None])[0]
         word = self.backbone.get_input_embeddings()(tokens) + shift
-        return self.embeddings(inputs_embeds=word[None], position_ids=places[None])[0]
+        return self.embeddings(inputs_embeds=word[None], position_ids=position_ids[None])[0]
 
     def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
         """The masks that the backbone makes, (B or 1, 1, L, L) or None, by the kind of layer. like: (B, L, 1)."""
@@ -145,22 +145,22 @@ class Bert:
         own = layer.attention.self
         return Linear(own.query, own.key, own.value, start=start, end=end)
 
-    def enter(self, layer: Any, x: Tensor) -> Tensor:
+    def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         """What the projections of a layer see of x (..., H)."""
         return x
 
-    def turn(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
+    def apply_rotary(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
         """Queries or keys (N, heads, d), made to know their positions (N,)."""
         return x
 
     def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         return layer(x, mask)
 
-    def leave(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+    def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
         """(..., H) after a layer: attention output, MLP, residuals. context: what its attention gathered."""
         return layer.feed_forward_chunk(layer.attention.output(context, x))
 
-    def finish(self, x: Tensor) -> Tensor:
+    def head_transform(self, x: Tensor) -> Tensor:
         """What the decoder sees of the last layer's output (N, H)."""
         head = getattr(self.backbone, "cls", None)
         if head is not None:
@@ -172,7 +172,7 @@ class Bert:
 class ModernBert(Bert):
     """Bodies built like ModernBERT's: norms before, rotary positions, one projection, local and global attention."""
 
-    turns = True
+    rotary = True
 
     def __init__(self, backbone: Any):
         self.backbone, self.body = backbone, backbone.base_model
@@ -183,7 +183,7 @@ class ModernBert(Bert):
         self._angles: dict[str, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
-    def bypassed(backbone: Any, every: bool = False) -> list[nn.Module] | None:
+    def bypassed(backbone: Any, all_layers: bool = False) -> list[nn.Module] | None:
         body = backbone.base_model
         if _children(backbone) != {_prefix(backbone), "head", "decoder"}:
             return None
@@ -199,14 +199,14 @@ class ModernBert(Bert):
         ropes = set(body.rotary_emb.rope_type.values())
         if ropes != {"default"} or not isinstance(body.layers[0].attn_norm, nn.Identity):
             return None
-        passed = list(body.layers) if every else [body.layers[0], body.layers[-1]]
+        passed = list(body.layers) if all_layers else [body.layers[0], body.layers[-1]]
         own = [module for layer in passed for module in (layer.attn, layer.attn.Wqkv)]
         return [backbone, body, backbone.decoder, *passed, *own]
 
-    def places(self, tokens: Tensor) -> Tensor | None:
+    def position_ids(self, tokens: Tensor) -> Tensor | None:
         return None
 
-    def embed(self, tokens: Tensor, places: Tensor, shift: Tensor | None = None) -> Tensor:
+    def embed(self, tokens: Tensor, position_ids: Tensor, shift: Tensor | None = None) -> Tensor:
         if shift is None:
             return self.embeddings(input_ids=tokens[None])[0]
         return self.embeddings(inputs_embeds=(self.backbone.get_input_embeddings()(tokens) + shift)[None])[0]
@@ -223,7 +223,7 @@ class ModernBert(Bert):
     def project(self, layer: Any, start: int = 0, end: int | None = None) -> Linear:
         return Linear(layer.attn.Wqkv, start=start, end=end)
 
-    def enter(self, layer: Any, x: Tensor) -> Tensor:
+    def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return layer.attn_norm(x)
 
     def angles(self, layer: Any, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -235,19 +235,19 @@ class ModernBert(Bert):
         cos, sin = self._angles[kind]
         return cos[:, :length], sin[:, :length]
 
-    def turn(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
-        cos, sin = (angle[0, where, None] for angle in self.angles(layer, x, self.reach))
+    def apply_rotary(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
+        cos, sin = (angle[0, where, None] for angle in self.angles(layer, x, self.length))
         first, second = x.float().chunk(2, dim=-1)
         return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
     def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
         return layer(x, attention_mask=mask, position_embeddings=self.angles(layer, x, x.shape[1]))
 
-    def leave(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+    def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
         x = x + layer.attn.out_drop(layer.attn.Wo(context))
         return x + layer.mlp(layer.mlp_norm(x))
 
-    def finish(self, x: Tensor) -> Tensor:
+    def head_transform(self, x: Tensor) -> Tensor:
         return self.backbone.head(self.body.final_norm(x))
 
 
@@ -273,17 +273,17 @@ def untouched(module: nn.Module, own: bool = False) -> bool:
     return plain and (own or type(module) is nn.Linear or home == "transformers")
 
 
-def recognise(model: Any, every: bool = False) -> Bert | None:
+def recognise(model: Any, all_layers: bool = False) -> Bert | None:
     """The structure of the model's backbone, where it is a known one and nothing in it was changed.
 
-    every: whether all layers are run by their parts, so that nothing may have been changed in any of them.
+    all_layers: whether all layers are run by their parts, so that nothing may have been changed in any of them.
     """
     backbone = getattr(model, "backbone", None)
     if backbone is None or type(model).forward.__module__ != f"{__package__}.modeling_udm":
         return None
     for kind in (Bert, ModernBert):
         try:
-            bypassed = kind.bypassed(backbone, every)
+            bypassed = kind.bypassed(backbone, all_layers)
         except (AttributeError, TypeError):  # a module of that name, built otherwise
             continue
         if bypassed is not None:

@@ -32,7 +32,7 @@ class CachedForward(FastForward):
         ValueError: where the model is not one whose layers can be run by their parts.
     """
 
-    every = True
+    all_layers = True
 
     def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor, refresh: int):
         super().__init__(model, attention_mask, lengths)
@@ -63,7 +63,7 @@ class CachedForward(FastForward):
         number = positions.nonzero()[:, 0]
         out = self.kept[0].new_empty(len(number), body.config.hidden_size)
         size = self.group
-        for rows, run in ((due, self._whole), (rest, self._few)):
+        for rows, run in ((due, self._refresh_rows), (rest, self._update_rows)):
             for group in (rows[start : start + size] for start in range(0, len(rows), size)):
                 here = torch.zeros(self.shape[0], dtype=torch.bool, device=out.device)
                 here[group] = True
@@ -72,52 +72,54 @@ class CachedForward(FastForward):
             self.age[row] += 1
         return out
 
-    def _whole(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def _refresh_rows(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(n, H) behind the last layer, exact; all keys and values of the rows of the group are kept."""
         length = max(self.row_lengths[row] for row in rows)
         tokens, wanted = xt[index, :length], positions[index, :length]
         masks, where = self._masks(index, length), self.where[:length].repeat(len(rows))
-        *_, places = self._changes(body, index, tokens)
+        *_, position_ids = self._changes(body, index, tokens)
         shift = self._shift(index, t, self.kept[0])
         shift = None if shift is None else shift.repeat_interleave(length, dim=0)
-        x = body.embed(tokens.flatten(), places.flatten(), shift).view(*tokens.shape, -1)
+        x = body.embed(tokens.flatten(), position_ids.flatten(), shift).view(*tokens.shape, -1)
         row, column = wanted.nonzero(as_tuple=True)
         for number, layer in enumerate(self.layers):
             mask, last = masks[body.kind(layer)], number == len(self.layers) - 1
-            projected = self.projections[number](body.enter(layer, x)).unflatten(-1, (3, body.heads, -1))
+            projected = self.projections[number](body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
             query, key, value = projected.unbind(dim=2)
-            if body.turns:
-                query, key = (body.turn(layer, part.flatten(0, 1), where).view_as(part) for part in (query, key))
+            if body.rotary:
+                query, key = (
+                    body.apply_rotary(layer, part.flatten(0, 1), where).view_as(part) for part in (query, key)
+                )
             self.kept[number][index, :length] = torch.stack((key, value), dim=2)
             if last:
                 x, context = x[row, column], attend(query[row, column], key, value, mask, wanted)
             else:
                 query, key, value = (part.transpose(1, 2) for part in (query, key, value))
                 context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
-            x = body.leave(layer, context, x)
+            x = body.attention_output_and_mlp(layer, context, x)
         return x
 
-    def _few(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def _update_rows(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
         """(n, H) behind the last layer, from what changed and what is asked about alone."""
         length = max(self.row_lengths[row] for row in rows)
         tokens, wanted = xt[index, :length], positions[index, :length]
         masks = self._masks(index, length)
-        row, column, number_of, places = self._changes(body, index, tokens, wanted)
+        row, column, number_of, position_ids = self._changes(body, index, tokens, wanted)
         active = torch.zeros_like(wanted)
         active[row, column] = True
         shift = self._shift(index, t, self.kept[0])
-        x = body.embed(tokens[row, column], places[row, column], None if shift is None else shift[row])
+        x = body.embed(tokens[row, column], position_ids[row, column], None if shift is None else shift[row])
         asked = wanted[row, column]
         for number, layer in enumerate(self.layers):
-            projected = self.projections[number](body.enter(layer, x)).unflatten(-1, (3, body.heads, -1))
+            projected = self.projections[number](body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
             query, key, value = projected.unbind(dim=1)
-            query, key = body.turn(layer, query, column), body.turn(layer, key, column)
+            query, key = body.apply_rotary(layer, query, column), body.apply_rotary(layer, key, column)
             self.kept[number][number_of, column] = torch.stack((key, value), dim=1)
             keys, values = self.kept[number][index, :length].unbind(dim=2)
             where = active
             if number == len(self.layers) - 1:
                 query, x, where = query[asked], x[asked], wanted
-            x = body.leave(layer, attend(query, keys, values, masks[body.kind(layer)], where), x)
+            x = body.attention_output_and_mlp(layer, attend(query, keys, values, masks[body.kind(layer)], where), x)
         return x
 
 

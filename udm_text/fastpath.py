@@ -61,11 +61,11 @@ class FastForward:
         lengths: (B,) editable positions of each row, for models conditioned on time.
     """
 
-    every = False
+    all_layers = False
     """Whether all layers are run by their parts."""
 
     def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor):
-        self.body = recognise(model, self.every) if _enabled else None
+        self.body = recognise(model, self.all_layers) if _enabled else None
         self.model, self.shape, self.calls = model, attention_mask.shape, 0
         self.attended = None if bool(attention_mask.all()) else attention_mask
         self.row_lengths, self.lengths = attention_mask.sum(dim=1).tolist(), lengths
@@ -77,7 +77,7 @@ class FastForward:
         rows, length = self.shape
         embedding = self.model.get_input_embeddings().weight
         like = embedding.new_empty(1, 1, 1).expand(rows, length, 1)
-        body.reach = length
+        body.length = length
         room = _ROOM.get(embedding.device.type, _ROOM_ELSEWHERE)
         self.group = max(1, room // (length * body.config.hidden_size))  # rows
         self.masks = body.masks(like, None if self.attended is None else self.attended.long())
@@ -85,7 +85,7 @@ class FastForward:
         self.decoder, self.packed = Linear(body.decoder), False
         self.where = torch.arange(length, device=embedding.device)
         self.tokens = torch.full(self.shape, -1, device=embedding.device)
-        self.places = torch.full(self.shape, -1, device=embedding.device)
+        self.position_ids = torch.full(self.shape, -1, device=embedding.device)
         self._make_room(body, embedding)
 
     def _make_room(self, body: Bert, like: Tensor) -> None:
@@ -123,7 +123,7 @@ class FastForward:
         """(n, V) logits of rows (n, H) that `hidden` gave: any of them, as many at a time as there is room for."""
         assert self.body is not None
         surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
-        x = self.body.finish(F.pad(rows, (0, 0, 0, surplus)))
+        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)))
         if self.calls >= _PACK_FROM and not self.packed:
             self.packed = True
             self._pack(len(x))
@@ -178,7 +178,7 @@ class FastForward:
             parts = projected.unflatten(-1, (3, body.heads, -1)).unbind(dim=2)
             query, key, value = (part.transpose(1, 2) for part in parts)
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[kind])
-            x = body.leave(layers[0], context.transpose(1, 2).flatten(2), x)
+            x = body.attention_output_and_mlp(layers[0], context.transpose(1, 2).flatten(2), x)
         else:
             x = self.model.get_input_embeddings()(tokens)
             shift = self._shift(index, t, x)
@@ -190,14 +190,14 @@ class FastForward:
     def _first(self, body: Bert, index: Any, rows: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Input (b, L, H) and queries, keys and values (b, L, 3H) of the first layer, brought up to date."""
         length = tokens.shape[1]
-        row, column, number, places = self._changes(body, index, tokens)
+        row, column, number, position_ids = self._changes(body, index, tokens)
         if len(row):
-            x = body.embed(tokens[row, column], places[row, column])
+            x = body.embed(tokens[row, column], position_ids[row, column])
             self.input[number, column] = x
             first = self.layers[0]
-            projected = self.first(body.enter(first, x)).unflatten(-1, (3, body.heads, -1))
+            projected = self.first(body.attention_input(first, x)).unflatten(-1, (3, body.heads, -1))
             query, key, value = projected.unbind(dim=1)
-            parts = (body.turn(first, query, column), body.turn(first, key, column), value)
+            parts = (body.apply_rotary(first, query, column), body.apply_rotary(first, key, column), value)
             self.projected[number, column] = torch.stack(parts, dim=1).flatten(1)
         return self.input[index, :length], self.projected[index, :length]
 
@@ -210,32 +210,32 @@ class FastForward:
         the batch; and the position ids (b, L).
         """
         length = tokens.shape[1]
-        places = body.places(tokens) if self.model.time_embedding is None else None
-        if places is None:
-            places = (self.where[:length] + body.first_place).expand_as(tokens)
-        changed = (tokens != self.tokens[index, :length]) | (places != self.places[index, :length])
+        position_ids = body.position_ids(tokens) if self.model.time_embedding is None else None
+        if position_ids is None:
+            position_ids = (self.where[:length] + body.first_position_id).expand_as(tokens)
+        changed = (tokens != self.tokens[index, :length]) | (position_ids != self.position_ids[index, :length])
         row, column = (changed if besides is None else changed | besides).nonzero(as_tuple=True)
         number = row + index.start if isinstance(index, slice) else index[row]
-        self.tokens[number, column], self.places[number, column] = tokens[row, column], places[row, column]
-        return row, column, number, places
+        self.tokens[number, column], self.position_ids[number, column] = tokens[row, column], position_ids[row, column]
+        return row, column, number, position_ids
 
     def _last(self, body: Bert, layer: Any, x: Tensor, mask: Tensor | None, wanted: Tensor) -> Tensor:
         """(n, H) behind the last layer at the wanted positions (b, L), from its input x (b, L, H)."""
-        seen = body.enter(layer, x)
+        seen = body.attention_input(layer, x)
         row, column = wanted.nonzero(as_tuple=True)
-        query = body.turn(layer, self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), column)
-        if not body.turns and few(wanted, body.heads, x.shape[-1]):
+        query = body.apply_rotary(layer, self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), column)
+        if not body.rotary and cheaper_unprojected(wanted, body.heads, x.shape[-1]):
             context = attend_unprojected(query, seen, self.key_value, mask, wanted)
         else:
             key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-            if body.turns:
+            if body.rotary:
                 flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
-                key = body.turn(layer, key.flatten(0, 1), flat).view_as(key)
+                key = body.apply_rotary(layer, key.flatten(0, 1), flat).view_as(key)
             context = attend(query, key, value, mask, wanted)
-        return body.leave(layer, context, x[row, column])
+        return body.attention_output_and_mlp(layer, context, x[row, column])
 
 
-def few(where: Tensor, heads: int, hidden: int) -> bool:
+def cheaper_unprojected(where: Tensor, heads: int, hidden: int) -> bool:
     """Whether `attend_unprojected` is the cheaper for the positions `where` (b, L), by half the operations at least.
 
     Keys and values of a row are 4 L H^2 operations; without them each of its queries costs 4 H^2 + 4 heads L H instead.

@@ -262,8 +262,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted; None: everywhere.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
-            apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what it
-                gives stands in the output's logits. For losses that never hold all logits at once.
+            apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what
+                it gives stands in the output's logits. For losses that never hold all logits at once.
 
         Returns:
             MaskedLMOutput with logits (B, L, V), or (N, V) in the order of `positions.nonzero()`.

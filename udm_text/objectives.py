@@ -126,8 +126,8 @@ def row_losses(
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
-        chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with apply_head=, too, and gives
-            (N,) cross-entropies. None: all at once.
+        chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with apply_head=, too, and
+            gives (N,) cross-entropies. None: all at once.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
             "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is
             visible
