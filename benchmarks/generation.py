@@ -201,10 +201,10 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, device: str, st
     table: dict[str, dict[str, Any]] = {}
     for name in names:
         own = table[name] = {}
-        for place, clock in enumerate(("cpu", "wall")):
-            ratios = [a[place] / b[place] for a, b in zip(seconds[names[0]], seconds[name], strict=True)]
+        for which, clock in enumerate(("cpu", "wall")):
+            ratios = [a[which] / b[which] for a, b in zip(seconds[names[0]], seconds[name], strict=True)]
             own[clock] = {
-                "ms_per_step": [round(1e3 * x[place] / steps, 3) for x in seconds[name]],
+                "ms_per_step": [round(1e3 * x[which] / steps, 3) for x in seconds[name]],
                 "ratio": statistics.median(ratios),
                 "spread": [min(ratios), max(ratios)],
             }

@@ -66,9 +66,9 @@ def full_loss(model: UDMForMaskedGeneration, batch: dict[str, Tensor], step: int
     """The loss of the objective from logits at every position (special tokens stay in the softmax: four of 30,522)."""
     x0, mask = batch["input_ids"], batch["attention_mask"]
     editable = batch["labels"] != -100
-    lengths, place = editable.sum(dim=1), torch.arange(len(x0), device=x0.device)
-    t = stratified_counts(lengths, place, len(x0), 0x5354524154410000, step)
-    process, random = objective.process, step_random(0, step, place)
+    lengths, row_index = editable.sum(dim=1), torch.arange(len(x0), device=x0.device)
+    t = stratified_counts(lengths, row_index, len(x0), 0x5354524154410000, step)
+    process, random = objective.process, step_random(0, step, row_index)
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
     logits = model.backbone(input_ids=xt, attention_mask=mask).logits
     target = x0.masked_fill(xt != MASK, -100)
@@ -85,7 +85,7 @@ def make_step(
     objective = TextObjective(model.config, loss_chunk=CHUNK if method == "chunked" else None)
     batch = make_batch(objective, rows, length, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    place = torch.arange(rows, device=device)
+    row_index = torch.arange(rows, device=device)
     if compiled:
         (model.backbone if method == "full" else model.backbone.base_model).compile(dynamic=False)
 
@@ -94,7 +94,7 @@ def make_step(
             if method == "full":
                 loss = full_loss(model, batch, number, objective)
             else:
-                terms = objective.row_terms(model, batch, place=place, total=rows, step=number, seed=0)
+                terms = objective.row_terms(model, batch, row_index=row_index, total=rows, step=number, seed=0)
                 loss = terms.sum() / objective.num_items(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

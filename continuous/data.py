@@ -159,8 +159,8 @@ def hold_out(rows: ImageRows, count: int, seed: int = 0) -> ImageSplits:
     share = torch.empty(len(rows), dtype=torch.float64)
     for label in labels.unique():
         members = (labels == label).nonzero()[:, 0]
-        place = keys[members].argsort().argsort()
-        share[members] = (place.double() + 0.5) / len(members)
+        rank = keys[members].argsort().argsort()
+        share[members] = (rank.double() + 0.5) / len(members)
     held = torch.zeros(len(rows), dtype=torch.bool)
     held[share.argsort(stable=True)[:count]] = True
     return ImageSplits(rows.take((~held).nonzero()[:, 0]), rows.take(held.nonzero()[:, 0]))

@@ -189,16 +189,16 @@ def pick_like(rows: ImageRows, labels: Tensor | None, number: int, seed: int, re
         return keys[0, : len(rows)].argsort()[:number]
     picked = torch.empty(number, dtype=torch.int64)
     for label in labels[:number].unique():
-        places = (labels[:number] == label).nonzero()[:, 0]
+        indices = (labels[:number] == label).nonzero()[:, 0]
         pool = (rows.labels == label).nonzero()[:, 0]
         if replace:
-            picked[places] = pool[(keys[1, places] * len(pool)).long()]
-        elif len(pool) < len(places):
+            picked[indices] = pool[(keys[1, indices] * len(pool)).long()]
+        elif len(pool) < len(indices):
             raise ValueError(
-                f"{len(places)} different rows of class {int(label)} are wanted, and there are {len(pool)}"
+                f"{len(indices)} different rows of class {int(label)} are wanted, and there are {len(pool)}"
             )
         else:
-            picked[places] = pool[keys[0, pool].argsort()[: len(places)]]
+            picked[indices] = pool[keys[0, pool].argsort()[: len(indices)]]
     return picked
 
 

@@ -81,15 +81,15 @@ def nelbo(
     grid = times.to(x0.device)
     steps, decoder = torch.zeros(2, len(x0), dtype=torch.float64, device=x0.device)
     last = len(grid) - 2
-    for place, weight in _terms(last, num_terms, random):
-        t, s = grid[place], grid[place + 1]
+    for index, weight in _terms(last, num_terms, random):
+        t, s = grid[index], grid[index + 1]
         xt = process.corrupt(x0, t, process.sample_noise(x0, random=random))
         off = (x0.double() - as_prediction(predict_x0(xt, t, s), xt).x0.double()).flatten(1)
-        if int(place[0]) == last:
+        if int(index[0]) == last:
             v = process.sigma(t).square() if variance is None else _known(variance, t)
             decoder = _decoder(x0.double().flatten(1), off, v[:, None], levels, low, high)
         else:
-            w = (ratio[place + 1] - ratio[place])[:, None]
+            w = (ratio[index + 1] - ratio[index])[:, None]
             wv = w * _known(variance, t)[:, None] if variance is not None else torch.zeros_like(w)
             steps = steps + weight * 0.5 * (wv.log1p() + (1 + w * off.square()) / (1 + wv) - 1).sum(1)
     prior = 0.5 * ratio[0] * x0.double().square().flatten(1).sum(1)
@@ -110,7 +110,7 @@ def _terms(last: int, num_terms: int | None, random: RowRandom) -> list[tuple[Te
         draws = random.uniform(len(edges) - 1)
         for group, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
             terms.append((low + (draws[:, group] * (high - low)).long(), high - low))
-    return terms + [(torch.full_like(random.rows, place), 1) for place in range(far, last + 1)]
+    return terms + [(torch.full_like(random.rows, index), 1) for index in range(far, last + 1)]
 
 
 def discretised_log_prob(
@@ -153,8 +153,8 @@ def _known(variance: Tensor, t: Tensor) -> Tensor:
 def _check_levels(x0: Tensor, levels: int, low: float, high: float) -> None:
     if levels < 2:
         raise ValueError(f"levels must be at least 2, got {levels}")
-    place = (x0.double() - low) / (high - low) * (levels - 1)
-    if float((place - place.round()).abs().max()) > 1e-2:
+    index = (x0.double() - low) / (high - low) * (levels - 1)
+    if float((index - index.round()).abs().max()) > 1e-2:
         raise ValueError(f"x0 must hold {levels} evenly spaced values from {low:g} to {high:g}; some lie between them")
 
 

@@ -132,12 +132,12 @@ def test_the_bound_of_one_token_answers_is_their_cross_entropy_given_the_prompt(
     total = 0.0
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
-        place = len(row["input_ids"]) - 2
+        last = len(row["input_ids"]) - 2
         shown = ids.clone()
-        shown[0, place] = MASK
-        logits = model(input_ids=shown).logits[0, place]
+        shown[0, last] = MASK
+        logits = model(input_ids=shown).logits[0, last]
         logits[model.config.special_token_ids] = -torch.inf
-        total -= float(logits.log_softmax(-1)[ids[0, place]].detach())
+        total -= float(logits.log_softmax(-1)[ids[0, last]].detach())
     report = evaluate_bound(model, rows, draws=3)
     assert report.nelbo_nats_per_token == pytest.approx(total / 3, rel=1e-5)
     assert (report.tokens, report.chars) == (3, 9)
@@ -180,24 +180,24 @@ def test_a_hidden_prompt_is_all_masks_between_its_special_tokens_and_nothing_els
 def test_the_loss_of_a_row_is_that_of_its_hidden_prompt_where_the_draw_says_so(process):
     model = make_udm(process, separator_token_ids=[SEP]).double()
     batch = pairs_batch(16)
-    place = {"place": torch.arange(16), "total": 16, "step": 2, "seed": 9}
+    how = {"row_index": torch.arange(16), "total": 16, "step": 2, "seed": 9}
 
     def terms(inputs, share=0.0):
         model.config.prompt_dropout = share
         with torch.no_grad():
-            return TextObjective(model.config).row_terms(model, inputs, **place)
+            return TextObjective(model.config).row_terms(model, inputs, **how)
 
     whole = terms(batch)
     shown = batch["input_ids"].clone()
     shown[:, 1:3] = MASK
     without = terms({**batch, "input_ids": shown})
     mixed = terms(batch, 0.5)
-    hidden = step_random(9 ^ DROP_SEED, 2, place["place"]).uniform(1)[:, 0] < 0.5
+    hidden = step_random(9 ^ DROP_SEED, 2, how["row_index"]).uniform(1)[:, 0] < 0.5
     assert 0 < hidden.sum() < 16 and not torch.isclose(whole, without).any()
     assert torch.allclose(mixed, torch.where(hidden, without, whole), rtol=1e-9)
     halves = []
     for part in (slice(0, 6), slice(6, 16)):
-        here = {**place, "place": place["place"][part]}
+        here = {**how, "row_index": how["row_index"][part]}
         with torch.no_grad():
             inputs = {name: value[part] for name, value in batch.items()}
             halves.append(TextObjective(model.config).row_terms(model, inputs, **here))

@@ -53,9 +53,9 @@ def marginals_of(table, num_tokens, calls=None):
         assert (xt[positions] == num_tokens).all(), "only masks are asked about"
         if calls is not None:
             calls.append(int(wanted.sum()))
-        place = (num_tokens + 1) ** torch.arange(xt.shape[1]).flip(0)
+        rank = (num_tokens + 1) ** torch.arange(xt.shape[1]).flip(0)
         rows, columns = positions.nonzero(as_tuple=True)
-        return lambda which: log_p[(xt @ place)[rows[which]], columns[which]]
+        return lambda which: log_p[(xt @ rank)[rows[which]], columns[which]]
 
     return marginals
 
@@ -118,14 +118,14 @@ class RoundLaw:
         left = (xt == self.num_tokens).sum(1)
         assert (left == left[0]).all()
         done = self.length - int(left[0])
-        place = torch.empty(self.length, dtype=torch.int64)
-        place[self.order[done:] + self.order[:done]] = torch.arange(self.length)
+        rank = torch.empty(self.length, dtype=torch.int64)
+        rank[self.order[done:] + self.order[:done]] = torch.arange(self.length)
         ahead, ready = None, torch.full((len(xt),), done > 0)
         if done:
             ahead = self.ahead(xt, done, self.log_p if self.other is None else torch.tensor(self.other).log())
             ahead = torch.cat((ahead, ahead[:, :1].expand(-1, self.k - ahead.shape[1], -1)), dim=1)
         after = speculative_round(
-            self.listen, xt, place.expand(len(xt), -1), left, ahead, ready, (drafts, coins, again[:, None])
+            self.listen, xt, rank.expand(len(xt), -1), left, ahead, ready, (drafts, coins, again[:, None])
         )
         assert torch.equal(after.ready, left > after.settled)
         for settled in after.settled[after.ready].unique().tolist():
@@ -137,19 +137,19 @@ class RoundLaw:
     def constant(self, batch, value):
         return torch.full((batch, self.k), value, dtype=torch.float64)
 
-    def drafts(self, xt, turns, uniforms):
+    def drafts(self, xt, order, uniforms):
         """(B, n): the drafts, read from the row of the call that has all n of them."""
         self.round(xt, uniforms, self.constant(len(xt), NEVER_ONE), uniforms[:, 0])
-        return self.seen.view(len(xt), self.k + 1, -1)[:, len(turns)][:, turns]
+        return self.seen.view(len(xt), self.k + 1, -1)[:, len(order)][:, order]
 
-    def behind(self, turn, rows, settle):
-        """Of rows (n,): the states, which of the rows each comes from, and the mass of the token drawn at `turn`.
+    def behind(self, ranks_, rows, settle):
+        """Of rows (n,): the states, which of the rows each comes from, and the mass of the token drawn at `ranks_`.
 
         settle(which, u): the states after the round of rows[which] with u for that token.
         """
         V = self.num_tokens
         which, value = rows.repeat_interleave(V - 1), torch.arange(V - 1).repeat(len(rows))
-        cut = framed(thresholds(lambda u: settle(which, u)[:, turn] <= value, len(which)).view(-1, V - 1))
+        cut = framed(thresholds(lambda u: settle(which, u)[:, ranks_] <= value, len(which)).view(-1, V - 1))
         for v in range(V):
             yield settle(rows, (cut[:, v] + cut[:, v + 1]) / 2), rows, cut[:, v + 1] - cut[:, v]
 
@@ -161,7 +161,7 @@ class RoundLaw:
         V, left = self.num_tokens, int((xt[0] == self.num_tokens).sum())
         done = self.length - left
         n = min(self.k, left) if done else 0  # drafts
-        turns = self.order[done : done + n]
+        order = self.order[done : done + n]
         of, mass = torch.arange(len(xt)), torch.ones(len(xt), dtype=torch.float64)
         uniforms = self.constant(len(xt), 0.5)
 
@@ -173,7 +173,7 @@ class RoundLaw:
             def draft_at_most(u):
                 numbers = self.constant(len(row), 0.5)
                 numbers[every, slot] = u
-                return self.drafts(xt[row], turns, numbers)[every, slot] <= token
+                return self.drafts(xt[row], order, numbers)[every, slot] <= token
 
             cuts = framed(thresholds(draft_at_most, len(row)).view(len(xt), n, V - 1))
             drafts = torch.from_numpy(all_rows(V, n))
@@ -207,7 +207,7 @@ class RoundLaw:
             chance = thresholds(partial(accepted, j), len(of))
             refused = ((chance < 1) & (mass > 0)).nonzero()[:, 0]
             if len(refused):
-                for state, rows, part in self.behind(turns[j], refused, partial(settle, j)):
+                for state, rows, part in self.behind(order[j], refused, partial(settle, j)):
                     states.append(state)
                     origin.append(of[rows])
                     weights.append((mass * (1 - chance))[rows] * part)
@@ -290,8 +290,8 @@ def test_every_order_is_as_likely_as_any_other():
 
     done = speculate(MaskProcess(2), listening, xt, 3, editable=editable, random=script)
     assert len(seen) == int(done.rounds.max()) <= 3, "a call a round"
-    turn = (seen[1][:, :3] < 2).sum(1)  # rows with one token, with one draft and two: the first is in all of them
-    assert sorted(map(tuple, turn.tolist())) == sorted(list(itertools.permutations((1, 2, 3))) * 6)
+    ranks_ = (seen[1][:, :3] < 2).sum(1)  # rows with one token, with one draft and two: the first is in all of them
+    assert sorted(map(tuple, ranks_.tolist())) == sorted(list(itertools.permutations((1, 2, 3))) * 6)
 
 
 @pytest.mark.parametrize(("k", "left_to_right"), [(2, False), (3, True), (4, False)])

@@ -418,10 +418,10 @@ class Squares:
     def num_items(self, inputs):
         return inputs["x"].numel()
 
-    def row_terms(self, model, inputs, *, place, total, step, seed):
-        self.places += [(step, p, total) for p in place.tolist()]
+    def row_terms(self, model, inputs, *, row_index, total, step, seed):
+        self.places += [(step, p, total) for p in row_index.tolist()]
         x = inputs["x"]
-        noise = step_random(seed, step, place).uniform(x.shape[1]).float()
+        noise = step_random(seed, step, row_index).uniform(x.shape[1]).float()
         return (model(x + noise) - 2 * x).square().sum(dim=1)
 
     def evaluate(self, trainer, dataset):
@@ -450,7 +450,7 @@ def test_any_objective_trains_any_module_with_the_noise_of_its_rows(tmp_path):
         )
         before = trainer.evaluate(rows)["eval_loss"]
         trainer.train()
-        assert objective.places == [(step, place, 8) for step in range(6) for place in range(8)]
+        assert objective.places == [(step, row_index, 8) for step in range(6) for row_index in range(8)]
         assert trainer.evaluate(rows)["eval_loss"] < 0.8 * before
         runs.append((weights(trainer), history(trainer, "loss", "grad_norm")))
     assert_close_runs(*runs)

@@ -72,8 +72,8 @@ def _is_the_command() -> bool:
     That one calls `register` once it knows that a model is wanted, so `udm --help` does not wait for torch.
     """
     program = getattr(sys.modules["__main__"], "__file__", None) or ""
-    place, name = os.path.split(os.path.realpath(program))
-    return name == "udm" and place == os.path.realpath(os.path.dirname(sys.executable))
+    folder, name = os.path.split(os.path.realpath(program))
+    return name == "udm" and folder == os.path.realpath(os.path.dirname(sys.executable))
 
 
 if not _is_the_command():

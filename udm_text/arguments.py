@@ -145,15 +145,15 @@ def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArgum
 
 def read_recipe(given: list[str]) -> list[str]:
     """The arguments with those of the YAML file after `--config` in front of them, where a later one overrides them."""
-    place = next((i for i, argument in enumerate(given) if argument.split("=")[0] == "--config"), None)
-    if place is None:
+    index = next((i for i, argument in enumerate(given) if argument.split("=")[0] == "--config"), None)
+    if index is None:
         return given
-    name, _, file = given[place].partition("=")
-    rest = given[:place] + given[place + 1 :]
+    name, _, file = given[index].partition("=")
+    rest = given[:index] + given[index + 1 :]
     if not file:
-        if place == len(rest):
+        if index == len(rest):
             raise ValueError("--config needs the path of a YAML file behind it")
-        file = rest.pop(place)
+        file = rest.pop(index)
     if not Path(file).is_file():
         raise FileNotFoundError(f"{name} {file}: there is no such file")
     try:

@@ -108,8 +108,8 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
 
 def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
     """A model of prompts and answers fills in answers only."""
-    places = torch.arange(input_ids.shape[1], device=input_ids.device)
-    wrong = (masked & (places < model_config.answer_starts(input_ids)[:, None])).any(dim=1).nonzero()[:, 0]
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+    wrong = (masked & (columns < model_config.answer_starts(input_ids)[:, None])).any(dim=1).nonzero()[:, 0]
     if len(wrong):
         raise ValueError(
             f"the prompt of row {int(wrong[0])} holds [MASK], and this model fills in answers alone: give a prompt "

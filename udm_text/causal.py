@@ -96,7 +96,9 @@ class CausalObjective:
         labels = inputs["labels"]
         return (labels.ne(-100) & labels.ne(self.end_token)).sum()
 
-    def row_terms(self, model, inputs: dict[str, Tensor], *, place: Tensor, total: int, step: int, seed: int) -> Tensor:
+    def row_terms(
+        self, model, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
+    ) -> Tensor:
         """(B,) nats of each row; there is no noise."""
         return self.token_nats(model, inputs).sum(dim=1)
 

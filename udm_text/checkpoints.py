@@ -78,8 +78,8 @@ def _whole_safetensors(file: Path) -> bool:
 
 def checkpoints(folder: str | Path) -> Iterator[Path]:
     """The folders checkpoint-N in `folder`, the latest step first, whole or not."""
-    place = Path(folder)
-    found = [p for p in place.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()] if place.is_dir() else []
+    destination = Path(folder)
+    found = [p for p in destination.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()] if destination.is_dir() else []
     yield from sorted(found, key=lambda path: -int(path.name.removeprefix("checkpoint-")))
 
 
@@ -106,18 +106,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(written: Path, place: Path) -> None:
+def publish(written: Path, destination: Path) -> None:
     """Moves a finished folder to its place, in the stead of what may be there."""
     flush(written)
-    if place.exists():
+    if destination.exists():
         old = written.with_name(f"{written.name}.replaced")
         shutil.rmtree(old, ignore_errors=True)
-        place.rename(old)
-        written.rename(place)
+        destination.rename(old)
+        written.rename(destination)
         shutil.rmtree(old, ignore_errors=True)
     else:
-        written.rename(place)
-    _sync(place.parent)
+        written.rename(destination)
+    _sync(destination.parent)
 
 
 def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -> None:
@@ -138,14 +138,14 @@ def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def publish_files(written: Path, place: Path) -> None:
-    """Moves the files of a finished folder into `place`, each whole or not at all."""
+def publish_files(written: Path, destination: Path) -> None:
+    """Moves the files of a finished folder into `destination`, each whole or not at all."""
     flush(written)
-    place.mkdir(parents=True, exist_ok=True)
+    destination.mkdir(parents=True, exist_ok=True)
     for path in sorted(written.iterdir()):
-        target = place / path.name
+        target = destination / path.name
         if path.is_dir():
             shutil.rmtree(target, ignore_errors=True)
         os.replace(path, target)
-    _sync(place)
+    _sync(destination)
     written.rmdir()

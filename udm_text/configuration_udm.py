@@ -236,8 +236,8 @@ class UDMConfig(PreTrainedConfig):
         """(B, L) bool: positions of a clean row that may change: neither padding nor special tokens nor a prompt."""
         editable = ~self.forbidden_tokens(input_ids.device)[input_ids]
         if self.prompted:
-            places = torch.arange(input_ids.shape[1], device=input_ids.device)
-            editable &= places >= self.answer_starts(input_ids)[:, None]
+            columns = torch.arange(input_ids.shape[1], device=input_ids.device)
+            editable &= columns >= self.answer_starts(input_ids)[:, None]
         return editable if attention_mask is None else editable & attention_mask.bool()
 
     def prompt_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -245,9 +245,9 @@ class UDMConfig(PreTrainedConfig):
         answer, special ones apart. Without prompts any token may be a condition: all that could change."""
         if not self.prompted:
             return self.editable(input_ids, attention_mask)
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
         hidden = ~self.forbidden_tokens(input_ids.device)[input_ids]
-        hidden &= places < self.answer_starts(input_ids)[:, None]
+        hidden &= columns < self.answer_starts(input_ids)[:, None]
         return hidden if attention_mask is None else hidden & attention_mask.bool()
 
     def length_probabilities(self) -> torch.Tensor | None:

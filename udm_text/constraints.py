@@ -46,11 +46,11 @@ class Constraints:
         editable = canvas.editable.any(dim=0).tolist()
         for number, (position, tokens) in enumerate(sets.items(), start=1):
             if not 0 <= position < width or not editable[position]:
-                places = [str(i) for i, changes in enumerate(editable) if changes]
-                places = places if len(places) < 10 else [*places[:8], "...", places[-1]]
+                columns = [str(i) for i, changes in enumerate(editable) if changes]
+                columns = columns if len(columns) < 10 else [*columns[:8], "...", columns[-1]]
                 raise ValueError(
                     f"allowed_tokens names position {position}, which is editable in no row; editable are positions "
-                    f"{', '.join(places)} (special tokens count)"
+                    f"{', '.join(columns)} (special tokens count)"
                 )
             keep = torch.tensor(list(_inside(tokens, vocab, f"allowed_tokens[{position}]")), dtype=torch.int64)
             self.blocked[number] |= ~torch.zeros_like(forbidden).index_fill(0, keep.to(device), True)

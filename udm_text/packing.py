@@ -58,12 +58,12 @@ def first_fit(lengths: list[int], width: int) -> list[list[int]]:
     sequences: list[list[int]] = []
     room: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        place = next((i for i, free in enumerate(room) if free >= lengths[row]), len(room))
-        if place == len(room):
+        sequence = next((i for i, free in enumerate(room) if free >= lengths[row]), len(room))
+        if sequence == len(room):
             sequences.append([])
             room.append(width)
-        sequences[place].append(row)
-        room[place] -= lengths[row]
+        sequences[sequence].append(row)
+        room[sequence] -= lengths[row]
     return sequences
 
 
@@ -79,9 +79,9 @@ def layout(attention_mask: Tensor, width: int) -> Layout:
         at = 0
         for row in rows:
             here = slice(at, at + lengths[row])
-            places = torch.arange(lengths[row])
-            source[number, here] = row * attention_mask.shape[1] + places
-            row_of[number, here], position[number, here] = row, places
+            offsets = torch.arange(lengths[row])
+            source[number, here] = row * attention_mask.shape[1] + offsets
+            row_of[number, here], position[number, here] = row, offsets
             at += lengths[row]
     return Layout(*(x.to(attention_mask.device) for x in (source, row_of, position)))
 
@@ -104,8 +104,8 @@ def packed_inputs(model_config, where: Layout, attention: str, dtype: torch.dtyp
     offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     mask: Any = written(together)
     if config.model_type == "modernbert":
-        places = torch.arange(where.row.shape[1], device=where.row.device)
-        near = (places[:, None] - places).abs() <= config.sliding_window
+        offsets = torch.arange(where.row.shape[1], device=where.row.device)
+        near = (offsets[:, None] - offsets).abs() <= config.sliding_window
         mask = {"full_attention": mask, "sliding_attention": written(together & near)}
     return {"attention_mask": mask, "position_ids": where.position + offset}
 

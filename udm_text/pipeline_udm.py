@@ -157,8 +157,8 @@ class UDMGenerationPipeline(Pipeline):
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
         if self.model.config.prompted:
             starts = self.model.config.answer_starts(output.sequences)[:, None]
-            places = torch.arange(output.sequences.shape[1], device=starts.device)
-            result["answer"] = by_input((places >= starts) & output.attention_mask)
+            columns = torch.arange(output.sequences.shape[1], device=starts.device)
+            result["answer"] = by_input((columns >= starts) & output.attention_mask)
         if config.return_dict_in_generate:
             result["num_calls"] = by_input(torch.full_like(output.steps, output.num_calls))
             if output.expected_nats is not None:

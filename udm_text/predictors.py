@@ -180,8 +180,8 @@ class MaskPredictor(Predictor):
             noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not asked.any():
             return Prediction(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
-        output, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *places, uniforms[asked])
+        output, indices = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[asked])
         self.sureness = self.sureness.masked_scatter(asked, sureness)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
@@ -243,8 +243,8 @@ class SubstitutePredictor(Predictor):
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
         if asked.any():
-            output, places = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-            pieces = self._by_chunks(partial(self._position, xt), output, *places, uniforms[asked])
+            output, indices = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
+            pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[asked])
             wholes = (never, torch.zeros_like(never), xt)
             change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0

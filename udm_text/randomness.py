@@ -109,9 +109,9 @@ class RowRandom:
         return other
 
 
-def step_random(seed: int, step: int, place: Tensor) -> RowRandom:
+def step_random(seed: int, step: int, row_index: Tensor) -> RowRandom:
     """The noise of rows in training: it depends on (seed, global step, place in the global batch) and on nothing else.
 
-    place: (B,) int64, below 2^32.
+    row_index: (B,) int64, below 2^32.
     """
-    return RowRandom(seed, (step << 32) + place)
+    return RowRandom(seed, (step << 32) + row_index)

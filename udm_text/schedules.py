@@ -93,9 +93,9 @@ def curve_at(curve: Sequence[float], shares: Tensor) -> Tensor:
 
 def hats(shares: Tensor, points: int) -> tuple[Tensor, Tensor]:
     """Linear interpolation on 1/n, ..., 1: index of the point below (int64), and weight of the next one (float64)."""
-    place = (shares.double() * points - 1).clamp(0, points - 1)
-    below = place.floor().clamp(max=max(points - 2, 0))
-    return below.long(), place - below
+    position = (shares.double() * points - 1).clamp(0, points - 1)
+    below = position.floor().clamp(max=max(points - 2, 0))
+    return below.long(), position - below
 
 
 def prices(times: Tensor, curve: Sequence[float], lengths: Tensor | None = None) -> Tensor:

@@ -251,7 +251,7 @@ def open_corpus(
     return {split: Stream(f"{data}, split {split}", rows, names) for split, rows in splits.items()}
 
 
-def text_place(text: str) -> int:
+def text_hash(text: str) -> int:
     """Where a text stands between 0 and 2^64, by a hash of its own: what decides which side of a split it is on."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -277,20 +277,20 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
         if cut < 1:
             raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
         return DatasetDict(train=train.select(range(cut)), validation=train.select(range(cut, total)))
-    places = [text_place(text or "") for text in train["prompt" if "prompt" in train.column_names else "text"]]
-    limit = held_below(places, share)
+    hashes = [text_hash(text or "") for text in train["prompt" if "prompt" in train.column_names else "text"]]
+    limit = held_below(hashes, share)
     sides = {
-        "train": [i for i, place in enumerate(places) if place >= limit],
-        "validation": [i for i, place in enumerate(places) if place < limit],
+        "train": [i for i, value in enumerate(hashes) if value >= limit],
+        "validation": [i for i, value in enumerate(hashes) if value < limit],
     }
     if not sides["train"]:
         raise CorpusError(
-            f"{len(places)} rows are too few to hold out a share of {share} for validation; give more text, a "
+            f"{len(hashes)} rows are too few to hold out a share of {share} for validation; give more text, a "
             "validation split, or validation_share=0"
         )
     return DatasetDict({side: splits["train"].select(rows) for side, rows in sides.items()})
 
 
-def held_below(places: Iterable[int], share: float) -> int:
+def held_below(hashes: Iterable[int], share: float) -> int:
     """The place below which texts are held out: a share of them, and the first at least."""
-    return max(int(share * 2**64), min(places) + 1)
+    return max(int(share * 2**64), min(hashes) + 1)

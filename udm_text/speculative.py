@@ -92,7 +92,7 @@ class Round(NamedTuple):
 def speculative_round(
     marginals: Marginals,
     xt: Tensor,
-    place: Tensor,
+    rank: Tensor,
     left: Tensor,
     ahead: Tensor | None,
     ready: Tensor,
@@ -101,8 +101,8 @@ def speculative_round(
     """One round, one call, for every row that has positions left (some must); the others rest.
 
     Args:
-        xt: (B, L) int64. place: (B, L) int64, a permutation in each row: when a position's turn comes; those at the
-            places below `left` (B,) are open.
+        xt: (B, L) int64. rank: (B, L) int64, a permutation in each row: when a position's turn comes; those at the
+            ranks below `left` (B,) are open.
         ahead: (B, k, V) float64, log-probabilities that the drafts of the next k positions are drawn from, for the rows
             that are `ready` (B,); the others have no drafts this time. None: no row has. The law does not depend on it.
         uniforms: float64 in (0, 1): (B, k) to draw the drafts, (B, k) to keep them, (B, 1) for the token behind those
@@ -111,17 +111,19 @@ def speculative_round(
     u_draft, u_keep, u_last = uniforms
     k, batch = u_draft.shape[1], torch.arange(len(xt), device=xt.device)
     slots = torch.arange(k + 1, device=xt.device)
-    turns = pad(place.argsort(dim=1), (0, max(0, 2 * k + 1 - place.shape[1])))  # (B, 2k + 1 or more) positions
+    order = pad(rank.argsort(dim=1), (0, max(0, 2 * k + 1 - rank.shape[1])))  # (B, 2k + 1 or more) positions
     tokens = xt.new_zeros(len(xt), k) if ahead is None else draw(ahead, u_draft)
 
     # row j = 0..k has the first j drafts; it is asked at the next position, and at the k behind for the drafts to come
-    turn, filled = place[:, None], slots[:, None]
-    rows = torch.where(turn < filled, _at(tokens, place)[:, None], xt[:, None])
+    column_rank, filled = rank[:, None], slots[:, None]
+    rows = torch.where(column_rank < filled, _at(tokens, rank)[:, None], xt[:, None])
     read = (slots < left[:, None]) & ((slots == 0) | ready[:, None])
-    wanted = read[..., None] & (turn >= filled) & (turn <= filled + k) & (turn < left[:, None, None])
+    wanted = (
+        read[..., None] & (column_rank >= filled) & (column_rank <= filled + k) & (column_rank < left[:, None, None])
+    )
     laws = marginals(rows.flatten(0, 1), (left[:, None] - slots).flatten(), wanted.flatten(0, 1))
     number = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
-    p = _laid_out(laws, number.gather(2, turns[:, : k + 1, None])[..., 0], read)  # (B, k + 1, V)
+    p = _laid_out(laws, number.gather(2, order[:, : k + 1, None])[..., 0], read)  # (B, k + 1, V)
 
     offered = ready[:, None] & (slots[:k] < left[:, None])
     last_law, kept = p[:, 0], torch.zeros_like(left)
@@ -135,13 +137,13 @@ def speculative_round(
     last = draw(last_law, u_last[:, 0])
     settled = (kept + 1).minimum(left)
     tokens = torch.where(slots == kept[:, None], last[:, None], pad(tokens, (0, 1)))
-    xs = torch.where(place < settled[:, None], _at(tokens, place), xt)
+    xs = torch.where(rank < settled[:, None], _at(tokens, rank), xt)
 
     following = kept[:, None] + 1 + slots[:k]  # turns of the next drafts, of the row with those kept
     known = following < left[:, None]
     ahead = None
     if known.any():
-        ahead = _laid_out(laws, number[batch, kept].gather(1, turns.gather(1, following)), known)
+        ahead = _laid_out(laws, number[batch, kept].gather(1, order.gather(1, following)), known)
     return Round(xs, ahead, left > settled, settled, kept, offered & (slots[:k] <= kept[:, None]))
 
 
@@ -150,9 +152,9 @@ def _laid_out(laws: Laws, number: Tensor, known: Tensor) -> Tensor:
     return laws(number[known])[(known.flatten().cumsum(0) - 1).clamp(min=0).view(known.shape)]
 
 
-def _at(tokens: Tensor, place: Tensor) -> Tensor:
-    """(B, L): the token (B, k) whose turn it is at each position; meaningless at places from k on."""
-    return tokens.gather(1, place.clamp(max=tokens.shape[1] - 1))
+def _at(tokens: Tensor, rank: Tensor) -> Tensor:
+    """(B, L): the token (B, k) whose turn it is at each position; meaningless at ranks from k on."""
+    return tokens.gather(1, rank.clamp(max=tokens.shape[1] - 1))
 
 
 def _positive_part(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -201,9 +203,9 @@ def speculate(
         left = open_.sum(dim=1)
         if not left.any():
             break
-        place = ranks((-keys).masked_fill(~open_, torch.inf))  # the largest key is the first to be revealed
+        rank = ranks((-keys).masked_fill(~open_, torch.inf))  # the largest key is the first to be revealed
         uniforms = random.uniform(k), random.uniform(k), random.uniform(1)
-        done = speculative_round(marginals, xt, place, left, ahead, ready, uniforms)
+        done = speculative_round(marginals, xt, rank, left, ahead, ready, uniforms)
         xt, ahead, ready = done.xs, done.ahead, done.ready
         rounds, tokens = rounds + (left > 0), tokens + done.settled
         tested = tested + done.tested
@@ -212,7 +214,7 @@ def speculate(
             before = xt.clone()
             replaced = on_round(number, xt, left - done.settled)
             xt = xt if replaced is None else replaced
-            ready = ready & (xt == before).all(dim=1)  # places and marginals are those of the row as it was
+            ready = ready & (xt == before).all(dim=1)  # ranks and marginals are those of the row as it was
     return Speculation(xt, rounds, tokens, Drafts(tested, accepted))
 
 

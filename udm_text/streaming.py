@@ -21,7 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from .randomness import RowRandom
 from .rows import RowCutter, each
-from .sources import CorpusError, Stream, held_below, hold_out, text_place
+from .sources import CorpusError, Stream, held_below, hold_out, text_hash
 
 _SHUFFLE = 0x5348554646000000
 """Distinguishes the seed of the order from that of the noise."""
@@ -37,18 +37,18 @@ def shuffled(items: Iterable[Any], size: int, random: RowRandom) -> Iterator[Any
         if len(held) < size:
             held.append(item)
         else:
-            place = int(next(numbers) * size)
-            yield held[place]
-            held[place] = item
-    for place in random.uniform(len(held))[0].argsort().tolist():
-        yield held[place]
+            slot = int(next(numbers) * size)
+            yield held[slot]
+            held[slot] = item
+    for slot in random.uniform(len(held))[0].argsort().tolist():
+        yield held[slot]
 
 
 class TrainingTexts:
     """The texts of a stream that are not held out, read anew by each iteration.
 
     Args:
-        below: texts whose place (`text_place`, of the prompt where there is one) is below are held out.
+        below: texts whose place (`text_hash`, of the prompt where there is one) is below are held out.
         between: so are those from the first of these numbers to before the second, counted as they come.
     """
 
@@ -58,13 +58,13 @@ class TrainingTexts:
     def __iter__(self) -> Iterator[dict[str, str]]:
         first, end = self.between
         for number, record in enumerate(self.source):
-            if first <= number < end or (self.below and _place(record) < self.below):
+            if first <= number < end or (self.below and _hash(record) < self.below):
                 continue
             yield record
 
 
-def _place(record: dict[str, str]) -> int:
-    return text_place(record.get("prompt", record["text"]))
+def _hash(record: dict[str, str]) -> int:
+    return text_hash(record.get("prompt", record["text"]))
 
 
 def sample_corpus(
@@ -91,7 +91,7 @@ def sample_corpus(
         return parts, TrainingTexts(source)
     if contiguous:
         return parts, TrainingTexts(source, between=(len(parts["train"]), len(head["train"])))
-    return parts, TrainingTexts(source, below=held_below((_place(record) for record in head["train"]), share))
+    return parts, TrainingTexts(source, below=held_below((_hash(record) for record in head["train"]), share))
 
 
 class RowStream(IterableDataset):

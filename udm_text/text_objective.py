@@ -78,12 +78,14 @@ class TextObjective:
         """() int64: editable tokens of the batch."""
         return inputs["labels"].ne(-100).sum()
 
-    def row_terms(self, model, inputs: dict[str, Tensor], *, place: Tensor, total: int, step: int, seed: int) -> Tensor:
+    def row_terms(
+        self, model, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
+    ) -> Tensor:
         """(B,) nats of each row: corrupt t of its l editable positions, predict them, weigh by l/t."""
         x0, mask = inputs["input_ids"], inputs["attention_mask"]
         editable = inputs["labels"] != -100
         forbidden = self.config.forbidden_tokens(x0.device)
-        dropping = step_random(seed ^ DROP_SEED, step, place)
+        dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
         lengths = editable.sum(dim=1).clamp(min=1)
         most = (lengths.double() * self.max_corruption - 1e-9).ceil().long().clamp(min=1)
@@ -98,8 +100,8 @@ class TextObjective:
             self.process,
             x0,
             editable,
-            stratified_counts(most, place % total, total, seed ^ _STRATA, step),
-            step_random(seed, step, place),
+            stratified_counts(most, row_index % total, total, seed ^ _STRATA, step),
+            step_random(seed, step, row_index),
             forbidden,
             loss=self.loss,
             kernel=self.config.kernel,
@@ -112,8 +114,8 @@ class TextObjective:
         index, rows = scored_rows(config, dataset)
         how: dict[str, Any] = {"draws": self.eval_draws, "seed": 0, "kernel": config.kernel}
         mine = trainer.own_rows(len(rows))
-        chosen, places = [rows[i] for i in mine], [index[i] for i in mine]
-        own = row_draws(trainer.model, chosen, places, batch_size=self.eval_batch_size, **how)
+        chosen, indices = [rows[i] for i in mine], [index[i] for i in mine]
+        own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how)
         nats = trainer.gather_rows(own.nats.mean(dim=1), mine, len(rows))
         report = summarise(config, rows, nats, **how)
         figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}

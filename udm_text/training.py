@@ -124,7 +124,7 @@ class Objective(Protocol):
     """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
 
     `TextObjective` (text_objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
-    objective holds no optimiser state and draws no number but from `step_random(seed, step, place)` (randomness.py):
+    objective holds no optimiser state and draws no number but from `step_random(seed, step, row_index)` of randomness.py:
     then every split of the global batch, and every resumed run, gives the same trajectory.
 
     collate: rows of the data set -> a batch, a dict of tensors whose first dimension is the rows. It travels to data
@@ -134,7 +134,7 @@ class Objective(Protocol):
     collate: Any
 
     def row_terms(
-        self, model: Any, inputs: dict[str, Any], *, place: Tensor, total: int, step: int, seed: int
+        self, model: Any, inputs: dict[str, Any], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
         """(B,) cost of each row, differentiable: summed nats or a summed weighted error, never an average.
 
@@ -143,8 +143,8 @@ class Objective(Protocol):
         Args:
             model: the network as wrapped for training; call it, take no part of it.
             inputs: a batch of `collate`, on the model's device.
-            place: (B,) int64, the rows' places in the global batch, 0..total-1 (use `place % total` where a stratum is
-                looked up: a batch from outside training may hold more). total: rows of the global batch.
+            row_index: (B,) int64, the rows' places in the global batch, 0..total-1 (use `row_index % total` where a
+                stratum is looked up: a batch from outside training may hold more). total: rows of the global batch.
             step, seed: the global step, and the run's seed.
         """
         ...
@@ -340,7 +340,7 @@ class UDMTrainer(Trainer):
             items = self.accelerator.gather(items).sum()
         return items.clamp(min=1) / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
-    def _places(self, rows: int, device) -> Tensor:
+    def _row_indices(self, rows: int, device) -> Tensor:
         """(rows,) int64: places of this micro-batch's rows in the global batch."""
         first = (self._micro_step * self.args.world_size + self.args.process_index) * self._train_batch_size
         return first + torch.arange(rows, device=device)
@@ -350,7 +350,7 @@ class UDMTrainer(Trainer):
         terms = self.objective.row_terms(
             model,
             inputs,
-            place=self._places(len(first), first.device),
+            row_index=self._row_indices(len(first), first.device),
             total=self.rows_per_step,
             step=self.state.global_step,
             seed=self.args.seed,
@@ -381,25 +381,25 @@ class UDMTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         """Writes a checkpoint beside its place and moves it there when it is whole; older ones go only then."""
         step, run = self.state.global_step, Path(self._get_output_dir(trial))
-        place, limit = run / f"checkpoint-{step}", self.args.save_total_limit
+        destination, limit = run / f"checkpoint-{step}", self.args.save_total_limit
         with self._writing(run, f"the checkpoint of step {step}") as staging:
             self.args.save_total_limit = None
             try:
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
-            written = staging / place.name
+            written = staging / destination.name
             if self.args.should_save:
                 if self.average is not None:
                     self.average.save(written)
                 if self.state.best_model_checkpoint == str(written):
-                    self.state.best_model_checkpoint = str(place)
+                    self.state.best_model_checkpoint = str(destination)
                     self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
-                publish(written, place)
+                publish(written, destination)
         if self.args.should_save:
-            rotate(run, limit, (place, self.state.best_model_checkpoint))
+            rotate(run, limit, (destination, self.state.best_model_checkpoint))
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -528,8 +528,8 @@ class UDMTrainer(Trainer):
         if self.args.world_size == 1:
             return values.double().cpu()
         values = self.accelerator.gather(values.double().to(self.args.device)).cpu()
-        places = self.accelerator.gather(torch.tensor(mine, device=self.args.device)).cpu()
-        return torch.zeros(count, dtype=torch.float64).index_copy(0, places, values)
+        indices = self.accelerator.gather(torch.tensor(mine, device=self.args.device)).cpu()
+        return torch.zeros(count, dtype=torch.float64).index_copy(0, indices, values)
 
     def evaluate(
         self, eval_dataset=None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -205,8 +205,8 @@ def test_cold_training_compares_x0_with_what_is_told_of_the_degraded_picture():
         return xt
 
     objective = ImageObjective(config, error="l1")
-    place = torch.arange(6)
-    terms = objective.row_terms(network, BATCH, place=place, total=6, step=0, seed=0)
+    row_index = torch.arange(6)
+    terms = objective.row_terms(network, BATCH, row_index=row_index, total=6, step=0, seed=0)
     x0 = BATCH["images"]
     assert torch.equal(seen["xt"], process.degrade(x0, seen["t"])) and set(seen["t"].tolist()) == {1, 2, 3, 4}
     assert torch.allclose(terms, (seen["xt"] - x0).abs().flatten(1).sum(1))
@@ -217,15 +217,15 @@ def test_a_row_costs_the_same_whatever_the_batch_it_stands_in():
         torch.manual_seed(0)
         model = ImageDenoiser(config_of(PROCESSES["vp"])).double().eval()
     objective = ImageObjective(model.config, flip=True)
-    place, how = torch.arange(6), {"total": 6, "step": 4, "seed": 9}
-    whole = objective.row_terms(model, BATCH, place=place, **how)
+    row_index, how = torch.arange(6), {"total": 6, "step": 4, "seed": 9}
+    whole = objective.row_terms(model, BATCH, row_index=row_index, **how)
     parts = [
-        objective.row_terms(model, {k: v[i] for k, v in BATCH.items()}, place=place[i], **how)
+        objective.row_terms(model, {k: v[i] for k, v in BATCH.items()}, row_index=row_index[i], **how)
         for i in (slice(0, 2), slice(2, 6))
     ]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-12)
     assert objective.num_items(BATCH) == 6 * 16
-    assert not torch.allclose(whole, objective.row_terms(model, BATCH, place=place, **{**how, "step": 5}))
+    assert not torch.allclose(whole, objective.row_terms(model, BATCH, row_index=row_index, **{**how, "step": 5}))
 
 
 def test_classes_are_withheld_from_the_asked_share_of_rows():
@@ -238,7 +238,7 @@ def test_classes_are_withheld_from_the_asked_share_of_rows():
     rows = {"images": torch.zeros(4000, 1, 1, 1), "labels": torch.zeros(4000, dtype=torch.int64)}
     config = ImageConfig(image_shape=[1, 1, 1], classes=["a", "b", "c"])
     objective = ImageObjective(config, label_drop=0.2)
-    objective.row_terms(network, rows, place=torch.arange(4000), total=4000, step=0, seed=0)
+    objective.row_terms(network, rows, row_index=torch.arange(4000), total=4000, step=0, seed=0)
     assert set(seen[0].tolist()) == {0, 3}
     assert float((seen[0] == 3).double().mean()) == pytest.approx(0.2, abs=4 * 0.4 / 4000**0.5)
 
