@@ -1,6 +1,6 @@
 """What reads a corrupted picture: a small fast network of ours, and diffusers' U-Net.
 
-A network is called as network(xt, share, labels): xt (B, C, H, W), share (B,) = t/T in [0, 1], labels (B,) int64 or
+A network is called as network(xt, ratio, labels): xt (B, C, H, W), ratio (B,) = t/T in [0, 1], labels (B,) int64 or
 None where the model has no classes; it gives (B, channels_out, H, W).
 """
 
@@ -68,10 +68,10 @@ class FilmMLP(nn.Module):
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
 
-    def forward(self, xt: Tensor, share: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor | None = None) -> Tensor:
         # angles up to 1000 radians: neighbouring t of 1000 steps differ by one radian at the fastest wave
         waves = torch.linspace(0, math.log(1000.0), self.frequencies, device=xt.device).exp()
-        angles = share.to(torch.float32)[:, None] * waves
+        angles = ratio.to(torch.float32)[:, None] * waves
         condition = self.time(torch.cat((angles.sin(), angles.cos()), dim=1).to(xt.dtype))
         if self.label is not None:
             condition = condition + self.label(labels)
@@ -129,8 +129,8 @@ class UNet(nn.Module):
             num_class_embeds=num_labels or None,
         )
 
-    def forward(self, xt: Tensor, share: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.body(xt, share.to(torch.float32) * 1000.0, class_labels=labels).sample
+    def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.body(xt, ratio.to(torch.float32) * 1000.0, class_labels=labels).sample
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": FilmMLP, "unet": UNet}

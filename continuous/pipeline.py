@@ -147,7 +147,7 @@ class ImagePipeline:
             spread = (model_output - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
             spread = torch.where((s > 0).view(-1, 1, 1, 1), spread, 0.0)
             drawn = x0 + spread.sqrt() * normal_like(xt, random)
-            return Prediction(drawn, churn=process.ancestral_share(t, s))
+            return Prediction(drawn, churn=process.ancestral_churn(t, s))
 
         return predict
 

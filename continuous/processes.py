@@ -68,11 +68,11 @@ def mix(noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
 
     0 gives `noise` and 1 gives `fresh`, exactly.
     """
-    share = torch.as_tensor(churn, dtype=torch.float64, device=noise.device)
-    if not bool(((share >= 0) & (share <= 1)).all()):
+    weight = torch.as_tensor(churn, dtype=torch.float64, device=noise.device)
+    if not bool(((weight >= 0) & (weight <= 1)).all()):
         raise ValueError(f"churn must lie in [0, 1], got {churn}")
-    share = share.view(*share.shape, *[1] * (noise.ndim - share.ndim)) if share.ndim else share
-    return (1 - share.square()).sqrt().to(noise.dtype) * noise + share.to(noise.dtype) * fresh
+    weight = weight.view(*weight.shape, *[1] * (noise.ndim - weight.ndim)) if weight.ndim else weight
+    return (1 - weight.square()).sqrt().to(noise.dtype) * noise + weight.to(noise.dtype) * fresh
 
 
 def _everything(editable: Tensor | None) -> None:
@@ -187,7 +187,7 @@ class GaussianProcess:
         """(B,) float64 b_t / a_t: the noise on the scale of the clean picture; 0 at t = 0, infinite where a_t = 0."""
         return (self.b[t.cpu()] / self.a[t.cpu()]).to(t.device)
 
-    def ancestral_share(self, t: Tensor, s: Tensor) -> Tensor:
+    def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
         """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2)."""
         ratio = self.sigma(s) / self.sigma(t)  # 0 at s = 0 and where a_t = 0
         return (1 - ratio.square()).clamp(0, 1).sqrt()

@@ -115,7 +115,7 @@ def ddim(process: GaussianProcess, predict_x0: Predictor, eta: float = 0.0) -> P
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
-        return prediction._replace(churn=eta * process.ancestral_share(t, s) if eta else 0.0)
+        return prediction._replace(churn=eta * process.ancestral_churn(t, s) if eta else 0.0)
 
     return predict
 
@@ -163,8 +163,8 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
             and before[0][2].shape == x0.shape
         ):
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
-            share = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
-            x0 = x0 + _column(share, x0) * (x0 - before[0][2])
+            weight = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
+            x0 = x0 + _column(weight, x0) * (x0 - before[0][2])
         before[:] = [(t, s, prediction.x0)]
         return prediction._replace(x0=x0, churn=0.0)
 
@@ -399,15 +399,15 @@ def encode(process: GaussianProcess, predict_x0: Predictor, x0: Tensor, num_step
     return denoise(process, inverted(process, predict_x0), x0, walk)
 
 
-def slerp(x: Tensor, y: Tensor, share: float | Tensor) -> Tensor:
-    """Spherical interpolation of noises, row by row: x at share 0, y at share 1, on the great circle (Shoemake 1985).
+def slerp(x: Tensor, y: Tensor, weight: float | Tensor) -> Tensor:
+    """Spherical interpolation of noises, row by row: x at weight 0, y at weight 1, on the great circle (Shoemake 1985).
 
     Args:
-        x, y: (B, ...) of one shape. share: a number or (B,).
+        x, y: (B, ...) of one shape. weight: a number or (B,).
     """
     if x.shape != y.shape or x.ndim < 2:
         raise ValueError(f"slerp needs two (B, ...) tensors of one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
-    w = torch.as_tensor(share, dtype=torch.float64, device=x.device).expand(len(x))
+    w = torch.as_tensor(weight, dtype=torch.float64, device=x.device).expand(len(x))
     p, q = x.double().flatten(1), y.double().flatten(1)
     cosine = torch.nn.functional.cosine_similarity(p, q).clamp(-1, 1)
     angle = cosine.acos()

@@ -23,7 +23,7 @@ from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
 from udm_text.cli import app
 from udm_text.evaluation import evaluate_bound, fit_curve, measure_curve, price_table, store_curve
 from udm_text.processes import MaskProcess
-from udm_text.schedules import SCHEDULES, counts, prices
+from udm_text.schedules import SCHEDULES, counts, step_costs
 
 EXACT = 1e-12
 
@@ -52,7 +52,7 @@ def test_the_price_of_every_grid_bounds_the_sampler_that_walks_it(sure):
     curves = mask_term_means(world, predictor) / world.length  # (x0, t): mean CE of a masked token
     for grid in all_grids(4):
         law = mask_sampler_law(MaskProcess(MASK), board, predictor, grid)
-        bound = np.array([prices(column(grid), curve.tolist()).item() for curve in curves])
+        bound = np.array([step_costs(column(grid), curve.tolist()).item() for curve in curves])
         assert (bound + np.log(law)).min() > -EXACT
 
 
@@ -64,14 +64,14 @@ def test_with_the_exact_curve_the_price_of_one_token_a_step_is_the_entropy_and_n
     world = make_world(num_tokens, length, 0, correlated)
     curve = (world.data @ mask_term_means(world, world.mask_predictor) / length).tolist()
     assert all(a <= b + EXACT for a, b in pairwise(curve))  # less seen, dearer
-    price = {tuple(grid): prices(column(grid), curve).item() for grid in all_grids(length)}
+    price = {tuple(grid): step_costs(column(grid), curve).item() for grid in all_grids(length)}
     assert price[tuple(range(length, -1, -1))] == pytest.approx(entropy(world.data), abs=EXACT)
     assert min(price.values()) > entropy(world.data) - EXACT
     for steps in range(1, length + 1):
-        best = prices(counts("optimal", torch.tensor([length]), steps, curve), curve).item()
+        best = step_costs(counts("optimal", torch.tensor([length]), steps, curve), curve).item()
         assert best == pytest.approx(min(v for grid, v in price.items() if len(grid) == steps + 1), abs=1e-9)
         for schedule in SCHEDULES:
-            assert best <= prices(counts(schedule, torch.tensor([length]), steps, curve), curve).item() + 1e-9
+            assert best <= step_costs(counts(schedule, torch.tensor([length]), steps, curve), curve).item() + 1e-9
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_the_measured_curve_is_that_of_the_sum_over_all_corruptions(model, truth
         for steps in (1, 2, 3, 4):
             value, error = report.price(schedule, steps)
             grid = counts(schedule, torch.tensor([4]), steps, report.curve)
-            assert abs(value - prices(grid, exact).item() / 4) < 4.5 * error
+            assert abs(value - step_costs(grid, exact).item() / 4) < 4.5 * error
 
 
 def test_the_price_of_one_token_a_step_is_the_bound_of_the_same_draws(model):
@@ -138,7 +138,7 @@ def test_the_bound_of_few_steps_is_measured_without_bias(model, truth, schedule,
     report = evaluate_bound(model, [{"input_ids": IDS}] * 1500, draws=4, num_steps=2, schedule=schedule)
     grid = counts(schedule, torch.tensor([4]), 2, exact)
     error = report.nelbo_nats_per_token_stderr
-    assert abs(report.nelbo_nats_per_token - prices(grid, exact).item() / 4) < 4.5 * error
+    assert abs(report.nelbo_nats_per_token - step_costs(grid, exact).item() / 4) < 4.5 * error
     law = mask_sampler_law(MaskProcess(MASK), Board(4, 4), lambda t: p, grid[:, 0].tolist())
     assert report.nelbo_nats_per_token * 4 > -math.log(law[number]) - 4 * 4.5 * error
 
@@ -263,7 +263,7 @@ def test_the_steps_of_a_schedule_are_those_of_its_grid(generator, schedule):
     grid = counts(schedule, torch.tensor([12]), 4, CURVE)[:, 0]
     masks = [int((xt[0] == MASK_).sum()) for xt in output.trajectory]
     assert masks == grid.tolist() and output.num_calls == 4 and output.steps.tolist() == [4] * 3
-    assert output.expected_nats.tolist() == pytest.approx([prices(grid[:, None], CURVE).item() / 12] * 3)
+    assert output.expected_nats.tolist() == pytest.approx([step_costs(grid[:, None], CURVE).item() / 12] * 3)
 
 
 def test_the_expected_price_falls_with_the_steps_and_optimal_is_the_lowest(generator):
@@ -289,7 +289,7 @@ def test_a_row_is_priced_by_its_own_share_of_masks_whatever_its_neighbours(gener
         assert alone.expected_nats[0] == both.expected_nats[i]
         assert alone.steps[0] == both.steps[i]
     two_of_four = counts("optimal", torch.tensor([2]), 2, CURVE, torch.tensor([4]))
-    assert both.expected_nats[0].item() == pytest.approx(prices(two_of_four, CURVE, torch.tensor([4])).item() / 2)
+    assert both.expected_nats[0].item() == pytest.approx(step_costs(two_of_four, CURVE, torch.tensor([4])).item() / 2)
 
 
 @pytest.mark.parametrize(

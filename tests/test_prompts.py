@@ -19,7 +19,7 @@ from udm_text.evaluation import collate, evaluate_bound, evaluate_repair
 from udm_text.framing import tokenizer_fields, tokenizer_separator
 from udm_text.prompts import DROP_SEED, drop_prompts
 from udm_text.randomness import step_random
-from udm_text.rows import shares
+from udm_text.rows import split_room
 from udm_text.text_objective import TextObjective
 from udm_text.train_text import parse, train_text
 
@@ -68,7 +68,7 @@ def test_either_side_keeps_half_of_the_room_and_what_the_other_leaves():
     for room in range(1, 8):
         for answer in range(10):
             for prompt in range(10):
-                kept = shares(answer, prompt, room)
+                kept = split_room(answer, prompt, room)
                 assert sum(kept) == min(answer + prompt, room)
                 assert kept[0] >= min(answer, room - room // 2) and kept[1] >= min(prompt, room // 2)
                 assert kept[0] <= answer and kept[1] <= prompt
@@ -182,8 +182,8 @@ def test_the_loss_of_a_row_is_that_of_its_hidden_prompt_where_the_draw_says_so(p
     batch = pairs_batch(16)
     how = {"row_index": torch.arange(16), "total": 16, "step": 2, "seed": 9}
 
-    def terms(inputs, share=0.0):
-        model.config.prompt_dropout = share
+    def terms(inputs, probability=0.0):
+        model.config.prompt_dropout = probability
         with torch.no_grad():
             return TextObjective(model.config).row_terms(model, inputs, **how)
 

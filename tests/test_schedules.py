@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from udm_text.schedules import SCHEDULES, cosine_counts, counts, curve_at, linear_counts, optimal_counts, prices
+from udm_text.schedules import SCHEDULES, cosine_counts, counts, curve_at, linear_counts, optimal_counts, step_costs
 
 starts = st.lists(st.integers(0, 60), min_size=1, max_size=6)
 steps = st.one_of(st.none(), st.integers(1, 70))
@@ -103,7 +103,7 @@ def price(grid, curve, length):
 def test_the_optimal_grid_is_the_cheapest_of_all(start, num_steps, prompt, curve):
     length = start + prompt
     grid = optimal_counts(torch.tensor([start]), num_steps, curve, torch.tensor([length]))
-    found = prices(grid, curve, torch.tensor([length])).item()
+    found = step_costs(grid, curve, torch.tensor([length])).item()
     assert found == pytest.approx(price(grid[:, 0].tolist(), curve, length), abs=1e-9)
     assert found == pytest.approx(min(price(g, curve, length) for g in all_grids(start, num_steps)), abs=1e-7)
     assert len(grid) - 1 == min(num_steps, start)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from .schedules import counts, prices
+from .schedules import counts, step_costs
 
 NUM_SAMPLES = 8
 """Samples in a card: the first ones of seed 0, whatever they are."""
@@ -184,7 +184,7 @@ def price_rows(config: Any, report: dict[str, Any]) -> tuple[int, list[dict[str,
         row: dict[str, Any] = {"num_steps": steps}
         for schedule in ("linear", "cosine"):
             grid = counts(schedule, torch.tensor([length]), steps)
-            row[schedule] = float(prices(grid, curve)) / length
+            row[schedule] = float(step_costs(grid, curve)) / length
         rows.append(row)
         steps //= 2
     return length, rows

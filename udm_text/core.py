@@ -136,9 +136,9 @@ def denoise(
         output = predict_x0(xt, t, s)
         prediction = output if isinstance(output, Prediction) else Prediction(output)
         t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
-        share = churn if prediction.churn is None else prediction.churn
+        step_churn = churn if prediction.churn is None else prediction.churn
         xt = reverse_step(
-            process, xt, prediction.x0, t, s, share, noise=prediction.noise, editable=editable, random=random
+            process, xt, prediction.x0, t, s, step_churn, noise=prediction.noise, editable=editable, random=random
         )
         if on_step is not None:
             replaced = on_step(step, xt, prediction)

@@ -18,7 +18,7 @@ from .generation_udm import evaluating
 from .kernels import KERNELS
 from .objectives import row_losses
 from .randomness import RowRandom
-from .schedules import SCHEDULES, counts, hats, prices
+from .schedules import SCHEDULES, counts, interpolation_weights, step_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ class CurveReport:
         value, variance = 0.0, 0.0
         unit = torch.eye(len(self.curve), dtype=torch.float64)
         for times, curve in zip(chosen, on, strict=True):
-            share = torch.stack([prices(times, point.tolist())[0] for point in unit]) / row
+            share = torch.stack([step_costs(times, point.tolist())[0] for point in unit]) / row
             value += float(share @ torch.tensor(curve, dtype=torch.float64)) / len(chosen)
             variance += float(share @ self.covariance @ share) / len(chosen)
         return value, math.sqrt(max(0.0, variance)) if self.rows > 1 else math.nan
@@ -272,7 +272,7 @@ def measure_curve(
     drawn = row_draws(model, kept, index, batch_size=batch_size, kernel=model.config.kernel, **how)
     lengths = drawn.lengths
     points = min(points, int(lengths.max()))
-    below, weight = hats(drawn.t.double() / lengths[:, None], points)
+    below, weight = interpolation_weights(drawn.t.double() / lengths[:, None], points)
     basis = torch.zeros(*drawn.t.shape, points, dtype=torch.float64)
     basis.scatter_add_(2, below[..., None], (1 - weight)[..., None])
     basis.scatter_add_(2, (below + 1).clamp(max=points - 1)[..., None], weight[..., None])
@@ -308,10 +308,10 @@ def fit_curve(basis: Tensor, mass: Tensor, price: Tensor) -> tuple[Tensor, Tenso
     normal = torch.einsum("rdi,rd,rdj->ij", basis, mass, basis)
     right = torch.einsum("rdi,rd->i", basis, mass * price)
     rough = torch.eye(points, dtype=torch.float64).diff(dim=0)
-    pull = rough.T @ rough * (mass.sum() / points)
+    smoothness = rough.T @ rough * (mass.sum() / points)
     best = torch.inf
     for strength in torch.logspace(-7, 3, 21, dtype=torch.float64):
-        candidate = (normal + strength * pull).inverse()
+        candidate = (normal + strength * smoothness).inverse()
         free = max(1e-9, price.numel() - float((candidate * normal).sum()))
         score = float((mass * (price - basis @ (candidate @ right)).square()).sum()) / free**2
         if score < best:

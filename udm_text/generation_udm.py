@@ -26,7 +26,7 @@ from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
 from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
 from .randomness import RowRandom
-from .schedules import counts, prices, with_revision
+from .schedules import counts, step_costs, with_revision
 from .speculative import Drafts, SpeculativePredictor, check_speculation, speculate
 
 _EXTENTS = ("length", "max_new_tokens", "max_edits")
@@ -249,7 +249,7 @@ class UDMGenerationMixin:
             num_calls=predictor.num_calls,
             tokens_per_call=tokens_of_calls / predictor.readings,
             drafts=drafts,
-            expected_nats=prices(times, curve, tokens) / canvas.start if priced and curve is not None else None,
+            expected_nats=step_costs(times, curve, tokens) / canvas.start if priced and curve is not None else None,
         )
 
 

@@ -29,7 +29,7 @@ _ROW_BLOCK = 64
 
 
 class TimeEmbedding(nn.Module):
-    """An embedding of the corrupted share t/l, zero at the start: a pretrained backbone is unchanged.
+    """An embedding of the corrupted ratio t/l, zero at the start: a pretrained backbone is unchanged.
 
     Cosine and sine of pi k t/l for k = 1..16, then a two-layer network into the hidden size.
     """
@@ -41,10 +41,10 @@ class TimeEmbedding(nn.Module):
         self.hidden = nn.Linear(2 * self.num_frequencies, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, share: Tensor) -> Tensor:
+    def forward(self, ratio: Tensor) -> Tensor:
         """share: (B,) float in [0, 1]; returns (B, hidden_size) in the parameters' dtype."""
-        k = torch.arange(1, self.num_frequencies + 1, device=share.device, dtype=torch.float32)
-        angle = math.pi * share.float()[:, None] * k
+        k = torch.arange(1, self.num_frequencies + 1, device=ratio.device, dtype=torch.float32)
+        angle = math.pi * ratio.float()[:, None] * k
         features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)
         return self.output(nn.functional.silu(self.hidden(features)))
 
@@ -279,8 +279,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 if input_ids is None:
                     raise ValueError("num_editable is needed where input_ids is not given")
                 num_editable = self._count_editable(input_ids, attention_mask)
-            share = t.to(inputs_embeds.device) / num_editable.clamp(min=1)
-            inputs_embeds = inputs_embeds + self.time_embedding(share)[:, None].to(inputs_embeds.dtype)
+            ratio = t.to(inputs_embeds.device) / num_editable.clamp(min=1)
+            inputs_embeds = inputs_embeds + self.time_embedding(ratio)[:, None].to(inputs_embeds.dtype)
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
         inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:

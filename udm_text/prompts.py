@@ -11,7 +11,7 @@ DROP_SEED = 0x44524F5000000000
 
 
 def drop_prompts(
-    x0: Tensor, editable: Tensor, special: Tensor, random: RowRandom, share: float, mask_id: int | None
+    x0: Tensor, editable: Tensor, special: Tensor, random: RowRandom, probability: float, mask_id: int | None
 ) -> Tensor:
     """x0 with the prompts of some rows hidden: each of their tokens, special ones apart, becomes [MASK].
 
@@ -20,11 +20,13 @@ def drop_prompts(
 
     Args:
         x0: (B, L) int64. editable: (B, L) bool. special: (V,) bool, the special tokens (`config.forbidden_tokens`).
-        random: the rows' source. share: probability in [0, 1] that a row's prompt is hidden. mask_id: [MASK].
+        random: the rows' source. probability: in [0, 1], that a row's prompt is hidden. mask_id: [MASK].
     """
-    if not share:
+    if not probability:
         return x0
     if mask_id is None:
-        raise ValueError(f"prompt_dropout is {share}, which hides prompts behind [MASK]: mask_token_id must be given")
-    hidden = random.uniform(1) < share
+        raise ValueError(
+            f"prompt_dropout is {probability}, which hides prompts behind [MASK]: mask_token_id must be given"
+        )
+    hidden = random.uniform(1) < probability
     return x0.masked_fill(hidden & ~editable & ~special[x0], mask_id)

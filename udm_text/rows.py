@@ -78,7 +78,7 @@ class RowCutter:
             if len(ids) != limit:
                 return None
         elif limit is not None:
-            keep, keep_prompt = shares(len(ids), len(prompt), limit)
+            keep, keep_prompt = split_room(len(ids), len(prompt), limit)
             self.counts["truncated"] += len(ids) > keep
             if self.prompted:
                 self.counts["truncated_prompts"] += len(prompt) > keep_prompt
@@ -134,7 +134,7 @@ def each(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(columns, values, strict=True))
 
 
-def shares(answer: int, prompt: int, room: int) -> tuple[int, int]:
+def split_room(answer: int, prompt: int, room: int) -> tuple[int, int]:
     """How many tokens of answer and prompt are kept where a row has `room` for both.
 
     The answer loses its end, the prompt its beginning, so that what is kept stands together. Either keeps half of the
@@ -163,7 +163,7 @@ def make_rows(
             of `row_length` tokens, the rest dropped. A packed row knows nothing of where a text ends: its tokens attend
             to those of its neighbours.
         row_length: tokens of a row without the special tokens around it (needed for "fixed" and "packed"). Of prompt
-            and answer together (see `shares` for which is cut); with "fixed" of the answer alone.
+            and answer together (see `split_room` for which is cut); with "fixed" of the answer alone.
         num_proc: processes that tokenise. What they make is cached beside the texts where these are files.
 
     Returns:

@@ -32,8 +32,8 @@ def counts(
         start: (B,) int64 >= 0, the corrupted positions of each row at the beginning.
         num_steps: K >= 1; None takes one position a step, whatever the schedule. A row with start < K takes one
             position a step and then rests, so that its own walk is the same in any batch.
-        curve: for "optimal", c at the shares 1/n, 2/n, ..., 1 of corrupted positions, in nats (see `curve_at`).
-        lengths: (B,) int64 >= start, the positions that a share is a share of; None: start.
+        curve: for "optimal", c at the ratios 1/n, 2/n, ..., 1 of corrupted positions, in nats (see `curve_at`).
+        lengths: (B,) int64 >= start, the positions that a ratio is taken of; None: start.
 
     Returns:
         (K + 1, B) int64, from `start` down to 0; consecutive counts of a row differ by at least one until it is at 0.
@@ -45,7 +45,7 @@ def counts(
     if schedule == "cosine":
         return cosine_counts(start, num_steps)
     if curve is None:
-        raise ValueError("schedule 'optimal' needs curve, the measured price of a token at each share of masks")
+        raise ValueError("schedule 'optimal' needs curve, the measured price of a token at each ratio of masks")
     return optimal_counts(start, num_steps, curve, lengths)
 
 
@@ -81,32 +81,32 @@ def optimal_counts(
     return grid.to(start.device)
 
 
-def curve_at(curve: Sequence[float], shares: Tensor) -> Tensor:
-    """c at shares of corrupted positions in (0, 1]; float64, the shape of `shares`.
+def curve_at(curve: Sequence[float], ratios: Tensor) -> Tensor:
+    """c at ratios t/l of corrupted positions in (0, 1]; float64, the shape of `ratios`.
 
     curve: c at 1/n, 2/n, ..., 1, linear between them and constant below 1/n.
     """
-    values = torch.tensor(_checked(curve), dtype=torch.float64, device=shares.device)
-    below, weight = hats(shares, len(values))
+    values = torch.tensor(_checked(curve), dtype=torch.float64, device=ratios.device)
+    below, weight = interpolation_weights(ratios, len(values))
     return values[below] * (1 - weight) + values[(below + 1).clamp(max=len(values) - 1)] * weight
 
 
-def hats(shares: Tensor, points: int) -> tuple[Tensor, Tensor]:
+def interpolation_weights(ratios: Tensor, points: int) -> tuple[Tensor, Tensor]:
     """Linear interpolation on 1/n, ..., 1: index of the point below (int64), and weight of the next one (float64)."""
-    position = (shares.double() * points - 1).clamp(0, points - 1)
+    position = (ratios.double() * points - 1).clamp(0, points - 1)
     below = position.floor().clamp(max=max(points - 2, 0))
     return below.long(), position - below
 
 
-def prices(times: Tensor, curve: Sequence[float], lengths: Tensor | None = None) -> Tensor:
+def step_costs(times: Tensor, curve: Sequence[float], lengths: Tensor | None = None) -> Tensor:
     """(B,) float64: the price of a grid in nats for each row, sum_j (t_j - t_{j+1}) c(t_j).
 
     On the curve of a model this is NELBO_K, a bound on -log p of the sampler that walks down the grid in random order.
 
     times: (K + 1, B) int64, a grid of `counts`. curve: see `curve_at`. lengths: as in `counts`.
     """
-    shares = times[:-1].double() / _lengths(times[0], lengths).clamp(min=1)
-    return ((times[:-1] - times[1:]) * curve_at(curve, shares)).sum(dim=0)
+    ratios = times[:-1].double() / _lengths(times[0], lengths).clamp(min=1)
+    return ((times[:-1] - times[1:]) * curve_at(curve, ratios)).sum(dim=0)
 
 
 def with_revision(times: Tensor, revise: int) -> Tensor:

@@ -90,7 +90,7 @@ def test_without_its_fresh_noise_the_chain_of_ddpm_is_not_ddim():
 
     def mean_only(xt, t, s):  # the mean of q(xs | xt, x0_hat), written as a settled noise
         x0 = world.predictor(VP)(xt, t, s)
-        share = VP.ancestral_share(t, s)[:, None]
+        share = VP.ancestral_churn(t, s)[:, None]
         return Prediction(x0, noise=(1 - share**2).sqrt() * VP.invert_noise(x0, xt, t))
 
     assert deviation(100, lambda predict, random: mean_only) < 0.05

@@ -87,7 +87,7 @@ def test_the_ancestral_share_gives_the_posterior_of_bayes(name):
     for t, s in ((process.T, max(1, process.T - 1)), (process.T - 1, 1)) if process.T > 2 else ((2, 1),):
         r, b_s, b_t = process.a[t] / process.a[s], process.b[s], process.b[t]
         precision = 1 / b_s**2 + r**2 / (b_t**2 - r**2 * b_s**2)
-        share = process.ancestral_share(at(t, 1), at(s, 1))[0]
+        share = process.ancestral_churn(at(t, 1), at(s, 1))[0]
         assert b_s**2 * share**2 == pytest.approx(float(1 / precision), rel=1e-6, abs=1e-12)
         # the mean, for x0 = 0 and xt = 1: the precision-weighted one, and that of the step
         mean = (r / (b_t**2 - r**2 * b_s**2)) / precision

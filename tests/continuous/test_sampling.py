@@ -54,7 +54,7 @@ def test_eta_joins_ddim_and_ddpm_and_a_fixed_churn_is_the_sigma_tilde_of_udm():
     x, t, s = torch.randn(5, 2, dtype=torch.float64), at(60, 5), at(40, 5)
     for eta in (0.0, 0.5, 1.0):
         prediction = sampling.ddim(VP, PREDICT, eta)(x, t, s)
-        assert torch.allclose(torch.as_tensor(prediction.churn).double(), eta * VP.ancestral_share(t, s))
+        assert torch.allclose(torch.as_tensor(prediction.churn).double(), eta * VP.ancestral_churn(t, s))
     out = denoise(VP, PREDICT, x, [t, s], 0.3, random=rows(5))
     x0, fresh = PREDICT(x, t, s), VP.sample_noise(x, random=rows(5))
     (a_s, b_s), noise = VP.coefficients(s, x), VP.invert_noise(PREDICT(x, t, s), x, t)
@@ -276,7 +276,7 @@ def test_the_step_terms_are_the_kullback_leibler_divergences_of_the_two_normal_l
     source, total = rows(3), torch.zeros(3).double()
     for t, s in ((6, 5), (5, 4), (4, 3), (3, 2), (2, 1)):
         xt = process.corrupt(x0, at(t, 3), process.sample_noise(x0, random=source))
-        share = float(process.ancestral_share(at(t, 1), at(s, 1)))
+        share = float(process.ancestral_churn(at(t, 1), at(s, 1)))
 
         def mean(clean, t=t, s=s, xt=xt, share=share):
             noise = process.invert_noise(clean, xt, at(t, 3))
