@@ -463,7 +463,7 @@ def test_a_changed_data_set_is_read_anew(tmp_path):
 
 @pytest.mark.parametrize("kind", ["char", "wordpiece", "bpe"])
 def test_landmarks_stand_around_every_row(kind):
-    tokenizer = train_tokenizer(kind, ["one two", "two three"], 400, landmarks=True)
+    tokenizer = train_tokenizer(kind, ["one two", "two three"], 400, cls_sep=True)
     ids = tokenizer("one two")["input_ids"]
     assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
     assert tokenizer.decode(ids, skip_special_tokens=True) == "one two"

@@ -32,8 +32,8 @@ def tokenizers():
     for family in ("bert", "roberta", "modernbert"):
         yield family, make_tokenizer(family)
     for kind in ("char", "wordpiece", "bpe"):
-        for landmarks in (False, True):
-            yield kind, train_tokenizer(kind, TEXTS, 300, landmarks=landmarks, separator=True)
+        for cls_sep in (False, True):
+            yield kind, train_tokenizer(kind, TEXTS, 300, cls_sep=cls_sep, separator=True)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

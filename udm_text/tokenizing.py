@@ -14,7 +14,7 @@ from .framing import tokenizer_fields
 
 TOKENIZERS = ("wordpiece", "char", "bpe")
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
-LANDMARKS = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+CLS_SEP = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
 def train_tokenizer(
@@ -22,13 +22,13 @@ def train_tokenizer(
     texts: Iterable[str],
     vocab_size: int = 4000,
     *,
-    landmarks: bool = False,
+    cls_sep: bool = False,
     separator: bool = False,
     min_frequency: int = 1,
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row, or [CLS] and [SEP] with `landmarks`.
+    """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row, or [CLS] and [SEP] with `cls_sep`.
 
-    With `separator` or `landmarks`, [SEP] stands between the two texts of a pair, as a prompt and its answer.
+    With `separator` or `cls_sep`, [SEP] stands between the two texts of a pair, as a prompt and its answer.
 
     Args:
         kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##),
@@ -40,7 +40,7 @@ def train_tokenizer(
     Returns:
         A tokenizer that depends on the texts alone: the same in every process and every run.
     """
-    names = SPECIAL_TOKENS | (LANDMARKS if landmarks else {"sep_token": "[SEP]"} if separator else {})
+    names = SPECIAL_TOKENS | (CLS_SEP if cls_sep else {"sep_token": "[SEP]"} if separator else {})
     special = list(names.values())
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
@@ -74,9 +74,9 @@ def train_tokenizer(
         core.train_from_iterator(texts, trainer)
     else:
         raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)} or a model directory, got {kind!r}")
-    if landmarks or separator:
-        ids = [(token, core.token_to_id(token)) for token in LANDMARKS.values() if token in special]
-        single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if landmarks else ("$A", "$A [SEP] $B")
+    if cls_sep or separator:
+        ids = [(token, core.token_to_id(token)) for token in CLS_SEP.values() if token in special]
+        single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if cls_sep else ("$A", "$A [SEP] $B")
         core.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
 

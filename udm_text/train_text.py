@@ -182,10 +182,10 @@ def choose_tokenizer(
         texts = (text or "" for column in ("prompt", "text") for text in splits["train"][column])
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
-    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] are its
+    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] tell
     # landmarks.
-    landmarks = model_args.backbone in ROTARY
-    how: dict[str, Any] = {"landmarks": landmarks, "separator": data.prompt_column is not None}
+    cls_sep = model_args.backbone in ROTARY
+    how: dict[str, Any] = {"cls_sep": cls_sep, "separator": data.prompt_column is not None}
     how["min_frequency"] = data.min_frequency
     made = [train_tokenizer(kind, texts, data.vocab_size, **how) if state.is_main_process else None]
     return broadcast_object_list(made)[0]  # by one process for all
