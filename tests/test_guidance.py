@@ -14,9 +14,9 @@ from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_udm
 from tests.oracle.world import all_rows, index_of
 from tests.test_speculative import one_token_law
 from udm_text import UDMGenerationConfig, cli, predictors
-from udm_text.canvas import Canvas
 from udm_text.decoding import ORDERS, guide, log_probabilities
 from udm_text.fastpath import plain_path
+from udm_text.inputs import GenerationInputs
 from udm_text.kernels import KERNELS
 from udm_text.predictors import MaskPredictor, SubstitutePredictor
 from udm_text.randomness import RowRandom
@@ -71,11 +71,11 @@ def predicted(model, rows, t, scale, plain=False):
     """The same, by the predictor that generate uses."""
     editable = torch.zeros_like(rows, dtype=torch.bool)
     editable[:, 2:5] = True
-    canvas = Canvas(rows, editable, torch.ones_like(editable), t)
+    inputs = GenerationInputs(rows, editable, torch.ones_like(editable), t)
     process = model.config.build_process()
     kind = MaskPredictor if process.visible else SubstitutePredictor
     config = UDMGenerationConfig(guidance_scale=scale)
-    predictor = kind(model, process, config, canvas, RowRandom(0, torch.arange(len(rows))))
+    predictor = kind(model, process, config, inputs, RowRandom(0, torch.arange(len(rows))))
     with torch.no_grad():
         answer = predictor.ask(rows, t, editable)
         where = editable.nonzero(as_tuple=True)
@@ -214,10 +214,10 @@ def test_of_prompt_and_answer_the_prompt_is_the_condition():
         [[CLS, 7, UNK, 8, SEP, 9, MASK, MASK, SEP, PAD], [CLS, 7, SEP, MASK, 6, SEP, PAD, PAD, PAD, PAD]]
     )
     model = make_udm(separator_token_ids=[SEP], prompt_dropout=0.1).double()
-    canvas = Canvas(rows, rows == MASK, rows != PAD, (rows == MASK).sum(1))
-    hidden = predictors.condition(model.config, canvas, 2.0)
+    inputs = GenerationInputs(rows, rows == MASK, rows != PAD, (rows == MASK).sum(1))
+    hidden = predictors.condition(model.config, inputs, 2.0)
     assert [row.nonzero()[:, 0].tolist() for row in hidden] == [[1, 3], [1]], "as training hides it, answers stay"
-    plain = predictors.condition(make_udm().config, canvas, 2.0)
+    plain = predictors.condition(make_udm().config, inputs, 2.0)
     assert [row.nonzero()[:, 0].tolist() for row in plain] == [[1, 3, 5], [1, 4]]
     assert not torch.equal(model.generate(rows, seed=0, guidance_scale=9.0), model.generate(rows, seed=0))
 

@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("sources", "tokenizing", "rows", "streaming"), 2),
     **dict.fromkeys(("objectives", "corpus", "card", "hub", "checkpoints", "ema", "interrupts", "runs", "reports"), 2),
     **dict.fromkeys(("callbacks", "backbones"), 3),
-    **dict.fromkeys(("modeling_udm", "canvas", "constraints", "fastpath", "caching", "predictors", "speculative"), 3),
+    **dict.fromkeys(("modeling_udm", "inputs", "constraints", "fastpath", "caching", "predictors", "speculative"), 3),
     **dict.fromkeys(("generation_udm", "training", "evaluation", "text_objective", "causal", "adapters"), 4),
     **dict.fromkeys(("pipeline_udm", "arguments", "train_text", "terminal", "export"), 5),
     **dict.fromkeys(("cli", "demo"), 6),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .canvas import Canvas
+from .inputs import GenerationInputs
 from .randomness import RowRandom
 
 
@@ -21,7 +21,7 @@ class Constraints:
     Args:
         model_config: a `UDMConfig`; its special tokens are forbidden everywhere.
         config: a `UDMGenerationConfig`; `forbidden_tokens` and `allowed_tokens` are read.
-        canvas: the rows.
+        inputs: the rows.
         processor: called as processor(input_ids, scores) with the N positions in question as rows: input_ids (N, L)
             int64, the whole row xt that each of them stands in, and scores (N, V) float32; returns scores (N, V). A
             call holds any number of positions; special and forbidden tokens are taken out behind it.
@@ -30,10 +30,10 @@ class Constraints:
         ValueError: where a position is left without a token, or is not one that may change.
     """
 
-    def __init__(self, model_config, config, canvas: Canvas, processor: Callable[..., Any] | None = None):
+    def __init__(self, model_config, config, inputs: GenerationInputs, processor: Callable[..., Any] | None = None):
         if processor is not None and not callable(processor):
             raise ValueError(f"logits_processor must be callable, got {type(processor).__name__}")
-        device, vocab, width = canvas.tokens.device, model_config.vocab_size, canvas.tokens.shape[1]
+        device, vocab, width = inputs.tokens.device, model_config.vocab_size, inputs.tokens.shape[1]
         self.processor = processor
         forbidden = model_config.forbidden_tokens(device)
         for token in _inside(config.forbidden_tokens or [], vocab, "forbidden_tokens"):
@@ -43,7 +43,7 @@ class Constraints:
         self.set_of = torch.zeros(
             width, dtype=torch.int64, device=device
         )  # (L,), the row of `blocked` that holds there
-        editable = canvas.editable.any(dim=0).tolist()
+        editable = inputs.editable.any(dim=0).tolist()
         for number, (position, tokens) in enumerate(sets.items(), start=1):
             if not 0 <= position < width or not editable[position]:
                 columns = [str(i) for i, changes in enumerate(editable) if changes]

@@ -1,7 +1,7 @@
 """`model.generate`: unconditional text, infilling, continuation and repair, all by the loop of `core.denoise`.
 
-A call makes a canvas (`canvas.py`: the rows, what of them is editable, how many positions are corrupted), then walks it
-down a grid of counts with the predictor of its process (`predictors.py`).
+A call prepares its inputs (`inputs.py`: the rows, what of them is editable, how many positions are corrupted), then
+walks them down a grid of counts with the predictor of its process (`predictors.py`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .canvas import check_inputs, make_canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Prediction, denoise
 from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
+from .inputs import check_inputs, make_inputs
 from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
 from .randomness import RowRandom
 from .schedules import counts, step_costs, with_revision
 from .speculative import Drafts, SpeculativePredictor, check_speculation, speculate
 
-_EXTENTS = ("length", "max_new_tokens", "max_edits")
+_LENGTH_ARGUMENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
 
 
@@ -99,8 +99,8 @@ class UDMGenerationMixin:
         unknown = [name for name in kwargs if name not in config._defaults]
         if unknown:
             raise ValueError(f"unknown argument {unknown[0]!r} of generate. Known: {', '.join(config._defaults)}")
-        if generation_config is None and any(kwargs.get(name) is not None for name in _EXTENTS):
-            kwargs = dict.fromkeys(_EXTENTS) | kwargs  # a stored extent gives way to the one of the call
+        if generation_config is None and any(kwargs.get(name) is not None for name in _LENGTH_ARGUMENTS):
+            kwargs = dict.fromkeys(_LENGTH_ARGUMENTS) | kwargs  # a stored length gives way to the one of the call
         for name, value in kwargs.items():
             setattr(config, name, value)
         config.validate()
@@ -162,29 +162,31 @@ class UDMGenerationMixin:
         process = model.config.build_process()
         if config.speculate is not None:
             check_speculation(config, model.config, process)
-        _settle(config, model.config, process)
-        asked = [name for name in _EXTENTS if kwargs.get(name) is not None or generation_config is not None]
-        canvas = make_canvas(model.config, config, process, input_ids, attention_mask, random, asked)
-        xt = canvas.tokens
-        constraints = Constraints(model.config, config, canvas, logits_processor)
-        if not canvas.given:
-            xt = process.prior(xt, editable=canvas.editable, random=random)
+        _resolve_defaults(config, model.config, process)
+        given_by_caller = [
+            name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None
+        ]
+        inputs = make_inputs(model.config, config, process, input_ids, attention_mask, random, given_by_caller)
+        xt = inputs.tokens
+        constraints = Constraints(model.config, config, inputs, logits_processor)
+        if not inputs.keep_tokens:
+            xt = process.prior(xt, editable=inputs.editable, random=random)
             if constraints.given and not process.visible:  # what stands there at the start may stay
-                xt = constraints.prior(xt, canvas.editable, random)
+                xt = constraints.prior(xt, inputs.editable, random)
         curve = model.config.step_curve
-        tokens = (canvas.editable | model.config.editable(canvas.tokens, canvas.attention_mask)).sum(dim=1)
-        times = counts(config.schedule, canvas.start, config.num_steps, curve, tokens)
+        tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)
+        times = counts(config.schedule, inputs.start, config.num_steps, curve, tokens)
         plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
         free = not (constraints.given or constraints.processor or config.revise or guided(config))
         free = free and not approximate(config)
         priced = process.visible and config.order == "random" and plain and free
         kind = MaskPredictor if process.visible else SubstitutePredictor
         predictor = (kind if config.speculate is None else SpeculativePredictor)(
-            model, process, config, canvas, random, constraints
+            model, process, config, inputs, random, constraints
         )
 
         trajectory = [xt]
-        head = int((~canvas.editable[0]).long().cumprod(0).sum()) if rows == 1 else 0
+        head = int((~inputs.editable[0]).long().cumprod(0).sum()) if rows == 1 else 0
         put_draft = getattr(streamer, "put_draft", lambda tokens: None)
         if streamer is not None:
             streamer.put(xt[:, :head].cpu())
@@ -212,7 +214,7 @@ class UDMGenerationMixin:
                     predictor.marginals,
                     xt,
                     config.speculate or 0,
-                    editable=canvas.editable,
+                    editable=inputs.editable,
                     random=random,
                     left_to_right=config.order == "left_to_right",
                     on_round=watch,
@@ -221,9 +223,9 @@ class UDMGenerationMixin:
                 drafts, tokens_of_calls = done.drafts, done.tokens_per_call
             elif config.threshold is not None:
                 sequences, steps = _denoise_by_threshold(
-                    process, predictor, xt, times, editable=canvas.editable, random=random, watch=watch
+                    process, predictor, xt, times, editable=inputs.editable, random=random, watch=watch
                 )
-                tokens_of_calls = canvas.start.double() / steps.clamp(min=1)
+                tokens_of_calls = inputs.start.double() / steps.clamp(min=1)
             else:
                 sequences = denoise(
                     process,
@@ -231,7 +233,7 @@ class UDMGenerationMixin:
                     xt,
                     list(grid),
                     config.churn,
-                    editable=canvas.editable,
+                    editable=inputs.editable,
                     random=random,
                     on_step=on_step,
                 )
@@ -242,14 +244,14 @@ class UDMGenerationMixin:
             return sequences
         return UDMGenerateOutput(
             sequences=sequences,
-            attention_mask=canvas.attention_mask,
-            editable=canvas.editable,
+            attention_mask=inputs.attention_mask,
+            editable=inputs.editable,
             steps=steps,
             trajectory=tuple(trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
             tokens_per_call=tokens_of_calls / predictor.readings,
             drafts=drafts,
-            expected_nats=step_costs(times, curve, tokens) / canvas.start if priced and curve is not None else None,
+            expected_nats=step_costs(times, curve, tokens) / inputs.start if priced and curve is not None else None,
         )
 
 
@@ -266,12 +268,12 @@ def _denoise_by_threshold(process, predictor, xt: Tensor, times: Tensor, *, edit
             break
         steps += t > 0
         s = floor.minimum(t - 1).clamp(min=0)
-        told = partial(_told, watch, step)
-        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=told)
+        forward = partial(_forward_callback, watch, step)
+        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=forward)
     return xt, steps
 
 
-def _told(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, prediction: Prediction) -> Tensor:
+def _forward_callback(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, prediction: Prediction) -> Tensor:
     return watch(step, xs, prediction.s)
 
 
@@ -301,7 +303,7 @@ def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:
     return RowRandom(seed, sample_index.to(device, torch.int64))
 
 
-def _settle(config: UDMGenerationConfig, model_config, process) -> None:
+def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> None:
     """Fills in the defaults that depend on the use, and refuses what would be without effect."""
     if process.visible and config.kernel is not None:
         raise ValueError(f"kernel is of the substitute process; this model has process {model_config.process!r}")

@@ -136,28 +136,28 @@ def row_losses(
     lengths = editable.sum(dim=1)
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
     corrupted = process.corrupted(xt, x0) & editable
-    asked = corrupted if process.visible else editable
+    wanted = corrupted if process.visible else editable
     if chunk is not None:
         if not process.visible and loss != "cross_entropy":
             raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
-        apply_head = partial(chunked_cross_entropy, target=x0[asked], forbidden=forbidden, chunk=chunk)
-        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked, apply_head=apply_head)
-        return mask_terms(ce, corrupted, lengths, t) if process.visible else mask_terms(ce, asked, lengths, lengths)
-    logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=asked)
+        apply_head = partial(chunked_cross_entropy, target=x0[wanted], forbidden=forbidden, chunk=chunk)
+        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=wanted, apply_head=apply_head)
+        return mask_terms(ce, corrupted, lengths, t) if process.visible else mask_terms(ce, wanted, lengths, lengths)
+    logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=wanted)
     scores = logits.float().masked_fill(forbidden, -torch.inf)
     if process.visible:
-        ce = torch.nn.functional.cross_entropy(scores, x0[asked], reduction="none")
+        ce = torch.nn.functional.cross_entropy(scores, x0[wanted], reduction="none")
         return mask_terms(ce, corrupted, lengths, t)
     if loss == "cross_entropy":
-        ce = torch.nn.functional.cross_entropy(scores, x0[asked], reduction="none")
-        return mask_terms(ce, asked, lengths, lengths)
+        ce = torch.nn.functional.cross_entropy(scores, x0[wanted], reduction="none")
+        return mask_terms(ce, wanted, lengths, lengths)
     log_probs = scores.double().log_softmax(dim=-1)
-    here = changes(log_probs, xt[asked], torch.ones_like(xt[asked], dtype=torch.bool))
+    here = changes(log_probs, xt[wanted], torch.ones_like(xt[wanted], dtype=torch.bool))
     blank = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
     change = Change(
-        torch.full_like(blank, NEVER).masked_scatter(asked, here.log_change),
-        blank.masked_scatter(asked, here.log_stay),
+        torch.full_like(blank, NEVER).masked_scatter(wanted, here.log_change),
+        blank.masked_scatter(wanted, here.log_stay),
     )
-    target = blank.masked_scatter(asked, log_probs.gather(-1, x0[asked][:, None])[:, 0])
+    target = blank.masked_scatter(wanted, log_probs.gather(-1, x0[wanted][:, None])[:, 0])
     count = int((~forbidden).sum())
     return substitute_terms(KERNELS[kernel], change, target, corrupted, lengths, t, count)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from .caching import CachedForward
-from .canvas import Canvas
 from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Prediction, recover_noise
 from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
 from .fastpath import FastForward
 from .hamming import NEVER
+from .inputs import GenerationInputs
 from .kernels import KERNELS, Change
 from .objectives import changes
 from .processes import TokenNoise, ranks
@@ -54,20 +54,20 @@ class Predictor:
         model,
         process,
         config: UDMGenerationConfig,
-        canvas: Canvas,
+        inputs: GenerationInputs,
         random: RowRandom,
         constraints: Constraints | None = None,
     ):
         self.model, self.process, self.config, self.random = model, process, config, random
-        self.editable = canvas.editable
-        self.constraints = constraints or Constraints(model.config, config, canvas)
+        self.editable = inputs.editable
+        self.constraints = constraints or Constraints(model.config, config, inputs)
         self.forbidden = self.constraints.forbidden
-        self.condition = condition(model.config, canvas, config.guidance_scale) if guided(config) else None
+        self.condition = condition(model.config, inputs, config.guidance_scale) if guided(config) else None
         self.scale = 1.0 if config.guidance_scale is None else float(config.guidance_scale)
         self.readings = 1 if self.condition is None else 2
-        self.attention_mask = canvas.attention_mask.repeat(self.readings, 1)
-        self.lengths = canvas.editable.sum(dim=1).repeat(self.readings)
-        self.full = bool(canvas.attention_mask.all())
+        self.attention_mask = inputs.attention_mask.repeat(self.readings, 1)
+        self.lengths = inputs.editable.sum(dim=1).repeat(self.readings)
+        self.full = bool(inputs.attention_mask.all())
         if approximate(config):
             self.fast: FastForward = CachedForward(model, self.attention_mask, self.lengths, config.cache_refresh or 1)
         else:
@@ -131,7 +131,7 @@ def approximate(config: UDMGenerationConfig) -> bool:
     return config.cache_refresh is not None and config.cache_refresh > 1
 
 
-def condition(model_config, canvas: Canvas, scale: float | None) -> Tensor:
+def condition(model_config, inputs: GenerationInputs, scale: float | None) -> Tensor:
     """(B, L) bool: the condition of each row: its prompt where the model knows prompts, or else all that is given.
 
     Either way attended positions that are not editable and hold no special token: those that training hides.
@@ -144,7 +144,7 @@ def condition(model_config, canvas: Canvas, scale: float | None) -> Tensor:
             f"guidance_scale={scale} reads a row with [MASK] in place of its prompt, and this model has no "
             "mask_token_id: leave guidance_scale at None"
         )
-    given = model_config.prompt_tokens(canvas.tokens, canvas.attention_mask) & ~canvas.editable
+    given = model_config.prompt_tokens(inputs.tokens, inputs.attention_mask) & ~inputs.editable
     without = (~given.any(dim=1)).nonzero()[:, 0]
     if len(without):
         raise ValueError(
@@ -175,23 +175,23 @@ class MaskPredictor(Predictor):
             if self.config.order == "left_to_right":
                 scores = -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
             noise = self._opened(self._noise(xt, t, scores), t, s)
-            asked = self.process.changing(xt, s, noise)
+            wanted = self.process.changing(xt, s, noise)
         else:
-            noise, asked = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
-        if not asked.any():
+            noise, wanted = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
+        if not wanted.any():
             return Prediction(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
-        output, indices = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[asked])
-        self.sureness = self.sureness.masked_scatter(asked, sureness)
+        output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
+        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
+        self.sureness = self.sureness.masked_scatter(wanted, sureness)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-            ranking[asked] = (
-                scores if gumbel is None else perturb(adaptive, scores, self.config.order_noise, gumbel[asked])
+            ranking[wanted] = (
+                scores if gumbel is None else perturb(adaptive, scores, self.config.order_noise, gumbel[wanted])
             )
             noise = self._opened(self._noise(xt, t, ranking), t, s)
             if self.config.threshold is not None:  # order by confidence: the scores are probabilities
                 s = s.minimum(t - (ranking > self.config.threshold).sum(dim=1))
-        return Prediction(xt.masked_scatter(asked, tokens), noise, s=s)
+        return Prediction(xt.masked_scatter(wanted, tokens), noise, s=s)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
@@ -239,14 +239,14 @@ class SubstitutePredictor(Predictor):
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         uniforms = self.random.uniform(xt.shape[1])
-        asked = self.editable & (t > s)[:, None]
+        wanted = self.editable & (t > s)[:, None]
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
-        if asked.any():
-            output, indices = self.ask(xt, t, asked), asked.nonzero(as_tuple=True)
-            pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[asked])
+        if wanted.any():
+            output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
+            pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
             wholes = (never, torch.zeros_like(never), xt)
-            change = Change(*(x.masked_scatter(asked, piece) for x, piece in zip(wholes, pieces, strict=True)))
+            change = Change(*(x.masked_scatter(wanted, piece) for x, piece in zip(wholes, pieces, strict=True)))
         greedy = self.config.temperature == 0
         kernel = KERNELS[self.config.kernel or self.model.config.kernel]
         able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token

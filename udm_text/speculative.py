@@ -219,12 +219,12 @@ def speculate(
 
 
 class SpeculativePredictor(MaskPredictor):
-    """Asks the network for k + 1 variants of each row at once. `canvas` is that of the B rows."""
+    """Asks the network for k + 1 variants of each row at once. `inputs` is that of the B rows."""
 
-    def __init__(self, model, process, config, canvas, random: RowRandom, constraints: Constraints | None = None):
+    def __init__(self, model, process, config, inputs, random: RowRandom, constraints: Constraints | None = None):
         rows = config.speculate + 1
-        spread = (x.repeat_interleave(rows, dim=0) if isinstance(x, Tensor) else x for x in canvas)
-        super().__init__(model, process, config, type(canvas)(*spread), random, constraints)
+        spread = (x.repeat_interleave(rows, dim=0) if isinstance(x, Tensor) else x for x in inputs)
+        super().__init__(model, process, config, type(inputs)(*spread), random, constraints)
 
     def marginals(self, xt: Tensor, t: Tensor, positions: Tensor) -> Laws:
         """`Marginals` with constraints, temperature, top_k and top_p: p and q alike are what is drawn from.

@@ -183,7 +183,7 @@ def choose_tokenizer(
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
     # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] tell
-    # landmarks.
+    # its ends apart.
     cls_sep = model_args.backbone in ROTARY
     how: dict[str, Any] = {"cls_sep": cls_sep, "separator": data.prompt_column is not None}
     how["min_frequency"] = data.min_frequency

@@ -11,14 +11,17 @@ from .decoding import draw
 from .randomness import RowRandom
 
 
-class Canvas(NamedTuple):
-    """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions."""
+class GenerationInputs(NamedTuple):
+    """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions.
+
+    keep_tokens: what stands at the editable positions is the beginning (repair); else it is what the process starts with.
+    """
 
     tokens: Tensor
     editable: Tensor
     attention_mask: Tensor
     start: Tensor
-    given: bool = False
+    keep_tokens: bool = False
 
 
 def check_inputs(
@@ -55,8 +58,10 @@ def check_inputs(
     return input_ids, attention_mask
 
 
-def make_canvas(model_config, config, process, input_ids, attention_mask, random: RowRandom, asked) -> Canvas:
-    """The rows, and which of the four uses each of them is. asked: the extents that the caller gave himself."""
+def make_inputs(
+    model_config, config, process, input_ids, attention_mask, random: RowRandom, given_by_caller
+) -> GenerationInputs:
+    """The rows, and which of the four uses each of them is. given_by_caller: the length arguments of this very call."""
     uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
     mask_id = model_config.mask_token_id
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
@@ -77,22 +82,22 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
             raise ValueError("max_edits repairs a text, which keeps its length: max_new_tokens and length do not apply")
         editable = model_config.editable(input_ids, attention_mask)
         start = editable.sum(1).clamp(max=config.max_edits)
-        canvas = Canvas(input_ids, editable, attention_mask, start, True)
+        inputs = GenerationInputs(input_ids, editable, attention_mask, start, True)
     else:
-        if any(infill) and (wrong := [name for name in asked if getattr(config, name) is not None]):
+        if any(infill) and (wrong := [name for name in given_by_caller if getattr(config, name) is not None]):
             raise ValueError(f"the input holds [MASK], which are filled in: {wrong[0]} does not apply")
         if masked is not None and infill and all(infill):
-            canvas = Canvas(input_ids, masked, attention_mask, masked.sum(1))
+            inputs = GenerationInputs(input_ids, masked, attention_mask, masked.sum(1))
         else:
-            canvas = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
+            inputs = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
     longest = model_config.max_row_length
-    width = int(canvas.attention_mask.sum(1).max()) if canvas.attention_mask.numel() else 0
+    width = int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0
     if longest is not None and width > longest:
         raise ValueError(
             f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
             f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
         )
-    empty = (canvas.start == 0).nonzero()[:, 0]
+    empty = (inputs.start == 0).nonzero()[:, 0]
     if len(empty) and model_config.prompted and config.max_edits is not None:
         raise ValueError(
             f"row {int(empty[0])} of input_ids has no answer to repair: this model repairs what stands behind the "
@@ -103,7 +108,7 @@ def make_canvas(model_config, config, process, input_ids, attention_mask, random
             f"row {int(empty[0])} of input_ids has no editable position: give [MASK] tokens to fill in, max_new_tokens "
             "to continue, or max_edits to repair a text"
         )
-    return canvas
+    return inputs
 
 
 def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
@@ -117,7 +122,7 @@ def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
         )
 
 
-def _open_end(model_config, row: list[int]) -> tuple[list[int], int]:
+def _open_row(model_config, row: list[int]) -> tuple[list[int], int]:
     """The row that new tokens go behind, and where the text that they lengthen begins in it.
 
     It loses the tokenizer's suffix. A prompt without a separator gets one, and its answer is still empty; with one, the
@@ -133,7 +138,7 @@ def _open_end(model_config, row: list[int]) -> tuple[list[int], int]:
     return row, start
 
 
-def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> Canvas:
+def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> GenerationInputs:
     """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows.
 
     Of a model of prompts and answers they stand behind prompt and separator, or behind the answer that is begun. Rows
@@ -148,9 +153,11 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
         prompts = [list(prefix)] * rows
     else:
         prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
-    opened = [(row, 0) if whole else _open_end(model_config, row) for row, whole in zip(prompts, infill, strict=True)]
-    prompts = [row for row, _ in opened]
-    new = _count_new(model_config, config, opened, infill, uniforms)
+    open_rows = [
+        (row, 0) if whole else _open_row(model_config, row) for row, whole in zip(prompts, infill, strict=True)
+    ]
+    prompts = [row for row, _ in open_rows]
+    new = _count_new(model_config, config, open_rows, infill, uniforms)
     filler = mask_id if mask_id is not None else 0
     tokens, editable = [], []
     for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
@@ -163,7 +170,7 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
     pad = torch.nn.utils.rnn.pad_sequence
     attended = pad([torch.ones(len(row), dtype=torch.bool) for row in tokens], batch_first=True)
     marked = pad(editable, batch_first=True)
-    return Canvas(
+    return GenerationInputs(
         pad(tokens, batch_first=True, padding_value=model_config.pad_token_id or 0).to(device),
         marked.to(device),
         attended.to(device),
@@ -172,13 +179,13 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
 
 
 def _count_new(
-    model_config, config, opened: list[tuple[list[int], int]], infill: list[bool], uniforms: Tensor
+    model_config, config, open_rows: list[tuple[list[int], int]], infill: list[bool], uniforms: Tensor
 ) -> Tensor:
-    """(B,) int64: tokens that each row is given, none where it is filled in. opened: rows, where their text begins."""
+    """(B,) int64: tokens that each row is given, none where it is filled in. open_rows: rows, where their text begins."""
     device = uniforms.device
     grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
     special = set(model_config.special_token_ids)
-    held = torch.tensor([sum(token not in special for token in row[start:]) for row, start in opened], device=device)
+    held = torch.tensor([sum(token not in special for token in row[start:]) for row, start in open_rows], device=device)
     if config.max_new_tokens is not None:
         return config.max_new_tokens * grows
     if config.length is not None:
@@ -194,12 +201,12 @@ def _count_new(
     law = law.to(device)
     top = torch.full_like(held, len(law) - 1)
     if model_config.max_row_length is not None:
-        used = torch.tensor([len(row) for row, _ in opened], device=device) + len(model_config.suffix_token_ids)
+        used = torch.tensor([len(row) for row, _ in open_rows], device=device) + len(model_config.suffix_token_ids)
         top = top.minimum(held + model_config.max_row_length - used)
     if bool(((held >= top) & grows).any()):
         texts = "answers" if model_config.prompted else "rows"
         full = ((held >= top) & grows).nonzero()[:, 0].tolist()
-        longest = max(len(opened[i][0]) if model_config.prompted else int(held[i]) for i in full)
+        longest = max(len(open_rows[i][0]) if model_config.prompted else int(held[i]) for i in full)
         raise ValueError(
             f"a prompt of {longest} tokens leaves no room: {texts} of this model have at most "
             f"{max(0, int(top[grows].min()))}, by twice the longest training row or by what the model can read; "
