@@ -211,21 +211,22 @@ class ImportanceCallback(TrainerCallback):
 
 
 def draw_times(
-    num_times: int, row_index: Tensor, total: int, seed: int, step: int, law: Tensor | None = None
+    num_times: int, row_index: Tensor, total: int, seed: int, step: int, distribution: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """t of each row, stratified over a global batch of `total` rows, and 1 / (T p(t)).
 
     Args:
-        row_index: (B,) int64, the rows' places in the global batch. law: (T,) float64 p(t) for t = 1..T; None: uniform.
+        row_index: (B,) int64, the rows' places in the global batch. distribution: (T,) float64, p(t) for
+            t = 1..T; None: uniform.
     """
     source = RowRandom(seed ^ _STRATA, torch.tensor([step], device=row_index.device))
     stratum = source.uniform(total)[0].argsort()[row_index % total]
     u = (stratum + source.uniform(total)[0][row_index % total]) / total
-    if law is None:
+    if distribution is None:
         return (u * num_times).long().clamp(max=num_times - 1) + 1, torch.ones_like(u)
-    law = law.to(row_index.device)
-    t = torch.searchsorted(law.cumsum(0), u, right=True).clamp(max=num_times - 1)
-    return t + 1, 1.0 / (num_times * law[t])
+    distribution = distribution.to(row_index.device)
+    t = torch.searchsorted(distribution.cumsum(0), u, right=True).clamp(max=num_times - 1)
+    return t + 1, 1.0 / (num_times * distribution[t])
 
 
 # The objective -------------------------------------------------------------------------------------------------------
@@ -296,8 +297,8 @@ class ImageObjective:
         self, model: Any, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
         """(B,) weighted errors: pictures corrupted at t, predicted by the network, compared."""
-        law = None if self.importance is None else self.importance.probabilities(step)
-        t, weight = draw_times(self.process.T, row_index, total, seed, step, law)
+        distribution = None if self.importance is None else self.importance.probabilities(step)
+        t, weight = draw_times(self.process.T, row_index, total, seed, step, distribution)
         random = step_random(seed, step, row_index)
         x0, labels = inputs["images"], inputs.get("labels")
         choice = random.uniform(2)

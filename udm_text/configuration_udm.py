@@ -264,11 +264,11 @@ class UDMConfig(PreTrainedConfig):
             around = (self.prefix_token_ids, self.separator_token_ids, self.suffix_token_ids)
             top = min(top, self.max_row_length - sum(len(ids or []) for ids in around))
         top = max(top, longest)
-        law = torch.zeros(top + 1, dtype=torch.float64)
-        law[: longest + 1] = torch.tensor(self.length_counts, dtype=torch.float64)
-        law[1:] += 1.0 / top
-        law[0] = 0.0
-        return law / law.sum()
+        distribution = torch.zeros(top + 1, dtype=torch.float64)
+        distribution[: longest + 1] = torch.tensor(self.length_counts, dtype=torch.float64)
+        distribution[1:] += 1.0 / top
+        distribution[0] = 0.0
+        return distribution / distribution.sum()
 
     def build_process(self):
         """The process object of this model."""

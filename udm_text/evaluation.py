@@ -353,16 +353,16 @@ def summarise(
 ) -> BoundReport:
     """`BoundReport` from the NELBO estimate of each row."""
     tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
-    law = config.length_probabilities()
+    distribution = config.length_probabilities()
     length_nats = torch.zeros_like(nats)
-    if law is not None:
-        inside = tokens.long().clamp(max=len(law) - 1)
-        length_nats = -torch.where(tokens < len(law), law[inside], torch.zeros_like(tokens)).log()
+    if distribution is not None:
+        inside = tokens.long().clamp(max=len(distribution) - 1)
+        length_nats = -torch.where(tokens < len(distribution), distribution[inside], torch.zeros_like(tokens)).log()
     total = nats + length_nats
     visible = config.build_process().visible
     return BoundReport(
         **row_figures(rows, tokens, total, length_nats),
-        length_included=law is not None,
+        length_included=distribution is not None,
         process=config.process,
         kernel=None if visible else kernel,
         draws=draws,

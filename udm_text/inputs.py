@@ -14,7 +14,7 @@ from .randomness import RowRandom
 class GenerationInputs(NamedTuple):
     """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions.
 
-    keep_tokens: what stands at the editable positions is the beginning (repair); else it is what the process starts with.
+    keep_tokens: what stands at the editable positions is where the walk begins (repair); else it is drawn.
     """
 
     tokens: Tensor
@@ -181,7 +181,10 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
 def _count_new(
     model_config, config, open_rows: list[tuple[list[int], int]], infill: list[bool], uniforms: Tensor
 ) -> Tensor:
-    """(B,) int64: tokens that each row is given, none where it is filled in. open_rows: rows, where their text begins."""
+    """(B,) int64: tokens that each row is given, none where it is filled in.
+
+    open_rows: the rows, each with where its text begins.
+    """
     device = uniforms.device
     grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
     special = set(model_config.special_token_ids)
@@ -192,14 +195,14 @@ def _count_new(
         if bool(((held >= config.length) & grows).any()):
             raise ValueError(f"length is {config.length}, and a prompt has {int(held[grows].max())} tokens already")
         return (config.length - held) * grows
-    law = model_config.length_probabilities()
-    if law is None:
+    distribution = model_config.length_probabilities()
+    if distribution is None:
         raise ValueError(
             "length is not given and the model has no training lengths (length_counts): give length, or max_new_tokens "
             "with a prompt"
         )
-    law = law.to(device)
-    top = torch.full_like(held, len(law) - 1)
+    distribution = distribution.to(device)
+    top = torch.full_like(held, len(distribution) - 1)
     if model_config.max_row_length is not None:
         used = torch.tensor([len(row) for row, _ in open_rows], device=device) + len(model_config.suffix_token_ids)
         top = top.minimum(held + model_config.max_row_length - used)
@@ -212,7 +215,7 @@ def _count_new(
             f"{max(0, int(top[grows].min()))}, by twice the longest training row or by what the model can read; "
             "shorten it, or give max_new_tokens"
         )
-    number = torch.arange(len(law), device=device)
+    number = torch.arange(len(distribution), device=device)
     possible = (number > held[:, None]) & (number <= top[:, None]) & grows[:, None]
-    weights = torch.where(possible | ~grows[:, None], law, 0.0)
+    weights = torch.where(possible | ~grows[:, None], distribution, 0.0)
     return (draw(weights.log(), uniforms) - held) * grows

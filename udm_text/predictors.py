@@ -163,7 +163,8 @@ class MaskPredictor(Predictor):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sureness = torch.full(self.editable.shape, torch.inf, dtype=torch.float64, device=self.editable.device)
+        unknown = torch.full(self.editable.shape, torch.inf, dtype=torch.float64, device=self.editable.device)
+        self.draw_probability = unknown  # of the token that stands at each position, when it was drawn
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         uniforms = self.random.uniform(xt.shape[1])
@@ -174,21 +175,23 @@ class MaskPredictor(Predictor):
             scores = None
             if self.config.order == "left_to_right":
                 scores = -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
-            noise = self._opened(self._noise(xt, t, scores), t, s)
+            noise = self._remask_least_confident(self._noise(xt, t, scores), t, s)
             wanted = self.process.changing(xt, s, noise)
         else:
             noise, wanted = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
         if not wanted.any():
-            return Prediction(xt, noise if noise is not None else self._opened(self._noise(xt, t, None), t, s))
+            noise = noise if noise is not None else self._remask_least_confident(self._noise(xt, t, None), t, s)
+            return Prediction(xt, noise)
         output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
-        tokens, scores, sureness = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
-        self.sureness = self.sureness.masked_scatter(wanted, sureness)
+        pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
+        tokens, scores, probability = pieces
+        self.draw_probability = self.draw_probability.masked_scatter(wanted, probability)
         if adaptive is not None:
             ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
             ranking[wanted] = (
                 scores if gumbel is None else perturb(adaptive, scores, self.config.order_noise, gumbel[wanted])
             )
-            noise = self._opened(self._noise(xt, t, ranking), t, s)
+            noise = self._remask_least_confident(self._noise(xt, t, ranking), t, s)
             if self.config.threshold is not None:  # order by confidence: the scores are probabilities
                 s = s.minimum(t - (ranking > self.config.threshold).sum(dim=1))
         return Prediction(xt.masked_scatter(wanted, tokens), noise, s=s)
@@ -208,13 +211,13 @@ class MaskPredictor(Predictor):
         own = log_probabilities(logits)
         return tokens, uniforms if adaptive is None else score(adaptive, own, tokens), confidence(own, tokens)
 
-    def _opened(self, noise: TokenNoise, t: Tensor, s: Tensor) -> TokenNoise:
+    def _remask_least_confident(self, noise: TokenNoise, t: Tensor, s: Tensor) -> TokenNoise:
         """The noise; in rows with s > t its smallest keys stand at the positions that were drawn the least surely."""
         rises = (s > t)[:, None]
         if not self.config.revise or not bool(rises.any()):
             return noise
-        sureness = self.sureness.clamp(max=2.0).masked_fill(~self.editable, torch.inf)
-        order = ranks(sureness)
+        draw_probability = self.draw_probability.clamp(max=2.0).masked_fill(~self.editable, torch.inf)
+        order = ranks(draw_probability)
         keys = ((order + 0.5) / order.shape[1]).masked_fill(~self.editable, torch.inf)
         return noise._replace(keys=torch.where(rises, keys, noise.keys))
 

@@ -31,12 +31,12 @@ from .predictors import MaskPredictor
 from .processes import ranks
 from .randomness import RowRandom
 
-Laws = Callable[[Tensor], Tensor]
-"""laws(which (n,) int64): (n, V) float64 log-probabilities of n of the positions that were asked about."""
+LogProbs = Callable[[Tensor], Tensor]
+"""log_probs(which (n,) int64): (n, V) float64 log-probabilities of n of the positions that were asked about."""
 
-Marginals = Callable[[Tensor, Tensor, Tensor], Laws]
-"""marginals(xt (R, L) int64, t (R,) int64, positions (R, L) bool): one network call. Its `Laws` count the positions in
-the order of `positions.nonzero()`. Rows without a position need not be computed."""
+Marginals = Callable[[Tensor, Tensor, Tensor], LogProbs]
+"""marginals(xt (R, L) int64, t (R,) int64, positions (R, L) bool): one network call. Its `LogProbs` count the positions
+in the order of `positions.nonzero()`. Rows without a position need not be computed."""
 
 
 class Drafts(NamedTuple):
@@ -121,14 +121,14 @@ def speculative_round(
     wanted = (
         read[..., None] & (column_rank >= filled) & (column_rank <= filled + k) & (column_rank < left[:, None, None])
     )
-    laws = marginals(rows.flatten(0, 1), (left[:, None] - slots).flatten(), wanted.flatten(0, 1))
+    log_probs = marginals(rows.flatten(0, 1), (left[:, None] - slots).flatten(), wanted.flatten(0, 1))
     number = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
-    p = _laid_out(laws, number.gather(2, order[:, : k + 1, None])[..., 0], read)  # (B, k + 1, V)
+    p = _laid_out(log_probs, number.gather(2, order[:, : k + 1, None])[..., 0], read)  # (B, k + 1, V)
 
     offered = ready[:, None] & (slots[:k] < left[:, None])
     last_law, kept = p[:, 0], torch.zeros_like(left)
     if ahead is not None:
-        log_p, log_q = (law.gather(2, tokens[..., None])[..., 0] for law in (p[:, :k], ahead))
+        log_p, log_q = (each.gather(2, tokens[..., None])[..., 0] for each in (p[:, :k], ahead))
         kept = (offered & (u_keep * log_q.exp() < log_p.exp())).long().cumprod(dim=1).sum(dim=1)
         refused = ready & (kept < left.clamp(max=k))
         last_law = p[batch, kept]
@@ -143,13 +143,13 @@ def speculative_round(
     known = following < left[:, None]
     ahead = None
     if known.any():
-        ahead = _laid_out(laws, number[batch, kept].gather(1, order.gather(1, following)), known)
+        ahead = _laid_out(log_probs, number[batch, kept].gather(1, order.gather(1, following)), known)
     return Round(xs, ahead, left > settled, settled, kept, offered & (slots[:k] <= kept[:, None]))
 
 
-def _laid_out(laws: Laws, number: Tensor, known: Tensor) -> Tensor:
+def _laid_out(log_probs: LogProbs, number: Tensor, known: Tensor) -> Tensor:
     """(B, n, V): the laws of those numbers (B, n) that are known (B, n), some must; elsewhere any of them."""
-    return laws(number[known])[(known.flatten().cumsum(0) - 1).clamp(min=0).view(known.shape)]
+    return log_probs(number[known])[(known.flatten().cumsum(0) - 1).clamp(min=0).view(known.shape)]
 
 
 def _at(tokens: Tensor, rank: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ class SpeculativePredictor(MaskPredictor):
         spread = (x.repeat_interleave(rows, dim=0) if isinstance(x, Tensor) else x for x in inputs)
         super().__init__(model, process, config, type(inputs)(*spread), random, constraints)
 
-    def marginals(self, xt: Tensor, t: Tensor, positions: Tensor) -> Laws:
+    def marginals(self, xt: Tensor, t: Tensor, positions: Tensor) -> LogProbs:
         """`Marginals` with constraints, temperature, top_k and top_p: p and q alike are what is drawn from.
 
         Hidden rows of all positions are held, logits are made of those whose law is asked for.
@@ -234,13 +234,13 @@ class SpeculativePredictor(MaskPredictor):
         rows, columns = positions.nonzero(as_tuple=True)
         output = self.ask(xt, t, positions)
 
-        def laws(which: Tensor) -> Tensor:
+        def log_probs(which: Tensor) -> Tensor:
             some = output._replace(rows=output.rows[which])
-            return self._by_chunks(partial(self._law, xt), some, rows[which], columns[which])[0]
+            return self._by_chunks(partial(self._log_probs, xt), some, rows[which], columns[which])[0]
 
-        return laws
+        return log_probs
 
-    def _law(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor]:
+    def _log_probs(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor]:
         config = self.config
         temperature = 1.0 if config.temperature is None else config.temperature
         log_probs = log_probabilities(self.constraints(logits, xt, rows, columns), temperature=temperature)

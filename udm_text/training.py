@@ -124,7 +124,8 @@ class Objective(Protocol):
     """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
 
     `TextObjective` (text_objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
-    objective holds no optimiser state and draws no number but from `step_random(seed, step, row_index)`: then every split of the global batch, and every resumed run, gives the same trajectory.
+    objective holds no optimiser state and draws no number but from `step_random(seed, step, row_index)`: then every
+    split of the global batch, and every resumed run, gives the same trajectory.
 
     collate: rows of the data set -> a batch, a dict of tensors whose first dimension is the rows. It travels to data
         loader workers, so it is a function, a partial or an object that pickles.
