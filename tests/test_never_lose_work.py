@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from tests.training_helpers import history, make_model, make_rows, make_trainer, weights
 from udm_text import training
-from udm_text.checkpoints import STAGING, CheckpointError, fault, last_checkpoint, rotate
-from udm_text.interrupts import TimedRate
+from udm_text.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
+from udm_text.interrupts import TimedLRLambda
 from udm_text.training import OutOfMemoryError
 
 HOW = {"dropout": 0.2, "ema_decay": 0.9, "max_steps": 9, "save_strategy": "steps", "save_steps": 3}
@@ -59,7 +59,7 @@ def start(work):
 def assert_same_end(one: Path, other: Path, step=9):
     """The last checkpoints are equal: weights, their average, optimiser, schedule and random numbers, bit for bit."""
     one, other = one / f"checkpoint-{step}", other / f"checkpoint-{step}"
-    assert fault(one) is fault(other) is None
+    assert why_unusable(one) is why_unusable(other) is None
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = load_file(one / name), load_file(other / name)
         assert a.keys() == b.keys() and [n for n in a if not torch.equal(a[n], b[n])] == []
@@ -90,7 +90,7 @@ def killed_in_the_middle_of_a_checkpoint(trainer, monkeypatch):
 
 
 def killed_before_a_checkpoint_is_in_its_place(trainer, monkeypatch):
-    trainer.add_callback(At(5, lambda: monkeypatch.setattr(training, "publish", die)))
+    trainer.add_callback(At(5, lambda: monkeypatch.setattr(training, "move_into_place", die)))
 
 
 def killed_while_old_checkpoints_are_removed(trainer, monkeypatch):
@@ -184,7 +184,7 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(undisturbed, tm
         shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
         assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
         spoil()
-        assert message in fault(tmp_path / "checkpoint-9")
+        assert message in why_unusable(tmp_path / "checkpoint-9")
         assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6"), message
         shutil.rmtree(tmp_path / "checkpoint-9")
     with pytest.raises(CheckpointError, match="there is no such folder"):
@@ -310,17 +310,17 @@ def test_a_run_ends_by_time_on_a_finished_schedule_and_goes_on_from_there(tmp_pa
 
 
 def test_the_rate_by_time_is_the_cosine_of_the_share_that_is_over():
-    rate = TimedRate(100.0, 0, 10, "cosine")
+    rate = TimedLRLambda(100.0, 0, 10, "cosine")
     assert [rate(step) for step in (0, 4)] == [1 / 11, 5 / 11]
     rate.elapsed = 25.0
     assert rate(50) == pytest.approx((1 + 2**-0.5) / 2)
     rate.elapsed = 200.0
     assert rate(50) == 0.0
-    by_steps = TimedRate(100.0, 40, 0, "linear")
+    by_steps = TimedLRLambda(100.0, 40, 0, "linear")
     assert by_steps(10) == 0.75  # whichever of the two ends first
-    assert TimedRate(100.0, 40, 0, "constant")(39) == 1.0
+    assert TimedLRLambda(100.0, 40, 0, "constant")(39) == 1.0
     with pytest.raises(ValueError, match="lr_scheduler_type must be one of .*'polynomial'"):
-        TimedRate(100.0, 0, 0, "polynomial")
+        TimedLRLambda(100.0, 0, 0, "polynomial")
 
 
 # --- the average -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from .configuration_udm import UDMConfig
 from .evaluation import BoundReport, row_figures, scored_rows
-from .generation_udm import evaluating
+from .generation_udm import eval_mode
 
 PROCESS = "autoregressive"
 """What a report says in place of a process."""
@@ -117,7 +117,7 @@ class CausalObjective:
         device = model.get_input_embeddings().weight.device
         nats = torch.zeros(len(rows), 2, dtype=torch.float64)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        with evaluating(model):
+        with eval_mode(model):
             for start in range(0, len(rows), self.eval_batch_size):
                 chosen = by_length[start : start + self.eval_batch_size]
                 batch = {name: x.to(device) for name, x in self.collate([rows[i] for i in chosen]).items()}

@@ -21,7 +21,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written, or cannot be read."""
 
 
-def fault(checkpoint: str | Path) -> str | None:
+def why_unusable(checkpoint: str | Path) -> str | None:
     """Why a run cannot be resumed from `checkpoint`; None where it can.
 
     It must hold trainer_state.json of its own step, weights, the state of optimiser and schedule and of the random
@@ -85,10 +85,10 @@ def checkpoints(folder: str | Path) -> Iterator[Path]:
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """The latest checkpoint in `folder` that is whole; None where there is none."""
-    return next((str(path) for path in checkpoints(folder) if fault(path) is None), None)
+    return next((str(path) for path in checkpoints(folder) if why_unusable(path) is None), None)
 
 
-def flush(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Have a folder and all its files on the disk, so that a rename cannot come before what it names."""
     for path in (*folder.rglob("*"), folder):
         _sync(path)
@@ -106,9 +106,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(written: Path, destination: Path) -> None:
+def move_into_place(written: Path, destination: Path) -> None:
     """Moves a finished folder to its place, in the stead of what may be there."""
-    flush(written)
+    fsync_tree(written)
     if destination.exists():
         old = written.with_name(f"{written.name}.replaced")
         shutil.rmtree(old, ignore_errors=True)
@@ -138,9 +138,9 @@ def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
-def publish_files(written: Path, destination: Path) -> None:
+def move_files_into_place(written: Path, destination: Path) -> None:
     """Moves the files of a finished folder into `destination`, each whole or not at all."""
-    flush(written)
+    fsync_tree(written)
     destination.mkdir(parents=True, exist_ok=True)
     for path in sorted(written.iterdir()):
         target = destination / path.name

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .generation_udm import evaluating
+from .generation_udm import eval_mode
 from .kernels import KERNELS
 from .objectives import row_losses
 from .randomness import RowRandom
@@ -126,7 +126,7 @@ def row_draws(
     blank = torch.zeros(len(rows), draws, dtype=torch.float64)
     result = Draws(blank.long(), blank, torch.zeros(len(rows), dtype=torch.int64))
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(rows), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)

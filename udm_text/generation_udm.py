@@ -207,7 +207,7 @@ class UDMGenerationMixin:
         falls = (grid[:-1] - grid[1:]).clamp(min=0)
         steps, drafts = (grid[1:] != grid[:-1]).sum(dim=0), None
         tokens_of_calls = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
-        with evaluating(model):
+        with eval_mode(model):
             if isinstance(predictor, SpeculativePredictor):
                 done = speculate(
                     process,
@@ -278,7 +278,7 @@ def _forward_callback(watch: Callable[..., Tensor], step: int, _: int, xs: Tenso
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, each of its modules put back as it was."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -19,7 +19,7 @@ SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 TIME_IS_UP = "max_seconds"
 
 
-class TimedRate:
+class TimedLRLambda:
     """The learning rate's share of its maximum where a run ends by time: the multiplier of a `LambdaLR`.
 
     Linear warm-up by steps, then `schedule` over the share of the run that is over, so that a run which is stopped by
@@ -55,13 +55,13 @@ class Interrupts(TrainerCallback):
     itself and may save between gradients and update; here all processes agree, and a step is saved when it is whole.
 
     Args:
-        agree: a number of each process -> the largest of them, the same in every process.
+        all_reduce_max: a number of each process -> the largest of them, the same in every process.
         rate: whose time limit holds, and whose `elapsed` is kept; None: no time limit.
         saves: whether a checkpoint is written at the end.
     """
 
-    def __init__(self, agree: Callable[[float], float], rate: TimedRate | None = None, saves: bool = True):
-        self.agree, self.rate, self.saves = agree, rate, saves
+    def __init__(self, all_reduce_max: Callable[[float], float], rate: TimedLRLambda | None = None, saves: bool = True):
+        self.all_reduce_max, self.rate, self.saves = all_reduce_max, rate, saves
         self.received = 0
         self.reason: str | None = None
         self._began = 0.0
@@ -87,9 +87,9 @@ class Interrupts(TrainerCallback):
         self._began = time.monotonic() - (self.rate.elapsed if self.rate is not None else 0.0)
 
     def on_step_end(self, args, state, control, **kwargs):
-        number = int(self.agree(self.received))
+        number = int(self.all_reduce_max(self.received))
         if self.rate is not None:
-            self.rate.elapsed = self.agree(time.monotonic() - self._began)
+            self.rate.elapsed = self.all_reduce_max(time.monotonic() - self._began)
         if number:
             self.reason = signal.Signals(number).name
         elif self.rate is not None and self.rate.elapsed >= self.rate.seconds:

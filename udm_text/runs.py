@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from .checkpoints import checkpoints, fault, last_checkpoint
+from .checkpoints import checkpoints, last_checkpoint, why_unusable
 
 RUN_FILE = "run.json"
 """Written when training begins: marks a folder as that of a run, which --resume may start anew."""
@@ -33,7 +33,9 @@ def prepare_output(output: Path, resume: bool) -> str | None:
                 f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
             )
         checkpoint = last_checkpoint(output)
-        broken = [f"{path.name}: {fault(path)}" for path in checkpoints(output) if fault(path) is not None]
+        broken = [
+            f"{path.name}: {why_unusable(path)}" for path in checkpoints(output) if why_unusable(path) is not None
+        ]
         if checkpoint is None and not (output / RUN_FILE).exists():
             found = f" ({'; '.join(broken)})" if broken else ""
             raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")

@@ -28,9 +28,17 @@ from transformers.utils import logging
 
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, StepNoise
-from .checkpoints import STAGING, CheckpointError, fault, last_checkpoint, publish, publish_files, rotate
+from .checkpoints import (
+    STAGING,
+    CheckpointError,
+    last_checkpoint,
+    move_files_into_place,
+    move_into_place,
+    rotate,
+    why_unusable,
+)
 from .ema import WeightAverage
-from .interrupts import Interrupts, TimedRate, out_of_memory
+from .interrupts import Interrupts, TimedLRLambda, out_of_memory
 from .objectives import LOSSES
 from .row_order import RowOrder
 
@@ -244,16 +252,16 @@ class UDMTrainer(Trainer):
                     )
         if args.ema_decay is not None:
             self.add_callback(AverageCallback(self))
-        self.timed_rate: TimedRate | None = None
+        self.timed_rate: TimedLRLambda | None = None
         if args.max_seconds is not None:
             steps = 0 if args.max_steps >= _ENDLESS else args.max_steps
             warmup = args.get_warmup_steps(steps or 100)
             schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-            self.timed_rate = TimedRate(args.max_seconds, steps, warmup, schedule)
+            self.timed_rate = TimedLRLambda(args.max_seconds, steps, warmup, schedule)
         keeps = not self.is_distributed_loading_by_transformers  # transformers cannot resume what it has sharded
         self.noise = StepNoise(self)
         self.add_callback(self.noise)
-        self.interrupts = Interrupts(self._largest, self.timed_rate, saves=keeps)
+        self.interrupts = Interrupts(self._all_reduce_max, self.timed_rate, saves=keeps)
         self.add_callback(self.interrupts)
 
     @property
@@ -261,7 +269,7 @@ class UDMTrainer(Trainer):
         """Why the last `train` ended before its last step: "SIGTERM", "SIGUSR1", "max_seconds"; None: it did not."""
         return self.interrupts.reason
 
-    def _largest(self, value: float) -> float:
+    def _all_reduce_max(self, value: float) -> float:
         """The largest of the values of all processes."""
         if self.args.world_size == 1:
             return value
@@ -287,7 +295,7 @@ class UDMTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(output)
             if resume_from_checkpoint is None:
                 raise ValueError(f"{output} holds no whole checkpoint to resume from")
-        elif resume_from_checkpoint and (why := fault(resume_from_checkpoint)) is not None:
+        elif resume_from_checkpoint and (why := why_unusable(resume_from_checkpoint)) is not None:
             raise CheckpointError(f"{resume_from_checkpoint} cannot be resumed from: {why}")
         self.resumed_from = resume_from_checkpoint or None
         with self.interrupts.listening():
@@ -397,7 +405,7 @@ class UDMTrainer(Trainer):
                     self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
-                publish(written, destination)
+                move_into_place(written, destination)
         if self.args.should_save:
             rotate(run, limit, (destination, self.state.best_model_checkpoint))
         self.accelerator.wait_for_everyone()
@@ -455,7 +463,7 @@ class UDMTrainer(Trainer):
                 super().save_model(str(staging / "model"), _internal_call=True)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                publish_files(staging / "model", output)
+                move_files_into_place(staging / "model", output)
 
     def push_to_hub(  # type: ignore[override]
         self,
