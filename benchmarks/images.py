@@ -1,11 +1,11 @@
-"""Ways back from a degradation: at once, step by step and naive, step by step and improved, on held-out pictures.
+"""Ways back from a degradation: at once, step by step and naive, step by step and improved, on held-out images.
 
     python benchmarks/images.py                          # blur, missing pixels, lost resolution; digits
     python benchmarks/images.py --steps 2000 --json images.json
     python benchmarks/images.py --data PATH --network unet --steps 20000     # a folder with MNIST's idx files, say
 
 For each degradation a model is trained (into a folder that is thrown away, unless --output is given), and all held-out
-pictures (at most --rows) are restored. The table is that of Cold Diffusion (arXiv 2208.09392), with the RMSE in
+images (at most --rows) are restored. The table is that of Cold Diffusion (arXiv 2208.09392), with the RMSE in
 the range [-1, 1] and a Frechet distance on the features of a classifier of the training part.
 """
 
@@ -25,7 +25,7 @@ from continuous.train_image import main as train
 
 
 def degradations(side: int) -> dict[str, tuple[str, dict, int | None]]:
-    """Name, parameters and the t that is restored from (None: T), for pictures of `side` pixels."""
+    """Name, parameters and the t that is restored from (None: T), for images of `side` pixels."""
     factors = [1, 2, 4] if side % 4 == 0 else [1, 2]
     return {
         "blur": ("blur", {"T": 20, "std": 2.5 * side / 8}, None),
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as for udm image train")
     parser.add_argument("--steps", type=int, default=400, help="training steps of each model")
     parser.add_argument("--network", default=None, help="mlp or unet")
-    parser.add_argument("--rows", type=int, default=500, help="held-out pictures at most")
+    parser.add_argument("--rows", type=int, default=500, help="held-out images at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--output", type=Path, default=None, help="keep the models here")
@@ -61,7 +61,7 @@ def main() -> None:
             figures = restorations(ImagePipeline.from_pretrained(folder), held, classifier, t, how.seed)
             found[name] = {way: figure.to_dict() for way, figure in figures.items()}
     ways = ("degraded", "direct", "naive", "improved")
-    print(f"\nRMSE / Frechet distance on {len(held)} held-out pictures, {how.steps} training steps")
+    print(f"\nRMSE / Frechet distance on {len(held)} held-out images, {how.steps} training steps")
     print(f"{'':<16}" + "".join(f"{way:>20}" for way in ways))
     for name, figures in found.items():
         print(f"{name:<16}" + "".join(f"{figures[w]['rmse']:>11.4f} /{figures[w]['frechet']:>7.3f}" for w in ways))

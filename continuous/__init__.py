@@ -1,4 +1,4 @@
-"""The companion of udm_text: pictures by hot and cold diffusion, through the very same loop (`udm_text.core`).
+"""The companion of udm_text: images by hot and cold diffusion, through the very same loop (`udm_text.core`).
 
 Public names are imported on first use: to sample, training is not needed.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from .degradations import register as register
     from .evaluation import frechet_distance as frechet_distance
     from .evaluation import quality as quality
+    from .grids import save_grid as save_grid
+    from .grids import save_strip as save_strip
     from .likelihood import log_likelihood as log_likelihood
     from .likelihood import nelbo as nelbo
     from .modeling import ImageConfig as ImageConfig
     from .modeling import ImageDenoiser as ImageDenoiser
     from .objectives import ImageObjective as ImageObjective
-    from .pictures import save_grid as save_grid
-    from .pictures import save_strip as save_strip
     from .pipeline import ImagePipeline as ImagePipeline
     from .processes import ColdProcess as ColdProcess
     from .processes import GaussianProcess as GaussianProcess
@@ -82,8 +82,8 @@ _HOMES = {
     "load_images": "data",
     "frechet_distance": "evaluation",
     "quality": "evaluation",
-    "save_grid": "pictures",
-    "save_strip": "pictures",
+    "save_grid": "grids",
+    "save_strip": "grids",
 }
 """The one table from a public name to its room."""
 

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Pictures by hot and cold diffusion: train, generate, restore, evaluate.")
+app = typer.Typer(no_args_is_help=True, help="Images by hot and cold diffusion: train, generate, restore, evaluate.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Label = Annotated[str | None, typer.Option(help="A class by name, or all: each in turn; default: no class.")]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Network calls of a picture.")]
+Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Network calls of an image.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
@@ -33,8 +33,8 @@ def train(context: typer.Context) -> None:
 @app.command()
 def generate(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write: all of them in a grid.")],
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Pictures.")] = 64,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image to write: all of them in a grid.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images.")] = 64,
     label: Label = None,
     sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpm_solver, baseline or ddpm_learned.")] = "dpm_solver",
     num_steps: Steps = 20,
@@ -43,23 +43,23 @@ def generate(
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise of ddim: 0 none, 1 that of ddpm.")] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
-    clip: Annotated[bool, typer.Option(help="Hold predictions inside the range of pictures.")] = True,
+    clip: Annotated[bool, typer.Option(help="Hold predictions inside the range of images.")] = True,
     seed: Seed = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 512,
     strip: Annotated[Path | None, typer.Option(help="Also write how the first ones came to be.")] = None,
-    columns: Annotated[int | None, typer.Option(min=1, help="Pictures in a row of the grid.")] = None,
+    columns: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """New pictures from noise, by a model of a Gaussian process."""
-    from .pictures import check_target, save_grid, save_strip
+    """New images from noise, by a model of a Gaussian process."""
+    from .grids import check_target, save_grid, save_strip
 
     for path in (output, strip):
         if path is not None:
             check_target(path)
     pipe = _load(model, device)
     states: list[Any] = []
-    pictures = pipe.generate(
+    images = pipe.generate(
         number,
         label,
         sampler=sampler,
@@ -73,7 +73,7 @@ def generate(
         on_state=None if strip is None else (lambda state: states.append(state[:_SHOWN])),
         progress=not quiet,
     )
-    save_grid(output, pictures, columns)
+    save_grid(output, images, columns)
     print(output)
     if strip is not None:
         save_strip(strip, states[: (num_steps or pipe.process.T) + 1])  # those of the first batch
@@ -83,7 +83,7 @@ def generate(
 @app.command()
 def restore(
     model: Model,
-    picture: Annotated[list[Path], typer.Argument(help="Degraded pictures (any image file of the model's size).")],
+    image: Annotated[list[Path], typer.Argument(help="Degraded images (any image file of the model's size).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="What is written: before and after below each other.")],
     t: Annotated[
         int | None, typer.Option("--t", min=1, help="How far they are degraded; default: as far as can be.")
@@ -98,17 +98,17 @@ def restore(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """Restore degraded pictures, by a model of a cold process (or take the noise out of noisy ones)."""
+    """Restore degraded images, by a model of a cold process (or take the noise out of noisy ones)."""
     from .data import read_image, stack_images
-    from .pictures import check_target, save_png, tile
+    from .grids import check_target, save_png, tile
 
     check_target(output)
     pipe = _load(model, device)
     channels = pipe.shape[0]
-    found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in picture)
+    found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in image)
     if tuple(found.shape[1:]) != pipe.shape:
         raise ValueError(
-            f"the model restores pictures of {' x '.join(map(str, pipe.shape))}, and these are "
+            f"the model restores images of {' x '.join(map(str, pipe.shape))}, and these are "
             f"{' x '.join(map(str, found.shape[1:]))}"
         )
     rows = [found]
@@ -123,7 +123,7 @@ def restore(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="Pictures; default: those the model was trained with.")] = None,
+    data: Annotated[str | None, typer.Option(help="Images; default: those the model was trained with.")] = None,
     sampler: Annotated[str, typer.Option(help="As in generate (Gaussian models).")] = "dpm_solver",
     num_steps: Steps = 20,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
@@ -131,13 +131,13 @@ def evaluate(
         int | None, typer.Option("--number", "-n", min=2, help="Samples; default: as many as held out.")
     ] = None,
     terms: Annotated[
-        int, typer.Option(min=0, help="Terms of the likelihood bound of a held-out picture; 0: no bound.")
+        int, typer.Option(min=0, help="Terms of the likelihood bound of a held-out image; 0: no bound.")
     ] = 64,
     seed: Annotated[int, typer.Option(help="Of samples and noise.")] = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """How good samples are, beside real pictures and a memoriser, and the bound; of a cold model its restorations."""
+    """How good samples are, beside real images and a memoriser, and the bound; of a cold model its restorations."""
     from .evaluation import describe_figures, evaluate_model
     from .train_image import load_splits_of
 
@@ -151,7 +151,7 @@ def evaluate(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Where the models and pictures go.")] = Path("runs"),
+    output: Annotated[Path, typer.Option(help="Where the models and images go.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer for a quick look.")] = None,
     number: Annotated[
         int | None, typer.Option(min=20, help="Samples of each row of the table; fewer for a quick look.")
@@ -175,4 +175,4 @@ def _load(model: str, device: str | None) -> Any:
 
 
 _SHOWN = 8
-"""Pictures of a strip."""
+"""Images of a strip."""

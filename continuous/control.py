@@ -14,14 +14,14 @@ from torch import Tensor
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
-from .processes import GaussianProcess, PictureProcess, check_pictures
+from .processes import GaussianProcess, ImageProcess, check_finite
 from .sampling import OnStep, Predictor, as_prediction, check_falling, grid, spread
 
 
 def guided(conditional: Predictor, unconditional: Predictor, scale: float) -> Predictor:
     """Classifier-free guidance (Ho & Salimans 2207.12598): x0_u + scale (x0_c - x0_u). 1 is conditional, 0 is not.
 
-    Above 1 the answer lies beyond both, so it may leave the range of pictures: put `sampling.clip` around it.
+    Above 1 the answer lies beyond both, so it may leave the range of images: put `sampling.clip` around it.
     """
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
@@ -75,7 +75,7 @@ def project(predict_x0: Predictor, projection: Callable[[Tensor], Tensor]) -> Pr
 
 
 def keep_known(
-    process: PictureProcess,
+    process: ImageProcess,
     known: Tensor,
     editable: Tensor,
     walk: Sequence[Tensor],
@@ -83,7 +83,7 @@ def keep_known(
 ) -> Callable[[int, Tensor, Prediction | None], Tensor]:
     """An `on_step` for `core.denoise` that puts F_s(known, fresh noise) back wherever `editable` is false.
 
-    Known pixels must carry the noise of their time: left clean they would be pictures that the network never saw.
+    Known pixels must carry the noise of their time: left clean they would be images that the network never saw.
     """
 
     def on_step(step: int, xs: Tensor, prediction: Prediction | None) -> Tensor:
@@ -95,7 +95,7 @@ def keep_known(
 
 @torch.no_grad()
 def edit(
-    process: PictureProcess,
+    process: ImageProcess,
     predict_x0: Predictor,
     known: Tensor,
     editable: Tensor,
@@ -110,13 +110,13 @@ def edit(
     """Inpainting: new content where `editable` is true, `known` exactly elsewhere.
 
     Args:
-        known: (B, ...) pictures; editable: bool, broadcasts against known.
+        known: (B, ...) images; editable: bool, broadcasts against known.
         start: the t to begin at; None is T, from nothing. A smaller one begins from the known content, corrupted as far
             (SDEdit, 2108.01073), so that the edit stays near it.
         num_steps: see `sampling.grid`; `times` is a falling grid of your own, in place of both.
         churn: as in `core.denoise`; wrap the predictor for other samplers.
     """
-    check_pictures(known, "known")
+    check_finite(known, "known")
     editable = check_editable(editable, known)
     times = grid(process, num_steps, start=start) if times is None else times
     check_falling(times, process.T)

@@ -298,10 +298,10 @@ def dataset_rows(part: Any, name: str, size: int | None = None, channels: int | 
     def column(kind: type) -> list[str]:
         return [key for key, feature in part.features.items() if isinstance(feature, kind)]
 
-    pictures, labels = column(Image), column(ClassLabel)
-    if len(pictures) != 1:
-        raise ValueError(f"{name} must have one column of images, got {pictures or 'none'} among {part.column_names}")
-    rows = ((f"{name}, row {i}", row[pictures[0]]) for i, row in enumerate(part.select_columns(pictures)))
+    own, labels = column(Image), column(ClassLabel)
+    if len(own) != 1:
+        raise ValueError(f"{name} must have one column of images, got {own or 'none'} among {part.column_names}")
+    rows = ((f"{name}, row {i}", row[own[0]]) for i, row in enumerate(part.select_columns(own)))
     images = stack_images((where, read_image(image, where, size, channels)) for where, image in rows)
     if len(labels) != 1:
         return ImageRows(images)

@@ -1,6 +1,6 @@
-"""Ways to spoil a picture step by step: blur, missing pixels, pooling, lost colour. And yours.
+"""Ways to spoil an image step by step: blur, missing pixels, pooling, lost colour. And yours.
 
-A degradation is a function (x0, t) -> xt of pictures (B, C, H, W) and steps (B,) int64 in 0..T that gives x0 itself
+A degradation is a function (x0, t) -> xt of images (B, C, H, W) and steps (B,) int64 in 0..T that gives x0 itself
 back at t = 0. Any function will do. The ones here are frozen dataclasses, so that a checkpoint can carry them;
 `register` adds a dataclass of your own to the table.
 
@@ -28,10 +28,10 @@ Kind = TypeVar("Kind", bound=type)
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """The picture after heat has spread: a Gaussian blur of `std` * t/T pixels, with mirrored edges.
+    """The image after heat has spread: a Gaussian blur of `std` * t/T pixels, with mirrored edges.
 
     Every cosine wave of frequency pi k/n is damped by exp(-std_t^2 (pi k/n)^2 / 2): the heat equation, exactly. At a
-    std far above the picture's size only the mean of each channel is left.
+    std far above the image's size only the mean of each channel is left.
     """
 
     T: int = 20
@@ -51,7 +51,7 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True)
 class PixelMask:
-    """Pixels go missing, more at every t and the same ones for every picture: round(n t/T) of n show `fill`.
+    """Pixels go missing, more at every t and the same ones for every image: round(n t/T) of n show `fill`.
 
     order: "centre" loses the pixels nearest to the middle first; "random" loses them in an order drawn from `seed`.
     """
@@ -116,7 +116,7 @@ class Pool:
 
 @dataclasses.dataclass(frozen=True)
 class Desaturate:
-    """Colour fades: x0 + t/T (grey - x0), grey the luma of ITU-R BT.601. Pictures of three channels."""
+    """Colour fades: x0 + t/T (grey - x0), grey the luma of ITU-R BT.601. Images of three channels."""
 
     T: int = 10
 
@@ -125,7 +125,7 @@ class Desaturate:
 
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
         if x0.shape[1] != 3:
-            raise ValueError(f"desaturation needs pictures of 3 channels, got {tuple(x0.shape)}")
+            raise ValueError(f"desaturation needs images of 3 channels, got {tuple(x0.shape)}")
         weights = torch.tensor((0.299, 0.587, 0.114), dtype=x0.dtype, device=x0.device)
         grey = (x0 * weights[:, None, None]).sum(1, keepdim=True)
         return torch.lerp(x0, grey.expand_as(x0), _column(t.to(torch.float64) / self.T, x0).expand_as(x0))

@@ -1,4 +1,4 @@
-"""The demo of pictures: two small models of the embedded digits, one hot and one cold, and honest figures beside them.
+"""The demo of images: two small models of the embedded digits, one hot and one cold, and honest figures beside them.
 
 What is shown: a grid of class-conditional samples, how they came to be, held-out digits blurred and restored, and a
 table of samplers beside real digits, a memoriser and a matched normal law.
@@ -30,7 +30,7 @@ from .evaluation import (
     restorations,
     train_classifier,
 )
-from .pictures import save_grid, save_png, save_strip, tile
+from .grids import save_grid, save_png, save_strip, tile
 from .pipeline import ImagePipeline
 from .train_image import main as train_image
 
@@ -66,7 +66,7 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
     accuracy = classifier.accuracy(splits.validation.images, splits.validation.labels)
     hot, cold = ImagePipeline.from_pretrained(hot_dir), ImagePipeline.from_pretrained(cold_dir)
 
-    show_pictures(hot, hot_dir, seed)
+    show_images(hot, hot_dir, seed)
     rows, paired = measure(hot, splits, classifier, number, seed)
     print_table(rows, accuracy, number)
     print_pairs(paired)
@@ -99,7 +99,7 @@ def train(output: Path, options: list[str], steps: int, seed: int) -> None:
     train_image(arguments)
 
 
-def show_pictures(pipe: ImagePipeline, folder: Path, seed: int) -> None:
+def show_images(pipe: ImagePipeline, folder: Path, seed: int) -> None:
     """grid.png: a row of samples for each class. strip.png: noise becoming digits, one of each class."""
     classes = pipe.denoiser.config.num_classes
     labels = torch.arange(classes).repeat_interleave(classes)
@@ -107,7 +107,7 @@ def show_pictures(pipe: ImagePipeline, folder: Path, seed: int) -> None:
     states: list[torch.Tensor] = []
     pipe.generate(classes, "all", sampler="ddpm", num_steps=50, seed=seed, on_state=states.append)
     save_strip(folder / "strip.png", states)
-    console.print(f"\n[bold]pictures[/]  {folder / 'grid.png'}  a row for each class, DPM-Solver++, 20 steps")
+    console.print(f"\n[bold]images[/]  {folder / 'grid.png'}  a row for each class, DPM-Solver++, 20 steps")
     console.print(f"          {folder / 'strip.png'}  from noise to digits, DDPM, 50 steps")
 
 
@@ -124,8 +124,8 @@ def measure(
         if num_steps > pipe.process.T:
             continue
         for i in range(SEEDS if (sampler, num_steps) in PAIRED else 1):
-            pictures = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, seed=seed + i, progress=True)
-            found = quality(pictures, splits, classifier, labels)
+            images = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, seed=seed + i, progress=True)
+            found = quality(images, splits, classifier, labels)
             name = f"{sampler} {num_steps}"
             if i == 0:
                 rows[name] = found
@@ -171,5 +171,5 @@ def show_cold(pipe: ImagePipeline, splits: ImageSplits, classifier: Any, folder:
         table.add_row(name, f"{row.rmse:.4f}", f"{row.frechet:.3f}")
     console.print("")
     console.print(table)
-    console.print(f"[bold]pictures[/]  {folder / 'restored.png'}  clean, blurred, direct, naive, improved")
+    console.print(f"[bold]images[/]  {folder / 'restored.png'}  clean, blurred, direct, naive, improved")
     return {name: row.to_dict() for name, row in figures.items()}

@@ -241,11 +241,11 @@ RESTORATIONS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Restoration:
-    """Degraded held-out pictures, restored.
+    """Degraded held-out images, restored.
 
     Args:
-        rmse: root mean square of the difference to the clean pictures, in units of the range [-1, 1].
-        frechet: as in `Quality`; that of the degraded pictures themselves under "degraded".
+        rmse: root mean square of the difference to the clean images, in units of the range [-1, 1].
+        frechet: as in `Quality`; that of the degraded images themselves under "degraded".
     """
 
     rmse: float
@@ -258,7 +258,7 @@ class Restoration:
 def restorations(
     pipe: Any, rows: ImageRows, classifier: FeatureClassifier | None, t: int | None = None, seed: int = 0
 ) -> dict[str, Restoration]:
-    """Each way of `RESTORATIONS` on all rows, and "degraded", the pictures before; `pipe`: an `ImagePipeline`."""
+    """Each way of `RESTORATIONS` on all rows, and "degraded", the images before; `pipe`: an `ImagePipeline`."""
     degraded = pipe.degrade(rows.images, t, seed=seed)
     labels = rows.labels if pipe.denoiser.config.num_classes else None
     found = {"degraded": degraded}
@@ -266,12 +266,12 @@ def restorations(
         found[name] = pipe.restore(degraded, t, label=labels, seed=seed, **how)
     return {
         name: Restoration(
-            rmse=float((pictures - rows.images).double().square().mean().sqrt()),
+            rmse=float((images - rows.images).double().square().mean().sqrt()),
             frechet=None
             if classifier is None
-            else frechet_distance(classifier.features(pictures), classifier.features(rows.images)),
+            else frechet_distance(classifier.features(images), classifier.features(rows.images)),
         )
-        for name, pictures in found.items()
+        for name, images in found.items()
     }
 
 
@@ -282,7 +282,7 @@ def last_time(process: GaussianProcess, levels: int) -> int:
 
 
 def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[str, Any]:
-    """The bound on -log2 p a dimension, of two DDPM samplers, with its standard error over pictures.
+    """The bound on -log2 p a dimension, of two DDPM samplers, with its standard error over images.
 
     "bits_per_dim" is of the sampler that goes through every t down to `last_time` and from there to 0 at once, a level
     being drawn by its probability. "bits_per_dim_all_steps" is of the one that takes every step to t = 0. Where pixels
@@ -326,7 +326,7 @@ def evaluate_model(
     """
     held = splits.validation
     if splits.train.shape != pipe.shape:
-        raise ValueError(f"the model makes pictures of shape {pipe.shape}, and the data has {splits.train.shape}")
+        raise ValueError(f"the model makes images of shape {pipe.shape}, and the data has {splits.train.shape}")
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     if isinstance(pipe.process, ColdProcess):
         found = restorations(pipe, held, classifier, seed=seed)
@@ -335,10 +335,10 @@ def evaluate_model(
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
         labels = held.labels[torch.arange(number) % len(held)]
-    pictures = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, guidance=guidance, seed=seed)
+    images = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, guidance=guidance, seed=seed)
     how = {"sampler": sampler, "num_steps": num_steps, "guidance": guidance, "seed": seed}
     figures: dict[str, Any] = {
-        "samples": {**how, **quality(pictures, splits, classifier, labels).to_dict()},
+        "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
         "reference": {name: one.to_dict() for name, one in reference_rows(splits, classifier, seed).items()},
     }
     if terms:
@@ -353,7 +353,7 @@ def describe_figures(figures: dict[str, Any]) -> str:
         return f"{'-' if value is None else format(value, f'.{digits}f'):>10}"
 
     if "restorations" in figures:
-        lines = [f"{'':<18}{'RMSE':>10}{'Frechet':>10}   ({figures['rows']} held-out pictures, from D_T)"]
+        lines = [f"{'':<18}{'RMSE':>10}{'Frechet':>10}   ({figures['rows']} held-out images, from D_T)"]
         lines += [f"{n:<18}{cell(r['rmse'], 4)}{cell(r['frechet'])}" for n, r in figures["restorations"].items()]
         return "\n".join(lines)
     lines = [f"{'':<24}{'Frechet':>10}{'nearest':>10}{'1-NN':>10}{'label':>10}"]
@@ -362,9 +362,7 @@ def describe_figures(figures: dict[str, Any]) -> str:
     for name, row in rows.items():
         names = ("frechet", "nearest", "one_nn", "label_accuracy")
         lines.append(f"{name:<24}" + "".join(cell(row[key]) for key in names))
-    lines.append(
-        "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out pictures)"
-    )
+    lines.append("(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)")
     if "bound" in figures:
         lines.append(describe_bound(figures["bound"]))
     return "\n".join(lines)
@@ -376,6 +374,6 @@ def describe_bound(bound: dict[str, Any]) -> str:
         f"{bound[name]:.3f} +- {bound[f'{name}_stderr']:.3f}" for name in ("bits_per_dim", "bits_per_dim_all_steps")
     )
     return (
-        f"held-out pictures: at most {first} bits/dim, the last step from t = {bound['last_time']} (every step taken: "
-        f"{second}; {bound['terms']} terms a picture)"
+        f"held-out images: at most {first} bits/dim, the last step from t = {bound['last_time']} (every step taken: "
+        f"{second}; {bound['terms']} terms an image)"
     )

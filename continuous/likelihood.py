@@ -1,4 +1,4 @@
-"""How likely a picture is: an upper bound on -log p from the sampler's own steps, and the probability-flow likelihood.
+"""How likely an image is: an upper bound on -log p from the sampler's own steps, and the probability-flow likelihood.
 
 With l_t = a_t^2 / b_t^2 the signal-to-noise ratio, a step of DDPM from t to s (`sampling.ancestral`) costs
 
@@ -6,7 +6,7 @@ With l_t = a_t^2 / b_t^2 the signal-to-noise ratio, a step of DDPM from t to s (
                        = sum of [log(1 + w v) + (1 + w (x0 - x0_hat)^2) / (1 + w v) - 1] / 2   v > 0
 
 where v is the variance of x0_hat's law (`sampling.with_variance`). Source: Kingma et al. 2107.00630 for v = 0; the
-other follows from the same two normal laws. Everything is in nats, summed over a picture, unless it says bits/dim.
+other follows from the same two normal laws. Everything is in nats, summed over an image, unless it says bits/dim.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
-from .processes import GaussianProcess, check_pictures
+from .processes import GaussianProcess, check_finite
 from .sampling import Predictor, as_prediction, check_falling, spread
 
 
 class Bound(NamedTuple):
-    """NELBO of each picture in nats, (B,) float64: an upper bound on -log p(x0), and its three parts."""
+    """NELBO of each image in nats, (B,) float64: an upper bound on -log p(x0), and its three parts."""
 
     nats: Tensor
     prior: Tensor
@@ -33,7 +33,7 @@ class Bound(NamedTuple):
     decoder: Tensor
 
     def bits_per_dim(self, dimensions: int) -> Tensor:
-        """(B,) bits for each of a picture's `dimensions` numbers."""
+        """(B,) bits for each of an image's `dimensions` numbers."""
         return self.nats / (dimensions * math.log(2))
 
 
@@ -54,20 +54,20 @@ def nelbo(
     """The bound that the DDPM sampler on this grid has, one draw of xt for each term.
 
     Args:
-        x0: (B, ...) clean pictures.
+        x0: (B, ...) clean images.
         times: the sampler's falling grid from T to 0; None: every step, T terms.
         variance: (T + 1,) table of v (see `sampling.optimal_variance`). None: v = 0, and the decoder's variance is
             b^2 / a^2 of the last step.
-        levels: pictures of so many evenly spaced values from `low` to `high` (256 for bytes): the decoder gives
+        levels: images of so many evenly spaced values from `low` to `high` (256 for bytes): the decoder gives
             probabilities and bits/dim are comparable with published ones. None: densities.
-        num_terms: estimate the sum by so many terms a picture, without bias: the steps nearest to t = 0, where the
+        num_terms: estimate the sum by so many terms an image, without bias: the steps nearest to t = 0, where the
             bound is decided, all, in number half of it; the others by one drawn from each of equal groups. A coarse
             grid is no substitute: it is the bound of a coarser sampler.
 
     Returns:
-        A `Bound`; its mean over pictures is the bound on the data, its spread / sqrt(B) the standard error.
+        A `Bound`; its mean over images is the bound on the data, its spread / sqrt(B) the standard error.
     """
-    check_pictures(x0, low=low if levels else None, high=high if levels else None)
+    check_finite(x0, low=low if levels else None, high=high if levels else None)
     if levels is not None:
         _check_levels(x0, levels, low, high)
     if times is None:
@@ -181,10 +181,10 @@ def log_likelihood(
         predict_x0: differentiable in xt.
         num_steps: steps from `start` to T; each has a node of the table in its middle, so at most (T - start) / 2.
         probes: Rademacher probes of Hutchinson's trace estimate (unbiased for the trace); None: the exact trace, one
-            gradient for each number of a picture.
+            gradient for each number of an image.
         start: >= 1, where the walk begins.
     """
-    check_pictures(x0)
+    check_finite(x0)
     top = process.T if float(process.a[-1]) > 0 else process.T - 1
     nodes = _nodes(process, start, top, num_steps)
     random = RowRandom.fresh(len(x0), x0.device) if random is None else random

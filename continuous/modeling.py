@@ -1,4 +1,4 @@
-"""The x0-predictor of pictures, with everything a sampler must know inside its checkpoint.
+"""The x0-predictor of images, with everything a sampler must know inside its checkpoint.
 
 `ImageConfig` holds process, schedule and prediction type, so that a model cannot be sampled with other flags than those
 it was trained with; `ImageDenoiser` is the network behind `predict_x0`.
@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .networks import NETWORKS, network
-from .processes import PREDICTIONS, ColdProcess, GaussianProcess, PictureProcess, process_from_dict
+from .processes import PREDICTIONS, ColdProcess, GaussianProcess, ImageProcess, process_from_dict
 
 CONFIG_VERSION = 1
 
 
 @strict
 class ImageConfig(PreTrainedConfig):
-    """What a picture model is.
+    """What an image model is.
 
     Args:
         process (`dict`): `to_dict()` of a `GaussianProcess` or a `ColdProcess`.
@@ -79,7 +79,7 @@ class ImageConfig(PreTrainedConfig):
             raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {self.prediction!r}")
         check_prediction(self.build_process(), self.prediction, self.learned_variance)
 
-    def build_process(self) -> PictureProcess:
+    def build_process(self) -> ImageProcess:
         """The process object of this model."""
         assert self.process is not None
         with torch.device("cpu"):  # not "meta", on which from_pretrained builds a model
@@ -87,7 +87,7 @@ class ImageConfig(PreTrainedConfig):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a picture."""
+        """(C, H, W) of an image."""
         channels, height, width = self.image_shape or (1, 8, 8)
         return channels, height, width
 
@@ -96,7 +96,7 @@ class ImageConfig(PreTrainedConfig):
         return len(self.classes or [])
 
 
-def check_prediction(process: PictureProcess, prediction: str, learned_variance: bool) -> None:
+def check_prediction(process: ImageProcess, prediction: str, learned_variance: bool) -> None:
     """Raises ValueError where a process cannot be learned by this prediction type."""
     if isinstance(process, ColdProcess):
         if prediction != "x0" or learned_variance:
@@ -111,12 +111,12 @@ def check_prediction(process: PictureProcess, prediction: str, learned_variance:
 
 
 class ImageDenoiser(PreTrainedModel):
-    """A network asked for the clean picture behind a corrupted one.
+    """A network asked for the clean image behind a corrupted one.
 
     Args:
         config: see `ImageConfig`.
 
-    `forward` gives what the network predicts (that is what is trained), `predict_x0` the clean picture.
+    `forward` gives what the network predicts (that is what is trained), `predict_x0` the clean image.
     """
 
     config_class = ImageConfig
@@ -134,7 +134,7 @@ class ImageDenoiser(PreTrainedModel):
             config.num_classes + 1 if config.num_classes else 0,
             **options,
         )
-        self._process: PictureProcess | None = None
+        self._process: ImageProcess | None = None
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
@@ -153,7 +153,7 @@ class ImageDenoiser(PreTrainedModel):
         return (model, info) if wanted else model
 
     @property
-    def process(self) -> PictureProcess:
+    def process(self) -> ImageProcess:
         """The process of the config, built once."""
         if self._process is None:
             self._process = self.config.build_process()
@@ -191,7 +191,7 @@ class ImageDenoiser(PreTrainedModel):
         """What the network predicts of xt at t.
 
         Args:
-            xt: (B, C, H, W), corrupted pictures. t: (B,) int64 in 0..T.
+            xt: (B, C, H, W), corrupted images. t: (B,) int64 in 0..T.
             labels: (B,) int64, `num_classes` for no class; None where the model has no classes.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What reads a corrupted picture: a small fast network of ours, and diffusers' U-Net.
+"""What reads a corrupted image: a small fast network of ours, and diffusers' U-Net.
 
 A network is called as network(xt, ratio, labels): xt (B, C, H, W), ratio (B,) = t/T in [0, 1], labels (B,) int64 or
 None where the model has no classes; it gives (B, channels_out, H, W).
@@ -36,7 +36,7 @@ class FilmBlock(nn.Module):
 
 
 class FilmMLP(nn.Module):
-    """Residual blocks over all pixels at once, conditioned on t and the class: for small pictures, as 8 x 8 digits.
+    """Residual blocks over all pixels at once, conditioned on t and the class: for small images, as 8 x 8 digits.
 
     Source of the conditioning: Perez et al., "FiLM" (arXiv 1709.07871), after each normalisation.
     """
@@ -86,7 +86,7 @@ class UNet(nn.Module):
     """diffusers' `UNet2DModel`: convolutions at every size, attention at the smallest.
 
     Args:
-        widths: channels at each size, from the full one downwards; each size halves the one before, so the picture's
+        widths: channels at each size, from the full one downwards; each size halves the one before, so the image's
             height and width must be divisible by 2^(len(widths) - 1).
         layers: residual blocks at each size. attention: heads' width at the smallest size; 0: no attention.
     """

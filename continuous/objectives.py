@@ -1,4 +1,4 @@
-"""What a picture model is trained on: corrupted pictures, weighted errors of what the network predicts, exact bounds.
+"""What an image model is trained on: corrupted images, weighted errors of what the network predicts, exact bounds.
 
 All weights are stated for the squared error of x0, and carried over to what the network predicts by the process itself:
 the error of x0 is gain_t times that of the model's output, gain_t = d x0_hat / d output. With snr_t = a_t^2 / b_t^2:
@@ -30,7 +30,7 @@ from udm_text.randomness import RowRandom, step_random
 from .data import collate_images
 from .likelihood import discretised_log_prob
 from .modeling import ImageConfig
-from .processes import ColdProcess, GaussianProcess, PictureProcess
+from .processes import ColdProcess, GaussianProcess, ImageProcess
 
 ERRORS = ("l2", "l1", "huber")
 WEIGHTINGS = ("simple", "snr", "min_snr", "vlb")
@@ -107,7 +107,7 @@ def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
     return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
 
 
-def loss_weights(process: PictureProcess, prediction: str, weighting: str, t: Tensor, gamma: float = 5.0) -> Tensor:
+def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tensor, gamma: float = 5.0) -> Tensor:
     """(B,) float64: the weight of the error of what the network predicts, for t in 1..T (see the table above).
 
     `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance.
@@ -296,7 +296,7 @@ class ImageObjective:
     def row_terms(
         self, model: Any, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
-        """(B,) weighted errors: pictures corrupted at t, predicted by the network, compared."""
+        """(B,) weighted errors: images corrupted at t, predicted by the network, compared."""
         distribution = None if self.importance is None else self.importance.probabilities(step)
         t, weight = draw_times(self.process.T, row_index, total, seed, step, distribution)
         random = step_random(seed, step, row_index)

@@ -1,4 +1,4 @@
-"""`ImagePipeline`: pictures from nothing, restored, or edited, by a trained model and any sampler.
+"""`ImagePipeline`: images from nothing, restored, or edited, by a trained model and any sampler.
 
 Nothing about the process can be said here: it comes with the checkpoint. A result depends on the seed and its number
 only, not on its neighbours nor on `batch_size`.
@@ -37,8 +37,8 @@ class ImagePipeline:
 
     ```python
     >>> pipe = ImagePipeline.from_pretrained("runs/digits")
-    >>> pictures = pipe.generate(16, label=3, seed=0)              # (16, 1, 8, 8) in [-1, 1]
-    >>> pictures = pipe.generate(16, label=3, sampler="ddim", num_steps=50, guidance=2.0)
+    >>> images = pipe.generate(16, label=3, seed=0)              # (16, 1, 8, 8) in [-1, 1]
+    >>> images = pipe.generate(16, label=3, sampler="ddim", num_steps=50, guidance=2.0)
     >>> ImagePipeline.from_pretrained("runs/digits-blur").restore(blurred, t=20)
     ```
     """
@@ -85,16 +85,16 @@ class ImagePipeline:
         config = self.denoiser.config
         channels, height, width = config.shape
         cold = isinstance(self.process, ColdProcess)
-        use = "restore(pictures)" if cold else "generate(16, seed=0)"
+        use = "restore(images)" if cold else "generate(16, seed=0)"
         known = f"{config.num_classes} classes: {', '.join(config.classes or [])}" if config.classes else "no classes"
         return (
             "---\nlibrary_name: udm-text\n"
             f"pipeline_tag: {'image-to-image' if cold else 'unconditional-image-generation'}\n"
             f"tags:\n- udm\n- diffusion\n- {'cold-diffusion' if cold else 'gaussian-diffusion'}\n---\n\n"
-            f"# An image model of udm-text\n\nPictures of {channels} x {height} x {width} values in [-1, 1]; {known}. "
+            f"# An image model of udm-text\n\nImages of {channels} x {height} x {width} values in [-1, 1]; {known}. "
             f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n"
             "```python\nfrom continuous import ImagePipeline\n\n"
-            f'pipe = ImagePipeline.from_pretrained("this-repository")\npictures = pipe.{use}\n```\n'
+            f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{use}\n```\n'
         )
 
     @property
@@ -113,7 +113,7 @@ class ImagePipeline:
 
         Args:
             labels: (B,) int64, -1 for none. guidance: scale of classifier-free guidance; 1 asks the network once.
-            clip: hold x0_hat inside [-1, 1], where every mean of pictures lies.
+            clip: hold x0_hat inside [-1, 1], where every mean of images lies.
         """
 
         def conditional(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -170,15 +170,15 @@ class ImagePipeline:
         on_state: OnState | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """New pictures: (num, C, H, W) float32 in [-1, 1] on the CPU.
+        """New images: (num, C, H, W) float32 in [-1, 1] on the CPU.
 
         Args:
-            label: a class by index or name; one for each picture; "all": every class in turn; None: no class.
-            sampler: one of `SAMPLERS`. num_steps: network calls of a picture (twice with guidance); None: T.
+            label: a class by index or name; one for each image; "all": every class in turn; None: no class.
+            sampler: one of `SAMPLERS`. num_steps: network calls of an image (twice with guidance); None: T.
             spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
             guidance: see `predictor`. clip: hold x0_hat inside [-1, 1].
-            seed: reproduces the call; picture i depends on (seed, i) only. None: a fresh one.
-            on_state: called after each step with the state of all pictures of a batch, from the noise on.
+            seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
+            on_state: called after each step with the state of all images of a batch, from the noise on.
             progress: show a bar.
         """
         if sampler not in SAMPLERS:
@@ -234,7 +234,7 @@ class ImagePipeline:
         on_state: OnState | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Your own degraded pictures, restored: (N, C, H, W) float32 in [-1, 1] on the CPU.
+        """Your own degraded images, restored: (N, C, H, W) float32 in [-1, 1] on the CPU.
 
         Args:
             degraded: (N, C, H, W) float, degraded (or with noise, for a Gaussian process) as far as `t`.
@@ -315,7 +315,7 @@ class ImagePipeline:
         return self._batches(run, labels, len(known), steps, seed, batch_size, on_state, progress)
 
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
-        """Clean pictures (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
+        """Clean images (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
         check_images(images, "images", self.shape)
         t = self.process.T if t is None else t
         if not 0 <= t <= self.process.T:
@@ -327,7 +327,7 @@ class ImagePipeline:
     def labels(self, label: int | str | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
         """(num,) int64 classes as `generate` means them; None: no class."""
         if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-            raise ValueError(f"the number of pictures must be at least 1, got {num!r}")
+            raise ValueError(f"the number of images must be at least 1, got {num!r}")
         classes = self.denoiser.config.classes or []
         if label is None:
             return None
@@ -343,7 +343,7 @@ class ImagePipeline:
             label = [label] * num
         found = torch.as_tensor(label, dtype=torch.int64)
         if found.shape != (num,):
-            raise ValueError(f"label must be one class, or one for each of {num} pictures, got {tuple(found.shape)}")
+            raise ValueError(f"label must be one class, or one for each of {num} images, got {tuple(found.shape)}")
         self.denoiser.label_row(found, num)
         return found
 
@@ -365,7 +365,7 @@ class ImagePipeline:
         rows = torch.arange(num, device=self.denoiser.device)
         was_training = self.denoiser.training
         self.denoiser.eval()
-        pictures = []
+        images = []
         with _bar(progress, -(-num // batch_size) * calls) as advance:
 
             def on_step(step: int, xs: Tensor, prediction: Prediction) -> None:
@@ -377,10 +377,10 @@ class ImagePipeline:
                 for first in range(0, num, batch_size):
                     part = slice(first, min(first + batch_size, num))
                     own = None if labels is None else labels[part].to(self.denoiser.device)
-                    pictures.append(run(RowRandom(seed, rows[part]), part, own, on_step).cpu())
+                    images.append(run(RowRandom(seed, rows[part]), part, own, on_step).cpu())
             finally:
                 self.denoiser.train(was_training)
-        return torch.cat(pictures).to(torch.float32).clamp(-1.0, 1.0)
+        return torch.cat(images).to(torch.float32).clamp(-1.0, 1.0)
 
 
 def _seed(seed: int | None) -> int:

@@ -1,10 +1,10 @@
-"""The two corruptions of pictures: hot (Gaussian noise) and cold (any degradation). Both walk through `core.denoise`.
+"""The two corruptions of images: hot (Gaussian noise) and cold (any degradation). Both walk through `core.denoise`.
 
     GaussianProcess   F_t(x0, noise) = a_t x0 + b_t noise         DDPM, VE, rectified flow: tables (a_t, b_t), t = 0..T
     ColdProcess       F_t(x0, noise) = D_t(x0) + noise            the noise is the residual, so sigma = 0 is safe
 
-Pictures are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T. Tables are
-float64; a coefficient is rounded to the picture's dtype last of all. Every row's noise is its own (`RowRandom`).
+Images are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T. Tables are
+float64; a coefficient is rounded to the image's dtype last of all. Every row's noise is its own (`RowRandom`).
 
 Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9262); Bansal et al., "Cold Diffusion" (2208.09392).
 """
@@ -24,16 +24,16 @@ from udm_text.randomness import RowRandom
 from . import degradations, schedules
 
 PREDICTIONS = ("epsilon", "x0", "v")
-"""What a network may be trained to predict: the noise, the clean picture, or v = a noise - b x0 (rf: noise - x0)."""
+"""What a network may be trained to predict: the noise, the clean image, or v = a noise - b x0 (rf: noise - x0)."""
 
 SMALL = 0.05  # a_T / b_T above this leaves more than a thousandth of a nat per dimension in x_T
 
 
-def check_pictures(x: Tensor, name: str = "x0", *, low: float | None = None, high: float | None = None) -> Tensor:
+def check_finite(x: Tensor, name: str = "x0", *, low: float | None = None, high: float | None = None) -> Tensor:
     """x itself if it is (B, ...) float, finite and, where bounds are given, inside them; else a ValueError."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         what = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"{name} must be a float tensor (B, ...), for pictures (B, C, H, W), got {what}")
+        raise ValueError(f"{name} must be a float tensor (B, ...), for images (B, C, H, W), got {what}")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} holds {int((~torch.isfinite(x)).sum())} values that are NaN or infinite")
     if low is not None and high is not None and x.numel():
@@ -57,7 +57,7 @@ def normal_like(x: Tensor, random: RowRandom | None) -> Tensor:
     """Standard normal noise of the shape, dtype and device of x; row i from row i of `random`."""
     random = RowRandom.fresh(len(x), x.device) if random is None else random
     if len(random.rows) != len(x):
-        raise ValueError(f"random has {len(random.rows)} rows and the pictures have {len(x)}")
+        raise ValueError(f"random has {len(random.rows)} rows and the images have {len(x)}")
     return random.normal(math.prod(x.shape[1:])).view(x.shape).to(x)
 
 
@@ -78,7 +78,7 @@ def mix(noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
 def _everything(editable: Tensor | None) -> None:
     if editable is not None:
         raise ValueError(
-            "pictures take no `editable`: pixels that stay must carry the noise of their time, see control.edit"
+            "images take no `editable`: pixels that stay must carry the noise of their time, see control.edit"
         )
 
 
@@ -184,7 +184,7 @@ class GaussianProcess:
         return self.a[index].to(like).view(shape), self.b[index].to(like).view(shape)
 
     def sigma(self, t: Tensor) -> Tensor:
-        """(B,) float64 b_t / a_t: the noise on the scale of the clean picture; 0 at t = 0, infinite where a_t = 0."""
+        """(B,) float64 b_t / a_t: the noise on the scale of the clean image; 0 at t = 0, infinite where a_t = 0."""
         return (self.b[t.cpu()] / self.a[t.cpu()]).to(t.device)
 
     def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ class GaussianProcess:
         a, b = self.coefficients(t, xt)
         if bool((t == 0).any()):
             raise ValueError(
-                "at t = 0 no noise can be recovered: steps upwards from a clean picture take sampling.inverted"
+                "at t = 0 no noise can be recovered: steps upwards from a clean image take sampling.inverted"
             )
         return (xt - a * x0) / b
 
@@ -333,7 +333,7 @@ class ColdProcess:
         return mix(noise, fresh, churn)
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
-        """D_T(x) + noise. A cold process does not leave nothing of x: x must be a picture, or a guess at one."""
+        """D_T(x) + noise. A cold process does not leave nothing of x: x must be an image, or a guess at one."""
         noise = self.sample_noise(x, editable=editable, random=random)
         return self.corrupt(x, torch.full((len(x),), self.T, dtype=torch.int64, device=x.device), noise)
 
@@ -341,16 +341,16 @@ class ColdProcess:
         return f"ColdProcess({self.degradation!r}, T={self.T}, sigma={self.sigma:g})"
 
 
-PictureProcess = GaussianProcess | ColdProcess
+ImageProcess = GaussianProcess | ColdProcess
 
-PROCESSES: dict[str, Callable[[dict[str, Any]], PictureProcess]] = {
+PROCESSES: dict[str, Callable[[dict[str, Any]], ImageProcess]] = {
     "gaussian": GaussianProcess.from_dict,
     "cold": ColdProcess.from_dict,
 }
 """The one table from the word in a saved process to what reads it."""
 
 
-def process_from_dict(saved: dict[str, Any]) -> PictureProcess:
+def process_from_dict(saved: dict[str, Any]) -> ImageProcess:
     """The process that `to_dict` of either kind wrote."""
     word = saved.get("process")
     if word not in PROCESSES:

@@ -1,4 +1,4 @@
-"""Samplers of pictures. There is one loop, `udm_text.core.denoise`; a sampler is a wrapper around the predictor.
+"""Samplers of images. There is one loop, `udm_text.core.denoise`; a sampler is a wrapper around the predictor.
 
     the share of fresh noise, handed to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
     another x0_hat                               dpm_solver (extrapolated), with_variance (drawn), clip
@@ -21,7 +21,7 @@ from torch import Tensor
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
-from .processes import GaussianProcess, PictureProcess, check_pictures, check_times, normal_like
+from .processes import GaussianProcess, ImageProcess, check_finite, check_times, normal_like
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
 OnStep = Callable[[int, Tensor, Prediction], Tensor | None]
@@ -43,7 +43,7 @@ def as_prediction(output: Tensor | Prediction, like: Tensor) -> Prediction:
 
 
 def grid(
-    process: PictureProcess, num_steps: int | None = None, spacing: str = "even", start: int | None = None
+    process: ImageProcess, num_steps: int | None = None, spacing: str = "even", start: int | None = None
 ) -> Tensor:
     """A strictly decreasing grid from `start` to 0: (num_steps + 1,) int64.
 
@@ -124,8 +124,8 @@ ancestral = functools.partial(ddim, eta=1.0)
 """DDPM: every step draws xs from q(xs | xt, x0_hat)."""
 
 
-def baseline(process: PictureProcess, predict_x0: Predictor) -> Predictor:
-    """Forget xt at every step, xs = F_s(x0_hat, fresh noise): naive sampling. Hot pictures need an x0_hat drawn."""
+def baseline(process: ImageProcess, predict_x0: Predictor) -> Predictor:
+    """Forget xt at every step, xs = F_s(x0_hat, fresh noise): naive sampling. Hot images need an x0_hat drawn."""
     return lambda xt, t, s: as_prediction(predict_x0(xt, t, s), xt)._replace(churn=1.0)
 
 
@@ -187,7 +187,7 @@ def with_variance(
     Args:
         variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, prediction) -> v of a shape that
             broadcasts against xt, for learned variances.
-        last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner pictures, another law.
+        last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner images, another law.
     """
     inner = ancestral(process, predict_x0)
 
@@ -209,23 +209,23 @@ def with_variance(
 def optimal_variance(
     process: GaussianProcess,
     predict_x0: Predictor,
-    pictures: Tensor,
+    images: Tensor,
     times: Iterable[int] | None = None,
     *,
     random: RowRandom | None = None,
 ) -> Tensor:
-    """v_t = E ||x0 - x0_hat||^2 / dimensions, measured on `pictures` (N, ...) with one noise each: (T + 1,) float64.
+    """v_t = E ||x0 - x0_hat||^2 / dimensions, measured on `images` (N, ...) with one noise each: (T + 1,) float64.
 
     NaN at steps that are not in `times` (None: all of 1..T); 0 at t = 0. The form with E ||epsilon||^2 cancels near T.
     """
-    check_pictures(pictures, "pictures")
+    check_finite(images, "images")
     table = torch.full((process.T + 1,), math.nan, dtype=torch.float64)
     table[0] = 0.0
     for step in range(1, process.T + 1) if times is None else sorted(set(map(int, times)) - {0}):
-        t = torch.full((len(pictures),), step, dtype=torch.int64, device=pictures.device)
-        xt = process.corrupt(pictures, t, process.sample_noise(pictures, random=random))
+        t = torch.full((len(images),), step, dtype=torch.int64, device=images.device)
+        xt = process.corrupt(images, t, process.sample_noise(images, random=random))
         x0 = as_prediction(predict_x0(xt, t, torch.zeros_like(t)), xt).x0
-        table[step] = (pictures - x0).double().square().mean()
+        table[step] = (images - x0).double().square().mean()
     return table
 
 
@@ -233,7 +233,7 @@ def optimal_variance(
 
 
 def inverted(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
-    """Steps upwards, s > t, that can begin at a clean picture: DDIM inversion (2010.02502, 2105.05233).
+    """Steps upwards, s > t, that can begin at a clean image: DDIM inversion (2010.02502, 2105.05233).
 
     The noise is that which the predictor sees in xt at the step's upper end, where it is defined also for t = 0.
     """
@@ -323,10 +323,10 @@ def sample(
     device: torch.device | str = "cpu",
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """New pictures from noise: (B, ...) of `dtype`.
+    """New images from noise: (B, ...) of `dtype`.
 
     Args:
-        shape: (B, ...), for pictures (B, C, H, W).
+        shape: (B, ...), for images (B, C, H, W).
         sampler: a name of `SAMPLERS`; None takes the predictor as it is, with `churn` (UDM's sigma-tilde / b_s).
         num_steps, spacing: see `grid`; `times` is a grid of your own, from T down.
         eta: for "ddim".
@@ -335,7 +335,7 @@ def sample(
     """
     if not isinstance(process, GaussianProcess):
         raise ValueError(
-            "only hot processes start from noise: a cold one restores a degraded picture, see sampling.restore"
+            "only hot processes start from noise: a cold one restores a degraded image, see sampling.restore"
         )
     if churn and sampler is not None:
         raise ValueError(f"sampler {sampler!r} sets its own churn: give sampler=None to set it yourself")
@@ -350,7 +350,7 @@ def sample(
     else:
         check_falling(times, process.T)
     like = torch.empty(tuple(shape), dtype=dtype, device=device)
-    check_pictures(like.fill_(0.0), "shape's pictures")
+    check_finite(like.fill_(0.0), "shape's images")
     random = RowRandom.fresh(len(like), like.device) if random is None else random
     xt = process.prior(like, random=random)
     walk = spread(times, len(like), like.device)
@@ -359,7 +359,7 @@ def sample(
 
 @torch.no_grad()
 def restore(
-    process: PictureProcess,
+    process: ImageProcess,
     predict_x0: Predictor,
     xt: Tensor,
     t: int | Tensor | None = None,
@@ -369,7 +369,7 @@ def restore(
     random: RowRandom | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Your own spoilt pictures, restored: the walk from xt, spoilt as far as t, down to 0.
+    """Your own spoilt images, restored: the walk from xt, spoilt as far as t, down to 0.
 
     Args:
         xt: (B, ...) float. t: how far it is spoilt, 1..T, one number or (B,) int64; None: T.
@@ -377,7 +377,7 @@ def restore(
             what is left of the residual when the process is cold and churn 0).
         churn: 0 improved, 1 naive.
     """
-    check_pictures(xt, "xt")
+    check_finite(xt, "xt")
     if not isinstance(t, Tensor):
         t = torch.full((len(xt),), process.T if t is None else t, dtype=torch.int64, device=xt.device)
     check_times(t, xt, process.T)
@@ -394,7 +394,7 @@ def restore(
 @torch.no_grad()
 def encode(process: GaussianProcess, predict_x0: Predictor, x0: Tensor, num_steps: int | None = None) -> Tensor:
     """The noise that the deterministic sampler would turn into x0 (to first order): x_T, (B, ...)."""
-    check_pictures(x0)
+    check_finite(x0)
     walk = spread(grid(process, num_steps).flip(0), len(x0), x0.device)
     return denoise(process, inverted(process, predict_x0), x0, walk)
 

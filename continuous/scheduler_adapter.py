@@ -4,7 +4,7 @@ A scheduler knows how to get from xt to xs. The adapter asks it, and hands the l
 exactly that xs, so that `core.denoise` walks the scheduler's path:
 
     walk = SchedulerPredictor(UniPCMultistepScheduler(num_train_timesteps=1000), process, predict_x0, num_steps=10)
-    pictures = sample(process, walk, (8, 1, 8, 8), sampler=None, times=walk.times)
+    images = sample(process, walk, (8, 1, 8, 8), sampler=None, times=walk.times)
 
 Timestep i of diffusers is t = i + 1 here. The scheduler is copied, and its table is replaced by the process's, in
 float64, so that it cannot disagree with the network about the noise.

@@ -1,7 +1,7 @@
 """Signal schedules of variance-preserving noise: abar_t, the share of the signal's power that is left at t = 0..T.
 
 Every schedule is a float64 table of T + 1 values with abar_0 = 1; a_t = sqrt(abar_t), b_t = sqrt(1 - abar_t). What
-libraries call "timestep i" is t = i + 1 here, because t = 0 is the clean picture.
+libraries call "timestep i" is t = i + 1 here, because t = 0 is the clean image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The story of a training run, top to bottom: pictures, process, model, trainer, held-out loss, report.
+"""The story of a training run, top to bottom: images, process, model, trainer, held-out loss, report.
 
 `udm image train` and `recipes/train_image.py` are two doors to `train_image`.
 """
@@ -31,15 +31,15 @@ from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 from .data import ImageSplits, load_images
 from .degradations import degradation
+from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
 from .objectives import ERRORS, WEIGHTINGS, ImageObjective, ImportanceCallback
-from .pictures import draw_loss, save_grid, save_png, tile
 from .pipeline import ImagePipeline
-from .processes import ColdProcess, GaussianProcess, PictureProcess
+from .processes import ColdProcess, GaussianProcess, ImageProcess
 
 FAMILIES = ("vp", "ve", "rf", "cold")
 SMALL = 256
-"""Up to so many numbers a picture, the default network is the small one."""
+"""Up to so many numbers an image, the default network is the small one."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class ModelArguments:
     )
     learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
     network: str | None = field(
-        default=None, metadata={"help": f"mlp (default up to {SMALL} numbers a picture) or unet (beyond)."}
+        default=None, metadata={"help": f"mlp (default up to {SMALL} numbers an image) or unet (beyond)."}
     )
     network_options: str = field(
         default="{}", metadata={"help": 'Its sizes, as JSON: {"width": 384, "blocks": 4} or {"widths": [64, 128]}.'}
@@ -99,7 +99,7 @@ class ObjectiveArguments:
 
 @dataclass
 class RunArguments(UDMTrainingArguments):
-    """How to train: every field of TrainingArguments, some with defaults for small pictures."""
+    """How to train: every field of TrainingArguments, some with defaults for small images."""
 
     resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
     plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
@@ -126,7 +126,7 @@ class RunArguments(UDMTrainingArguments):
         super().__post_init__()
         for name, default in (("loss", "cross_entropy"), ("max_corruption", 1.0)):
             if getattr(self, name) != default:
-                raise ValueError(f"{name} belongs to text: pictures take --error and --weighting")
+                raise ValueError(f"{name} belongs to text: images take --error and --weighting")
 
 
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
@@ -192,7 +192,7 @@ def train_image(
     parameters = sum(p.numel() for p in model.parameters())
     print_once(
         state,
-        f"{len(splits.train)} pictures {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
+        f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
         f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
         f"{config.prediction}, {trainer.rows_per_step} rows a step",
     )
@@ -246,7 +246,7 @@ def train_image(
     return report
 
 
-def build_process(model_args: ModelArguments) -> PictureProcess:
+def build_process(model_args: ModelArguments) -> ImageProcess:
     """The process that the flags name."""
     kind, more = model_args.process, options("process_options", model_args.process_options)
     if kind not in FAMILIES:
@@ -265,9 +265,9 @@ def build_process(model_args: ModelArguments) -> PictureProcess:
 
 
 def build_config(
-    model_args: ModelArguments, process: PictureProcess, splits: ImageSplits, conditional: bool
+    model_args: ModelArguments, process: ImageProcess, splits: ImageSplits, conditional: bool
 ) -> ImageConfig:
-    """What the model is to be, for these pictures."""
+    """What the model is to be, for these images."""
     rows = splits.train
     kind = model_args.network or ("mlp" if rows.images[0].numel() <= SMALL else "unet")
     return ImageConfig(
@@ -298,7 +298,7 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> None:
-    """samples.png: pictures from nothing, or held-out pictures, degraded and restored below each other."""
+    """samples.png: images from nothing, or held-out images, degraded and restored below each other."""
     if splits.train.shape[0] not in (1, 3):
         return
     if isinstance(pipe.process, GaussianProcess):
@@ -313,14 +313,14 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
 
 
 def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
-    """The pictures a model was trained with, as its report.json names them, or `data`, read alike; and their name."""
+    """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name."""
     report_file = Path(model) / "report.json"
     report: dict[str, Any] = {}
     if report_file.is_file():
         report = json.loads(report_file.read_text(encoding="utf-8"))
     data = data or report.get("data")
     if data is None:
-        raise ValueError(f"{model} holds no report.json that names its pictures: give --data")
+        raise ValueError(f"{model} holds no report.json that names its images: give --data")
     how = report.get("data_arguments", {})
     share = how.get("validation_share", 0.05)
     return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data

@@ -1,7 +1,7 @@
-"""Train a picture model, hot or cold.
+"""Train an image model, hot or cold.
 
     accelerate launch recipes/train_image.py --output runs/digits
-    accelerate launch recipes/train_image.py --data my/pictures --image_size 32 --network unet --output runs/mine --bf16
+    accelerate launch recipes/train_image.py --data my/images --image_size 32 --network unet --output runs/mine --bf16
     accelerate launch recipes/train_image.py --process cold --degradation blur --output runs/digits-blur
     python recipes/train_image.py --help         every option: ours, and every field of TrainingArguments
 
@@ -9,7 +9,7 @@ On several processes: `accelerate config` once, or `accelerate launch --multi_gp
 train` is the same in one process.
 
 What happens, in order (`continuous/train_image.py` reads like this list):
-    pictures become rows           scikit-learn's digits, a folder, MNIST's files, or a `datasets` name; some held out
+    images become rows           scikit-learn's digits, a folder, MNIST's files, or a `datasets` name; some held out
     a process is made              Gaussian noise (vp, ve, rf) or a degradation (blur, pixel_mask, pool, desaturate)
     a network is made              a small one, or diffusers' U-Net; the checkpoint carries process and prediction type
     it is trained                  by the trainer of the text side: row-keyed noise, checkpoints, --resume, an average

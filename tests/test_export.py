@@ -72,13 +72,13 @@ def test_a_gif_has_a_frame_for_each_step_all_of_one_size(tmp_path):
     save_trajectories(path, TRACKS)
     with Image.open(path) as image:
         assert image.n_frames == 4 and image.info["loop"] == 0
-        sizes, pictures, times = set(), set(), []
+        sizes, images, times = set(), set(), []
         for i in range(image.n_frames):
             image.seek(i)
             sizes.add(image.size)
-            pictures.add(image.convert("L").tobytes())
+            images.add(image.convert("L").tobytes())
             times.append(image.info["duration"])
-    assert len(sizes) == 1 and len(pictures) == 4
+    assert len(sizes) == 1 and len(images) == 4
     assert times[-1] > times[0]
 
 

@@ -18,9 +18,9 @@ FLOORS = {
     **dict.fromkeys(("cli", "demo"), 6),
 }
 UPWARD = {("modeling_udm", "generation_udm")}  # a model class inherits its generate from the mixin
-PICTURE_FLOORS = {  # the companion: the same plan, one house further
+IMAGE_FLOORS = {  # the companion: the same plan, one house further
     **dict.fromkeys(("schedules", "data", "networks"), 0),
-    **dict.fromkeys(("degradations", "pictures"), 1),
+    **dict.fromkeys(("degradations", "grids"), 1),
     "processes": 2,
     **dict.fromkeys(("sampling", "modeling"), 3),
     **dict.fromkeys(("control", "likelihood", "scheduler_adapter", "objectives"), 4),
@@ -34,8 +34,8 @@ OF_TEXT = {
     "training",
     "callbacks",
     "runs",
-}  # what pictures take of the house of text: these know no tokens
-PICTURE_MODULES = sorted(path.stem for path in (ROOT / "continuous").glob("*.py") if path.stem != "__init__")
+}  # what images take of the house of text: these know no tokens
+IMAGE_MODULES = sorted(path.stem for path in (ROOT / "continuous").glob("*.py") if path.stem != "__init__")
 MODULES = sorted(path.stem for path in (ROOT / "udm_text").glob("*.py") if path.stem != "__init__")
 
 
@@ -71,12 +71,12 @@ def siblings(path: Path) -> set[str]:
     return relative_imports(path) | bare
 
 
-@pytest.mark.parametrize("module", PICTURE_MODULES)
-def test_imports_of_pictures_point_down_the_floors_and_take_nothing_of_tokens(module):
-    assert module in PICTURE_FLOORS, f"continuous/{module} has no floor: give it one here and a line in the README"
+@pytest.mark.parametrize("module", IMAGE_MODULES)
+def test_imports_of_images_point_down_the_floors_and_take_nothing_of_tokens(module):
+    assert module in IMAGE_FLOORS, f"continuous/{module} has no floor: give it one here and a line in the README"
     path = ROOT / "continuous" / f"{module}.py"
     for used in siblings(path):
-        above = PICTURE_FLOORS[used] > PICTURE_FLOORS[module]
+        above = IMAGE_FLOORS[used] > IMAGE_FLOORS[module]
         assert not above and used != module, f"continuous/{module} imports {used}, which is above it"
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -87,14 +87,14 @@ def test_imports_of_pictures_point_down_the_floors_and_take_nothing_of_tokens(mo
             assert package != "udm_text" or rest in OF_TEXT, (module, name)
 
 
-def test_nothing_of_text_imports_pictures_but_the_command():
+def test_nothing_of_text_imports_images_but_the_command():
     for module in MODULES:
         tree = ast.parse((ROOT / "udm_text" / f"{module}.py").read_text(encoding="utf-8"))
         names = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
         assert module == "cli" or not any(name.split(".")[0] == "continuous" for name in names), module
 
 
-def test_the_public_names_of_pictures_are_there_and_importing_them_is_lazy():
+def test_the_public_names_of_images_are_there_and_importing_them_is_lazy():
     import subprocess
     import sys
 
@@ -155,7 +155,7 @@ def test_nothing_imports_recipes_data_or_benchmarks():
 def test_the_readme_lists_every_module():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = [module for module in MODULES if f"{module}.py" not in readme]
-    missing += [f"continuous/{module}" for module in PICTURE_MODULES if f"continuous/{module}.py" not in readme]
+    missing += [f"continuous/{module}" for module in IMAGE_MODULES if f"continuous/{module}.py" not in readme]
     assert not missing
     assert "make demo" in readme and "make test" in readme
 

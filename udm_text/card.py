@@ -242,7 +242,7 @@ def make_card(
     Args:
         model: the model itself. repo_id: `user/name`.
         report: what `udm train` wrote as report.json, paths and all; None: nothing is known of the training.
-        samples: of `write_samples`. images: names of the pictures that stand beside the card.
+        samples: of `write_samples`. images: names of the images that stand beside the card.
         with_code: whether the repository carries the code of the model. licence: of the weights.
 
     Raises:

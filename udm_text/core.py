@@ -46,7 +46,7 @@ class Process(Protocol):
     def blend(self, noise: Any, fresh: Any, churn: Any) -> Any:
         """Noise of the same law, a share `churn` of it fresh: 0 gives `noise`, 1 gives `fresh`.
 
-        A number; a process may also take a tensor, a share for each row (pictures do).
+        A number; a process may also take a tensor, a share for each row (images do).
         """
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
@@ -57,7 +57,7 @@ class Prediction(NamedTuple):
     """What a predictor gives: x0_hat, and what it has already settled on the way.
 
     A predictor may fix the noise before x0_hat (masks: the corrupted set is visible in xt), the counts (a kernel that
-    draws fewer changes than t), or the churn of its step (pictures: DDPM's share depends on t and s). None leaves the
+    draws fewer changes than t), or the churn of its step (images: DDPM's share depends on t and s). None leaves the
     choice to `reverse_step`.
     """
 

@@ -1,4 +1,4 @@
-"""What a training run on text tells a person: rows and figures in a line, a progress bar, the loss as a picture."""
+"""What a training run on text tells a person: rows and figures in a line, a progress bar, the loss as an image."""
 
 from __future__ import annotations
 

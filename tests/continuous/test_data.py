@@ -1,4 +1,4 @@
-"""Pictures as rows: the embedded digits, files of every kind, and what is refused."""
+"""Images as rows: the embedded digits, files of every kind, and what is refused."""
 
 import gzip
 import struct
@@ -45,7 +45,7 @@ def test_the_digits_are_split_without_overlap_and_each_class_gives_its_share(spl
     expected = (counts + held) * 500 / 1797
     assert (held - expected).abs().max() < 1.0
     together = torch.cat((splits.train.images, splits.validation.images)).flatten(1)
-    assert len(together.unique(dim=0)) == 1797  # no picture on both sides
+    assert len(together.unique(dim=0)) == 1797  # no image on both sides
     assert splits.train.images.min() == -1.0 and splits.train.images.max() == 1.0
     assert ((splits.train.images + 1) * 8).frac().abs().max() == 0  # 17 levels
 
@@ -131,7 +131,7 @@ def test_a_folder_with_train_and_test_inside_keeps_its_split(tmp_path):
     assert small.train.shape == (1, 4, 4)
 
 
-def test_pictures_that_cannot_be_read_are_named(tmp_path):
+def test_images_that_cannot_be_read_are_named(tmp_path):
     write_png(tmp_path / "good.png", 0)
     bad = tmp_path / "torn.png"
     bad.write_bytes((tmp_path / "good.png").read_bytes()[:40])
@@ -150,8 +150,8 @@ def test_a_datasets_folder_is_read_by_its_feature_types(tmp_path):
 
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     pixels = [write_png(tmp_path / f"{i}.png", i) for i in range(4)]
-    features = Features({"picture": ImageFeature(), "kind": ClassLabel(names=["cat", "dog"])})
-    part = Dataset.from_dict({"picture": paths, "kind": [0, 1, 1, 0]}, features=features)
+    features = Features({"image": ImageFeature(), "kind": ClassLabel(names=["cat", "dog"])})
+    part = Dataset.from_dict({"image": paths, "kind": [0, 1, 1, 0]}, features=features)
     home = tmp_path / "set"
     home.mkdir()
     part.to_parquet(home / "train.parquet")
@@ -175,7 +175,7 @@ def test_a_datasets_folder_is_read_by_its_feature_types(tmp_path):
         ({"levels": 1}, "levels must be at least 2"),
     ],
 )
-def test_rows_that_are_no_pictures_are_refused(change, words):
+def test_rows_that_are_no_images_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         ImageRows(**{"images": torch.zeros(2, 1, 8, 8), **change})
 

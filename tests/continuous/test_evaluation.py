@@ -117,7 +117,7 @@ def test_the_last_time_is_where_noise_reaches_half_the_distance_of_two_levels():
     assert last_time(process, 2) == int((sigma < 1).sum())
 
 
-def test_pictures_without_labels_are_measured_without_a_frechet_distance(splits):
+def test_images_without_labels_are_measured_without_a_frechet_distance(splits):
     plain = ImageSplits(ImageRows(splits.train.images[:50]), ImageRows(splits.validation.images[:20]))
     found = quality(splits.validation.images[20:40], plain, None)
     assert found.frechet is None and found.label_accuracy is None and found.number == 20

@@ -198,7 +198,7 @@ def test_ddpm_and_ddim_sample_the_mixture_and_the_baseline_with_a_mean_does_not(
 # 7 --------------------------------------------------------------------------------------------------------------------
 
 
-def pictures(n=6, size=8, seed=0, channels=1):
+def images(n=6, size=8, seed=0, channels=1):
     return (
         torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 - 1
     )
@@ -211,7 +211,7 @@ def a_bad_restorer(xt, t, s):
 
 
 def test_improved_sampling_is_exact_for_any_restorer_where_the_degradation_is_a_straight_line():
-    x0, direction = pictures(), pictures(seed=1)
+    x0, direction = images(), images(seed=1)
     process = ColdProcess(lambda x, t: x + t.view(-1, 1, 1, 1) * direction, T=7)
     xt = process.degrade(x0, at(7, 6))
     assert torch.allclose(sampling.restore(process, a_bad_restorer, xt), x0, atol=1e-12)
@@ -221,7 +221,7 @@ def test_improved_sampling_is_exact_for_any_restorer_where_the_degradation_is_a_
 @pytest.mark.parametrize("degradation", [Blur(6, 3.0), PixelMask(6, "random")], ids=["blur", "mask"])
 def test_a_linear_degradation_ends_at_the_sum_of_the_restorers_errors_times_its_steps(degradation):
     """x_0 - x0 = sum over t of (D_{t-1} - D_t) e_t, e_t the restorer's error at t."""
-    process, x0, errors = ColdProcess(degradation), pictures(), {}
+    process, x0, errors = ColdProcess(degradation), images(), {}
 
     def restorer(xt, t, s):
         prediction = a_bad_restorer(xt, t, s)

@@ -54,16 +54,16 @@ def test_generate_writes_a_grid_and_a_strip_that_a_seed_reproduces(hot, tmp_path
     udm(*call, "-o", tmp_path / "b.png", "--batch-size", 4)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
-    assert size(tmp_path / "strip.png") == ((5 * 68 + 4, 6 * 68 + 4), "L")  # 5 states of 6 pictures
+    assert size(tmp_path / "strip.png") == ((5 * 68 + 4, 6 * 68 + 4), "L")  # 5 states of 6 images
     assert not list(tmp_path.glob(".*"))
 
 
 def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     clean = digits().validation.images[:2]
     files = []
-    for i, picture in enumerate(to_bytes(clean)):
+    for i, image in enumerate(to_bytes(clean)):
         files.append(tmp_path / f"{i}.png")
-        Image.fromarray(picture[0].numpy()).save(files[-1])
+        Image.fromarray(image[0].numpy()).save(files[-1])
     udm("restore", cold, *files, "-o", tmp_path / "three.png", "--degrade", "--quiet")
     assert size(tmp_path / "three.png") == ((2 * 68 + 4, 3 * 68 + 4), "L")
     udm("restore", cold, *files, "-o", tmp_path / "two.png", "--t", 2, "--quiet")
@@ -100,7 +100,7 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_demo_in_small_writes_its_pictures_and_its_table(tmp_path):
+def test_the_demo_in_small_writes_its_images_and_its_table(tmp_path):
     printed = udm("demo", "--output", tmp_path, "--steps", 30, "--number", 40)
     for words in (
         "memoriser",

@@ -60,7 +60,7 @@ def test_the_right_answer_gives_x0_back_at_both_ends(process, prediction):
     assert torch.allclose(found, x0, atol=1e-9) and found.dtype == torch.float64
 
 
-def test_at_t_0_a_picture_is_its_own_prediction():
+def test_at_t_0_a_image_is_its_own_prediction():
     xt = torch.linspace(-1, 1, 32).view(2, 1, 4, 4)
     for kind in ("epsilon", "x0", "v"):
         found = make(prediction=kind).predict_x0(xt, torch.tensor([0, 3]))
@@ -76,7 +76,7 @@ def test_predictions_are_float32_at_least_whatever_the_weights_are():
     assert model.float().double().predict_x0(xt.double(), torch.tensor([3, 15])).dtype == torch.float64
 
 
-def test_the_network_sees_pictures_of_unit_variance_whatever_the_noise():
+def test_the_network_sees_images_of_unit_variance_whatever_the_noise():
     seen = {}
     model = make(GaussianProcess.ve(20, 0.05, 50.0), prediction="x0")
     model.network.forward = lambda xt, share, labels: seen.update(xt=xt, share=share) or xt

@@ -195,7 +195,7 @@ def test_the_errors_are_what_their_names_say(error, expected):
     assert float(objective.errors(told, target)) == pytest.approx(expected)
 
 
-def test_cold_training_compares_x0_with_what_is_told_of_the_degraded_picture():
+def test_cold_training_compares_x0_with_what_is_predicted_of_the_degraded_image():
     process = ColdProcess(Blur(T=4, std=2.0))
     config = config_of(process, "x0")
     seen = {}

@@ -43,7 +43,7 @@ def cold():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_depends_on_seed_and_number_only_whatever_the_batch(pipe, sampler):
+def test_a_image_depends_on_seed_and_number_only_whatever_the_batch(pipe, sampler):
     how = {"label": [0, 1, 2, 0, 1], "sampler": sampler, "num_steps": 6, "seed": 3}
     whole = pipe.generate(5, **how)
     assert torch.allclose(whole, pipe.generate(5, **how, batch_size=2), atol=1e-5)
@@ -76,7 +76,7 @@ def test_labels_are_named_numbered_or_all_in_turn(pipe):
     assert pipe.labels("all", 4).tolist() == [0, 1, 2, 0] and pipe.labels(None, 2) is None
 
 
-def test_states_run_from_the_noise_to_the_picture(pipe):
+def test_states_run_from_the_noise_to_the_image(pipe):
     states = []
     last = pipe.generate(3, 0, num_steps=4, seed=1, sampler="ddim", on_state=states.append)
     assert len(states) == 5 and torch.equal(states[-1].clamp(-1, 1), last)
@@ -85,7 +85,7 @@ def test_states_run_from_the_noise_to_the_picture(pipe):
 
 
 def test_steps_with_the_learned_variance_have_it(pipe):
-    # One picture drawn many times: the law of one step from t to s must have the mean of q(xs | xt, x0_hat) and the
+    # One image drawn many times: the law of one step from t to s must have the mean of q(xs | xt, x0_hat) and the
     # variance that the network gave.
     t, s, many = 9, 6, 40_000
     xt = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
@@ -180,12 +180,12 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p, c: p.generate(0), "number of pictures must be at least 1, got 0"),
+        (lambda p, c: p.generate(0), "number of images must be at least 1, got 0"),
         (lambda p, c: p.generate(2, sampler="euler"), "sampler must be one of 'ddim'"),
         (lambda p, c: p.generate(2, num_steps=21), r"num_steps must be an integer in 1..20"),
         (lambda p, c: p.generate(2, 3), r"labels must lie in 0..2"),
         (lambda p, c: p.generate(2, "seven"), "label must be 'all' or one of nought, one, two"),
-        (lambda p, c: p.generate(2, [0, 1, 2]), "one for each of 2 pictures"),
+        (lambda p, c: p.generate(2, [0, 1, 2]), "one for each of 2 images"),
         (lambda p, c: p.generate(2, guidance=2.0), "guidance needs a label"),
         (lambda p, c: p.generate(2, 1, guidance=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
         (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),

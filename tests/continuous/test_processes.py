@@ -10,7 +10,7 @@ from scipy.stats import kstest
 
 from continuous import degradations, schedules
 from continuous.degradations import Blur, Desaturate, PixelMask, Pool
-from continuous.processes import ColdProcess, GaussianProcess, check_pictures, process_from_dict
+from continuous.processes import ColdProcess, GaussianProcess, check_finite, process_from_dict
 from tests.continuous.worlds import at
 from udm_text.core import reverse_step
 from udm_text.randomness import RowRandom
@@ -33,7 +33,7 @@ COLD = {
 }
 
 
-def pictures(n=4, channels=3, size=8, seed=0, dtype=torch.float64):
+def images(n=4, channels=3, size=8, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(n, channels, size, size, generator=generator, dtype=torch.float64) * 2 - 1).to(dtype)
 
@@ -58,8 +58,8 @@ def test_the_tails_of_normal_numbers_are_symmetric_and_finite(dtype, monkeypatch
     assert low == pytest.approx(-8.2095, abs=1e-3) and high == pytest.approx(8.2095, abs=1e-3) and middle == 0
 
 
-def test_a_pictures_noise_does_not_depend_on_its_neighbours():
-    x, process = pictures(), PROCESSES["cosine"]
+def test_a_images_noise_does_not_depend_on_its_neighbours():
+    x, process = images(), PROCESSES["cosine"]
     together = process.sample_noise(x, random=RowRandom(1, torch.tensor([5, 9, 2, 4])))
     alone = process.sample_noise(x[1:2], random=RowRandom(1, torch.tensor([9])))
     assert torch.equal(together[1:2], alone)
@@ -70,7 +70,7 @@ def test_a_pictures_noise_does_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_step_down_and_up_again_comes_back(name):
-    process, x0 = PROCESSES[name], pictures()
+    process, x0 = PROCESSES[name], images()
     noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(4)))
     for t in (process.T, max(1, process.T // 3)):
         xt = process.corrupt(x0, at(t, 4), noise)
@@ -97,7 +97,7 @@ def test_the_ancestral_share_gives_the_posterior_of_bayes(name):
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
 def test_a_networks_answer_and_its_target_agree(name, prediction):
-    process, x0 = PROCESSES[name], pictures()
+    process, x0 = PROCESSES[name], images()
     noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(4)))
     for t in (1, process.T - 1):
         xt = process.corrupt(x0, at(t, 4), noise)
@@ -108,7 +108,7 @@ def test_a_networks_answer_and_its_target_agree(name, prediction):
 
 
 def test_rows_of_one_batch_may_stand_at_different_times():
-    process, x0 = PROCESSES["linear"], pictures()
+    process, x0 = PROCESSES["linear"], images()
     noise, t = process.sample_noise(x0, random=RowRandom(0, torch.arange(4))), torch.tensor([0, 1, 500, 1000])
     together = process.corrupt(x0, t, noise)
     for row in range(4):
@@ -118,7 +118,7 @@ def test_rows_of_one_batch_may_stand_at_different_times():
 
 
 def test_blending_keeps_the_law_and_takes_a_share_for_each_row():
-    process, x = PROCESSES["cosine"], pictures(2000, 1, 4)
+    process, x = PROCESSES["cosine"], images(2000, 1, 4)
     first, fresh = (process.sample_noise(x, random=RowRandom(seed, torch.arange(2000))) for seed in (0, 1))
     for churn in (0.3, 0.9):
         mixed = process.blend(first, fresh, churn)
@@ -130,7 +130,7 @@ def test_blending_keeps_the_law_and_takes_a_share_for_each_row():
 
 
 def test_what_euler_steps_of_velocity_and_of_sigma_would_do_the_plain_step_does():
-    x0, xt = pictures(), pictures(seed=1)
+    x0, xt = images(), images(seed=1)
     rf, ve = PROCESSES["rf"], PROCESSES["ve"]
     t, s = at(20, 4), at(13, 4)
     velocity = rf.target("v", x0, rf.invert_noise(x0, xt, t), t)
@@ -159,7 +159,7 @@ def test_the_schedules_have_their_closed_forms():
 
 @pytest.mark.parametrize("name", COLD)
 def test_a_cold_step_from_the_truth_is_the_degradation_itself(name):
-    process, x0 = COLD[name], pictures()
+    process, x0 = COLD[name], images()
     T = process.T
     xt = process.degrade(x0, at(T, 4))
     xs = reverse_step(process, xt, x0, at(T, 4), at(T - 1, 4))
@@ -171,7 +171,7 @@ def test_a_cold_step_from_the_truth_is_the_degradation_itself(name):
 
 
 def test_a_blur_adds_in_squares_keeps_the_mean_and_is_the_gaussian_in_the_middle():
-    blur, x = Blur(10, 2.0), pictures(size=33, channels=1)
+    blur, x = Blur(10, 2.0), images(size=33, channels=1)
     twice = blur(blur(x, at(3, 4)), at(4, 4))  # 0.6 and 0.8 pixels: together 1.0
     assert torch.allclose(twice, blur(x, at(5, 4)), atol=1e-12)
     assert torch.allclose(twice.mean((-1, -2)), x.mean((-1, -2)), atol=1e-12)
@@ -195,7 +195,7 @@ def test_missing_pixels_are_nested_counted_and_nearest_the_centre_first():
 
 
 def test_pooling_shows_means_of_squares_and_desaturation_ends_in_grey():
-    x = pictures()
+    x = images()
     pooled = Pool((1, 2, 4))(x, at(2, 4))
     assert torch.allclose(pooled[0, 1, 4:, :4], x[0, 1, 4:, :4].mean().expand(4, 4))
     grey = Desaturate(5)(x, at(5, 4))
@@ -204,7 +204,7 @@ def test_pooling_shows_means_of_squares_and_desaturation_ends_in_grey():
 
 
 def test_a_cold_process_with_noise_ends_clean_and_starts_noisy():
-    process, x0 = ColdProcess(Blur(4, 1.0), sigma=0.2), pictures(200, 1)
+    process, x0 = ColdProcess(Blur(4, 1.0), sigma=0.2), images(200, 1)
     noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(200)))
     assert float(noise.std()) == pytest.approx(0.2, rel=0.05)
     assert torch.equal(process.corrupt(x0, at(0, 200), noise), x0)
@@ -236,7 +236,7 @@ def test_a_degradation_of_ones_own_is_a_function_and_can_be_saved_once_registere
     def darken(x0, t):
         return x0 * (1 - t / 10).view(-1, 1, 1, 1)
 
-    x0 = pictures()
+    x0 = images()
     assert torch.allclose(ColdProcess(darken, T=10).degrade(x0, at(5, 4)), x0 / 2)
     with pytest.raises(ValueError, match="register"):
         ColdProcess(darken, T=10).to_dict()
@@ -259,7 +259,7 @@ def test_a_degradation_of_ones_own_is_a_function_and_can_be_saved_once_registere
 # bad input ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_schedule_that_leaves_the_picture_in_x_T_warns():
+def test_a_schedule_that_leaves_the_image_in_x_T_warns():
     with pytest.warns(UserWarning, match="x_T still shows x0"):
         GaussianProcess.vp("linear", 50)
     with pytest.warns(UserWarning, match="x_T still shows x0"):
@@ -296,26 +296,26 @@ def test_a_schedule_that_leaves_the_picture_in_x_T_warns():
         (lambda: process_from_dict({"process": "gaussian", "family": "xp"}), "'vp', 've', 'rf' or 'table'"),
         (lambda: process_from_dict({"process": "gaussian", "family": "rf", "steps": 3}), "does not take"),
         (
-            lambda: PROCESSES["cosine"].target("score", pictures(), pictures(), at(1, 4)),
+            lambda: PROCESSES["cosine"].target("score", images(), images(), at(1, 4)),
             "'epsilon', 'x0', 'v', got 'score'",
         ),
-        (lambda: PROCESSES["rf"].to_x0("epsilon", pictures(), pictures(), at(30, 4)), "a_t = 0"),
-        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(51, 4), pictures()), "0..50, got 51..51"),
-        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(-1, 4), pictures()), "got -1"),
-        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(1, 3), pictures()), r"\(4,\) int64"),
-        (lambda: PROCESSES["cosine"].corrupt(pictures(), at(1, 4).float(), pictures()), "float32"),
-        (lambda: PROCESSES["cosine"].invert_noise(pictures(), pictures(), at(0, 4)), "no noise can be recovered"),
-        (lambda: PROCESSES["cosine"].blend(pictures(), pictures(), 1.5), r"churn must lie in \[0, 1\]"),
-        (lambda: PROCESSES["cosine"].sample_noise(pictures(), editable=torch.ones(4)), "control.edit"),
-        (lambda: PROCESSES["cosine"].sample_noise(pictures(), random=RowRandom(0, torch.arange(3))), "3 rows"),
-        (lambda: COLD["pool"].degrade(pictures(size=6), at(1, 4)), "must divide height and width"),
-        (lambda: COLD["fade"].degrade(pictures(channels=1), at(1, 4)), "3 channels"),
-        (lambda: ColdProcess(lambda x, t: x + 0.1, T=3).degrade(pictures(), at(1, 4)), "not the identity at t = 0"),
-        (lambda: ColdProcess(lambda x, t: x[:, :1], T=3).degrade(pictures(), at(1, 4)), "keep shape and dtype"),
-        (lambda: check_pictures(torch.zeros(3)), r"\(B, \.\.\.\)"),
-        (lambda: check_pictures(torch.zeros(3, 4, dtype=torch.uint8)), "uint8"),
-        (lambda: check_pictures(torch.full((3, 4), torch.nan), "xt"), "xt holds 12 values that are NaN"),
-        (lambda: check_pictures(torch.full((3, 4), 200.0), low=-1, high=1), r"\[-1, 1\], got values from 200"),
+        (lambda: PROCESSES["rf"].to_x0("epsilon", images(), images(), at(30, 4)), "a_t = 0"),
+        (lambda: PROCESSES["cosine"].corrupt(images(), at(51, 4), images()), "0..50, got 51..51"),
+        (lambda: PROCESSES["cosine"].corrupt(images(), at(-1, 4), images()), "got -1"),
+        (lambda: PROCESSES["cosine"].corrupt(images(), at(1, 3), images()), r"\(4,\) int64"),
+        (lambda: PROCESSES["cosine"].corrupt(images(), at(1, 4).float(), images()), "float32"),
+        (lambda: PROCESSES["cosine"].invert_noise(images(), images(), at(0, 4)), "no noise can be recovered"),
+        (lambda: PROCESSES["cosine"].blend(images(), images(), 1.5), r"churn must lie in \[0, 1\]"),
+        (lambda: PROCESSES["cosine"].sample_noise(images(), editable=torch.ones(4)), "control.edit"),
+        (lambda: PROCESSES["cosine"].sample_noise(images(), random=RowRandom(0, torch.arange(3))), "3 rows"),
+        (lambda: COLD["pool"].degrade(images(size=6), at(1, 4)), "must divide height and width"),
+        (lambda: COLD["fade"].degrade(images(channels=1), at(1, 4)), "3 channels"),
+        (lambda: ColdProcess(lambda x, t: x + 0.1, T=3).degrade(images(), at(1, 4)), "not the identity at t = 0"),
+        (lambda: ColdProcess(lambda x, t: x[:, :1], T=3).degrade(images(), at(1, 4)), "keep shape and dtype"),
+        (lambda: check_finite(torch.zeros(3)), r"\(B, \.\.\.\)"),
+        (lambda: check_finite(torch.zeros(3, 4, dtype=torch.uint8)), "uint8"),
+        (lambda: check_finite(torch.full((3, 4), torch.nan), "xt"), "xt holds 12 values that are NaN"),
+        (lambda: check_finite(torch.full((3, 4), 200.0), low=-1, high=1), r"\[-1, 1\], got values from 200"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:a_T")

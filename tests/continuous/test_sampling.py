@@ -21,7 +21,7 @@ def rows(n, seed=0):
     return RowRandom(seed, torch.arange(n))
 
 
-def pictures(n=4, size=8, seed=0):
+def images(n=4, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n, 1, size, size, generator=generator, dtype=torch.float64) * 2 - 1
 
@@ -215,7 +215,7 @@ def test_an_edit_that_starts_low_stays_near():
 
 
 def test_a_cold_edit_restores_the_editable_part_only():
-    process, known = ColdProcess(Blur(6, 3.0)), pictures()
+    process, known = ColdProcess(Blur(6, 3.0)), images()
     editable = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     editable[..., :4] = True
     out = control.edit(process, lambda xt, t, s: known.flip(0), known, editable)
@@ -225,8 +225,8 @@ def test_a_cold_edit_restores_the_editable_part_only():
 # restoring ------------------------------------------------------------------------------------------------------------
 
 
-def test_ones_own_spoilt_pictures_are_restored_each_from_its_own_t():
-    process, x0 = ColdProcess(Blur(10, 2.0)), pictures()
+def test_ones_own_spoilt_images_are_restored_each_from_its_own_t():
+    process, x0 = ColdProcess(Blur(10, 2.0)), images()
     t = torch.tensor([10, 4, 7, 5])
     xt = process.degrade(x0, t)
     assert torch.allclose(sampling.restore(process, lambda *a: x0, xt, t), x0, atol=1e-12)
@@ -238,12 +238,12 @@ def test_ones_own_spoilt_pictures_are_restored_each_from_its_own_t():
 
     sampling.restore(process, restorer, xt, t, num_steps=2)
     assert asked == [([10, 4, 7, 5], [5, 2, 3, 2]), ([5, 2, 3, 2], [0, 0, 0, 0])]
-    sampling.restore(ColdProcess(PixelMask(3)), lambda xt, t, s: asked.append(int(t[0])) or xt, pictures())
+    sampling.restore(ColdProcess(PixelMask(3)), lambda xt, t, s: asked.append(int(t[0])) or xt, images())
     assert asked[2:] == [3, 2, 1]
 
 
 def test_a_cold_walk_with_small_noise_ends_clean_at_any_churn():
-    process, x0 = ColdProcess(Blur(6, 3.0), sigma=0.05), pictures()
+    process, x0 = ColdProcess(Blur(6, 3.0), sigma=0.05), images()
     xt = process.prior(x0, random=rows(4))
     assert 0.03 < float((xt - process.degrade(x0, at(6, 4))).std()) < 0.07
     for churn in (0.0, 0.5, 1.0):
@@ -256,7 +256,7 @@ def test_a_cold_walk_with_small_noise_ends_clean_at_any_churn():
 
 
 def test_naive_sampling_ends_at_the_restorers_last_answer_and_improved_keeps_the_residual():
-    process, x0, wrong = ColdProcess(Blur(6, 3.0)), pictures(), pictures(seed=1)
+    process, x0, wrong = ColdProcess(Blur(6, 3.0)), images(), images(seed=1)
     xt = process.degrade(x0, at(6, 4))
     naive = sampling.restore(process, lambda *a: wrong, xt, churn=1.0)
     improved = sampling.restore(process, lambda *a: wrong, xt)
@@ -269,7 +269,7 @@ def test_naive_sampling_ends_at_the_restorers_last_answer_and_improved_keeps_the
 
 
 def test_the_step_terms_are_the_kullback_leibler_divergences_of_the_two_normal_laws():
-    process, x0 = GaussianProcess.vp("cosine", 6), pictures(3, 2)
+    process, x0 = GaussianProcess.vp("cosine", 6), images(3, 2)
     predict = lambda xt, t, s: 0.5 * xt  # noqa: E731
     v = torch.linspace(0.0, 0.6, 7, dtype=torch.float64)
     bound = nelbo(process, predict, x0, variance=v, random=rows(3))
@@ -355,42 +355,42 @@ COLD = ColdProcess(Blur(6, 3.0))
         (lambda: sampling.sample(VP, PREDICT, (2, 2), dtype=torch.int64), "float tensor"),
         (lambda: sampling.sample(COLD, PREDICT, (2, 1, 8, 8)), "sampling.restore"),
         (lambda: sampling.sample(VP, lambda *a: torch.zeros(1), (2, 2)), "shape of xt"),
-        (lambda: sampling.restore(COLD, PREDICT, pictures() * torch.nan), "NaN"),
-        (lambda: sampling.restore(COLD, PREDICT, pictures(), 0), "nothing to restore"),
-        (lambda: sampling.restore(COLD, PREDICT, pictures(), 7), r"0..6, got 7..7"),
-        (lambda: sampling.restore(COLD, PREDICT, pictures(), 3, num_steps=4), "1..3"),
+        (lambda: sampling.restore(COLD, PREDICT, images() * torch.nan), "NaN"),
+        (lambda: sampling.restore(COLD, PREDICT, images(), 0), "nothing to restore"),
+        (lambda: sampling.restore(COLD, PREDICT, images(), 7), r"0..6, got 7..7"),
+        (lambda: sampling.restore(COLD, PREDICT, images(), 3, num_steps=4), "1..3"),
         (lambda: sampling.langevin(VP, PREDICT, 2.5), "explodes; got 2.5"),
-        (lambda: sampling.inverted(VP, PREDICT)(pictures(), at(5, 4), at(3, 4)), "times must rise"),
-        (lambda: sampling.slerp(pictures(), -pictures(), 0.5), "opposite"),
-        (lambda: sampling.slerp(pictures(), pictures(3), 0.5), "one shape"),
+        (lambda: sampling.inverted(VP, PREDICT)(images(), at(5, 4), at(3, 4)), "times must rise"),
+        (lambda: sampling.slerp(images(), -images(), 0.5), "opposite"),
+        (lambda: sampling.slerp(images(), images(3), 0.5), "one shape"),
         (
             lambda: sampling.sample(
                 VP, sampling.with_variance(VP, PREDICT, torch.full((101,), torch.nan)), (2, 2), sampler=None
             ),
             "variance must be known",
         ),
-        (lambda: control.edit(VP, PREDICT, pictures(), torch.ones(8, 8)), "bool"),
+        (lambda: control.edit(VP, PREDICT, images(), torch.ones(8, 8)), "bool"),
         (
-            lambda: control.edit(VP, PREDICT, pictures(), torch.ones(7, dtype=torch.bool)),
+            lambda: control.edit(VP, PREDICT, images(), torch.ones(7, dtype=torch.bool)),
             r"broadcast to \(4, 1, 8, 8\)",
         ),
         (
-            lambda: control.classifier_guided(VP, lambda x, t, s: x, lambda x, t: x)(pictures(), at(5, 4), at(3, 4)),
+            lambda: control.classifier_guided(VP, lambda x, t, s: x, lambda x, t: x)(images(), at(5, 4), at(3, 4)),
             "one number",
         ),
         (
             lambda: control.classifier_guided(GaussianProcess.rf(5), lambda x, t, s: x, None)(
-                pictures(), at(5, 4), at(3, 4)
+                images(), at(5, 4), at(3, 4)
             ),
             "a_t > 0",
         ),
-        (lambda: nelbo(VP, PREDICT, pictures(), torch.tensor([50, 0])), "from T = 100 to 0"),
-        (lambda: nelbo(VP, PREDICT, pictures(), levels=17), "some lie between"),
-        (lambda: nelbo(VP, PREDICT, 9 * pictures(), levels=17), r"\[-1, 1\]"),
-        (lambda: nelbo(VP, PREDICT, pictures(), num_terms=1), "at least 2"),
-        (lambda: log_likelihood(VP, PREDICT, pictures(), 50), "1..49"),
-        (lambda: log_likelihood(VP, PREDICT, pictures(), 5, probes=0), "probes must be at least 1"),
-        (lambda: log_likelihood(VP, lambda x, t, s: x.detach(), pictures(), 5), "differentiable"),
+        (lambda: nelbo(VP, PREDICT, images(), torch.tensor([50, 0])), "from T = 100 to 0"),
+        (lambda: nelbo(VP, PREDICT, images(), levels=17), "some lie between"),
+        (lambda: nelbo(VP, PREDICT, 9 * images(), levels=17), r"\[-1, 1\]"),
+        (lambda: nelbo(VP, PREDICT, images(), num_terms=1), "at least 2"),
+        (lambda: log_likelihood(VP, PREDICT, images(), 50), "1..49"),
+        (lambda: log_likelihood(VP, PREDICT, images(), 5, probes=0), "probes must be at least 1"),
+        (lambda: log_likelihood(VP, lambda x, t, s: x.detach(), images(), 5), "differentiable"),
     ],
 )
 def test_bad_input_is_refused(make, message):
@@ -400,6 +400,6 @@ def test_bad_input_is_refused(make, message):
 
 def test_a_guess_keeps_what_wrappers_do_not_touch():
     inner = lambda xt, t, s: Prediction(xt, churn=0.25)  # noqa: E731
-    assert sampling.clip(inner)(pictures(), at(3, 4), at(2, 4)).churn == 0.25
-    assert control.project(inner, lambda x: x)(pictures(), at(3, 4), at(2, 4)).churn == 0.25
+    assert sampling.clip(inner)(images(), at(3, 4), at(2, 4)).churn == 0.25
+    assert control.project(inner, lambda x: x)(images(), at(3, 4), at(2, 4)).churn == 0.25
     assert isinstance(Mixture([[0.0]], [1.0], [1.0]).means, torch.Tensor)

@@ -1,4 +1,4 @@
-"""A training run of pictures: what it writes, that it resumes bit by bit, and what it refuses before it begins."""
+"""A training run of images: what it writes, that it resumes bit by bit, and what it refuses before it begins."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     )
 
 
-def test_a_run_writes_a_model_that_knows_its_process_pictures_and_every_figure(trained):
+def test_a_run_writes_a_model_that_knows_its_process_images_and_every_figure(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"config.json", "model.safetensors", "report.json", "samples.png", "README.md"} <= names
     assert not [name for name in names if name.endswith((".part", ".bin", ".pt"))]
@@ -214,9 +214,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
         (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
         (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
         (["--error", "l3"], "error must be one of"),
-        (["--loss", "nelbo"], "loss belongs to text: pictures take --error"),
+        (["--loss", "nelbo"], "loss belongs to text: images take --error"),
         (["--weighting", "vlb", "--error", "l1"], "'vlb' is a bound"),
-        (["--data", "no/such/pictures"], "data must be 'digits', a folder"),
+        (["--data", "no/such/images"], "data must be 'digits', a folder"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_before_anything_is_written(tmp_path, more, words):
@@ -225,7 +225,7 @@ def test_flags_that_cannot_be_are_refused_before_anything_is_written(tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_a_schedule_that_leaves_the_picture_in_x_T_is_warned_of():
+def test_a_schedule_that_leaves_the_image_in_x_T_is_warned_of():
     _, model, _, _ = parse(["--output", "x", "--schedule", "linear", "--times", "50"])
     with pytest.warns(UserWarning, match="x_T still shows x0"):
         build_process(model)

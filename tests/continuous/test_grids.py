@@ -1,21 +1,21 @@
-"""Pages of pictures, pixel by pixel."""
+"""Pages of images, pixel by pixel."""
 
 import pytest
 import torch
 from PIL import Image
 
-from continuous.pictures import save_grid, save_png, save_strip, tile
+from continuous.grids import save_grid, save_png, save_strip, tile
 
 
-def test_a_page_holds_every_picture_at_its_place_enlarged_without_smoothing():
+def test_a_page_holds_every_image_at_its_place_enlarged_without_smoothing():
     rows = [torch.full((2, 1, 2, 2), -1.0), torch.full((1, 1, 2, 2), 1.0)]
     rows[0][1, 0, 0, 1] = 0.0
     page = tile(rows, scale=3)
     assert page.shape == (1, 2 * 10 + 4, 2 * 10 + 4) and page.dtype == torch.uint8
     assert (page[0, 4:10, 4:10] == 0).all() and (page[0, :4] == 255).all()
     assert page[0, 4:10, 14:20].tolist() == [[0] * 3 + [128] * 3] * 3 + [[0] * 6] * 3
-    assert (page[0, 14:20] == 255).all()  # a white picture, and nothing beside it
-    assert tile(rows).shape[-1] == 2 * 68 + 4  # at least 64 pixels a picture
+    assert (page[0, 14:20] == 255).all()  # a white image, and nothing beside it
+    assert tile(rows).shape[-1] == 2 * 68 + 4  # at least 64 pixels an image
 
 
 def test_a_strip_shows_first_and_last_state_and_others_evenly(tmp_path):

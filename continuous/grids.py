@@ -1,4 +1,4 @@
-"""Pictures to look at: grids, strips of states, loss curves, as PNG files that are complete or not there."""
+"""Images to look at: grids, strips of states, loss curves, as PNG files that are complete or not there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .data import to_bytes
 
 _CELL = 64
-"""Pixels of a picture on paper, at least: small ones are enlarged by a whole number, without smoothing."""
+"""Pixels of an image on paper, at least: small ones are enlarged by a whole number, without smoothing."""
 _PAD, _BACKGROUND = 4, 255
 
 
@@ -20,21 +20,21 @@ def check_target(path: str | Path) -> Path:
     """The path, if a PNG can be written there; raises before anything is computed for it."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"pictures are written as .png, got {str(path)!r}")
+        raise ValueError(f"images are written as .png, got {str(path)!r}")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"a picture must be a file in an existing directory, got {str(path)!r}")
+        raise ValueError(f"an image must be a file in an existing directory, got {str(path)!r}")
     return path
 
 
 def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:
-    """Rows of pictures as one picture: (C, H, W) uint8.
+    """Rows of images as one image: (C, H, W) uint8.
 
     Args:
         rows: each (N, C, h, w) in [-1, 1] (what lies outside is cut off); a shorter row ends earlier.
-        scale: how often a pixel is repeated; None: so that a picture is at least 64 pixels wide.
+        scale: how often a pixel is repeated; None: so that an image is at least 64 pixels wide.
     """
     if not rows or not all(len(row) for row in rows):
-        raise ValueError("rows must hold at least one row with at least one picture")
+        raise ValueError("rows must hold at least one row with at least one image")
     channels, height, width = rows[0].shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"a PNG shows 1 or 3 channels, got {channels}")
@@ -44,9 +44,9 @@ def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:
     page = torch.full((channels, len(rows) * high + _PAD, columns * wide + _PAD), _BACKGROUND, dtype=torch.uint8)
     for i, row in enumerate(rows):
         large = to_bytes(row.detach().cpu()).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        for j, picture in enumerate(large):
+        for j, image in enumerate(large):
             top, left = _PAD + i * high, _PAD + j * wide
-            page[:, top : top + height * scale, left : left + width * scale] = picture
+            page[:, top : top + height * scale, left : left + width * scale] = image
     return page
 
 
@@ -63,13 +63,13 @@ def save_png(path: str | Path, page: Tensor) -> None:
 
 
 def save_grid(path: str | Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
-    """Pictures (N, C, H, W) in [-1, 1] side by side; `columns` None: about a square."""
+    """Images (N, C, H, W) in [-1, 1] side by side; `columns` None: about a square."""
     columns = max(1, round(len(images) ** 0.5)) if columns is None else columns
     save_png(path, tile([images[i : i + columns] for i in range(0, len(images), columns)], scale))
 
 
 def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scale: int | None = None) -> None:
-    """How pictures came to be: a row for each, from its first state to its last, `count` of them, evenly.
+    """How images came to be: a row for each, from its first state to its last, `count` of them, evenly.
 
     states: tensors (N, C, H, W), one after each step.
     """
