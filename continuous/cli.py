@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +43,7 @@ def generate(
         str | None, typer.Option(help="even, quadratic or snr; default: what suits the sampler.")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise of ddim: 0 none, 1 that of ddpm.")] = None,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     clip: Annotated[bool, typer.Option(help="Hold predictions inside the range of images.")] = True,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 512,
@@ -58,25 +59,15 @@ def generate(
         if path is not None:
             check_target(path)
     pipe = _load(model, device)
-    states: list[Any] = []
-    images = pipe.generate(
-        number,
-        label,
-        sampler=sampler,
-        num_steps=num_steps,
-        spacing=spacing,
-        eta=eta,
-        guidance=guidance,
-        clip=clip,
-        seed=seed,
-        batch_size=batch_size,
-        on_state=None if strip is None else (lambda state: states.append(state[:_SHOWN])),
-        progress=not quiet,
-    )
+    seed = secrets.randbits(63) if seed is None else seed
+    how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
+    how |= {"guidance_scale": guidance_scale, "seed": seed}
+    images = pipe.generate(number, label, batch_size=batch_size, progress=not quiet, **how)
     save_grid(output, images, columns)
     print(output)
     if strip is not None:
-        save_strip(strip, states[: (num_steps or pipe.process.T) + 1])  # those of the first batch
+        first = pipe.generate(min(number, _SHOWN), label, output_trajectory=True, **how)  # the same images once more
+        save_strip(strip, first.trajectory)
         print(strip)
 
 
@@ -126,7 +117,7 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Images; default: those the model was trained with.")] = None,
     sampler: Annotated[str, typer.Option(help="As in generate (Gaussian models).")] = "dpm_solver",
     num_steps: Steps = 20,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     number: Annotated[
         int | None, typer.Option("--number", "-n", min=2, help="Samples; default: as many as held out.")
     ] = None,
@@ -144,7 +135,14 @@ def evaluate(
     pipe = _load(model, device)
     splits, name = load_splits_of(model, data)
     figures = evaluate_model(
-        pipe, splits, sampler=sampler, num_steps=num_steps, guidance=guidance, number=number, terms=terms, seed=seed
+        pipe,
+        splits,
+        sampler=sampler,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        number=number,
+        terms=terms,
+        seed=seed,
     )
     print(json.dumps({"model": model, "data": name, **figures}) if as_json else describe_figures(figures))
 

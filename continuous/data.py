@@ -145,6 +145,16 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.to(torch.float32).clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+def to_pil(images: Tensor) -> list[Any]:
+    """Images (N, C, H, W) in [-1, 1] as Pillow images, of one channel (mode "L") or three ("RGB")."""
+    from PIL import Image
+
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"Pillow shows images of 1 or 3 channels, got {images.shape[1]}: take output_type='pt'")
+    pixels = to_bytes(images).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one[..., 0] if images.shape[1] == 1 else one) for one in pixels]
+
+
 def hold_out(rows: ImageRows, count: int, seed: int = 0) -> ImageSplits:
     """`count` rows held out, of each class its share (to the nearest row); the same ones for a seed, always.
 

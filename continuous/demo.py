@@ -104,9 +104,8 @@ def show_images(pipe: ImagePipeline, folder: Path, seed: int) -> None:
     classes = pipe.denoiser.config.num_classes
     labels = torch.arange(classes).repeat_interleave(classes)
     save_grid(folder / "grid.png", pipe.generate(len(labels), labels, seed=seed), classes)
-    states: list[torch.Tensor] = []
-    pipe.generate(classes, "all", sampler="ddpm", num_steps=50, seed=seed, on_state=states.append)
-    save_strip(folder / "strip.png", states)
+    made: Any = pipe.generate(classes, "all", sampler="ddpm", num_steps=50, seed=seed, output_trajectory=True)
+    save_strip(folder / "strip.png", made.trajectory)
     console.print(f"\n[bold]images[/]  {folder / 'grid.png'}  a row for each class, DPM-Solver++, 20 steps")
     console.print(f"          {folder / 'strip.png'}  from noise to digits, DDPM, 50 steps")
 

@@ -314,7 +314,7 @@ def evaluate_model(
     *,
     sampler: str = "dpm_solver",
     num_steps: int | None = 20,
-    guidance: float = 1.0,
+    guidance_scale: float = 1.0,
     number: int | None = None,
     terms: int = 64,
     seed: int = 0,
@@ -335,8 +335,10 @@ def evaluate_model(
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
         labels = held.labels[torch.arange(number) % len(held)]
-    images = pipe.generate(number, labels, sampler=sampler, num_steps=num_steps, guidance=guidance, seed=seed)
-    how = {"sampler": sampler, "num_steps": num_steps, "guidance": guidance, "seed": seed}
+    images = pipe.generate(
+        number, labels, sampler=sampler, num_steps=num_steps, guidance_scale=guidance_scale, seed=seed
+    )
+    how = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     figures: dict[str, Any] = {
         "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
         "reference": {name: one.to_dict() for name, one in reference_rows(splits, classifier, seed).items()},

@@ -10,17 +10,19 @@ import contextlib
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
 from . import control, sampling
-from .data import check_images
+from .data import check_images, to_pil
 from .modeling import ImageDenoiser
 from .objectives import snr, step_variances
 from .processes import ColdProcess, GaussianProcess, normal_like
@@ -29,7 +31,23 @@ from .sampling import Predictor
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
-OnState = Callable[[Tensor], None]
+OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
+"""callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place."""
+
+
+@dataclass
+class ImageOutput(ModelOutput):
+    """
+    What `ImagePipeline` returns where more than the images is asked for.
+
+    Args:
+        images: (N, C, H, W) float32 in [-1, 1] on the CPU; from a call, as `output_type` says.
+        trajectory (`tuple[torch.Tensor]`, *optional*): with `output_trajectory`, every xt from the start to the end,
+            the last one held inside [-1, 1].
+    """
+
+    images: Any = None
+    trajectory: tuple[Tensor, ...] | None = None
 
 
 class ImagePipeline:
@@ -38,10 +56,13 @@ class ImagePipeline:
     ```python
     >>> pipe = ImagePipeline.from_pretrained("runs/digits")
     >>> images = pipe.generate(16, label=3, seed=0)              # (16, 1, 8, 8) in [-1, 1]
-    >>> images = pipe.generate(16, label=3, sampler="ddim", num_steps=50, guidance=2.0)
+    >>> images = pipe.generate(16, label=3, sampler="ddim", num_steps=50, guidance_scale=2.0)
     >>> ImagePipeline.from_pretrained("runs/digits-blur").restore(blurred, t=20)
+    >>> pipe(batch_size=4, num_inference_steps=20).images          # as in diffusers: Pillow images
     ```
     """
+
+    _progress_bar: dict[str, Any] = {"disable": False}
 
     def __init__(self, denoiser: ImageDenoiser):
         if not isinstance(denoiser, ImageDenoiser):
@@ -97,6 +118,15 @@ class ImagePipeline:
             f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{use}\n```\n'
         )
 
+    def to(self, *args: Any, **kwargs: Any) -> ImagePipeline:
+        """Moves the model, as `torch.nn.Module.to`; returns the pipeline."""
+        self.denoiser.to(*args, **kwargs)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.denoiser.device
+
     @property
     def process(self) -> GaussianProcess | ColdProcess:
         return self.denoiser.process
@@ -108,11 +138,11 @@ class ImagePipeline:
 
     # predictors ------------------------------------------------------------------------------------------------------
 
-    def predictor(self, labels: Tensor | None = None, guidance: float = 1.0, clip: bool = True) -> Predictor:
+    def predictor(self, labels: Tensor | None = None, guidance_scale: float = 1.0, clip: bool = True) -> Predictor:
         """predict_x0(xt, t, s) of this model, for `continuous.sampling` and `udm_text.core.denoise`.
 
         Args:
-            labels: (B,) int64, -1 for none. guidance: scale of classifier-free guidance; 1 asks the network once.
+            labels: (B,) int64, -1 for none. guidance_scale: scale of classifier-free guidance; 1 asks the network once.
             clip: hold x0_hat inside [-1, 1], where every mean of images lies.
         """
 
@@ -120,10 +150,10 @@ class ImagePipeline:
             return self.denoiser.predict_x0(xt, t, labels)
 
         predict: Predictor = conditional
-        if guidance != 1.0:
+        if guidance_scale != 1.0:
             if labels is None or not self.denoiser.config.num_classes:
                 raise ValueError("guidance needs a label, and a model that knows classes")
-            predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance)
+            predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance_scale)
         return sampling.clip(predict) if clip else predict
 
     def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
@@ -153,6 +183,53 @@ class ImagePipeline:
 
     # what is done with it --------------------------------------------------------------------------------------------
 
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        num_inference_steps: int | None = 20,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> ImageOutput | tuple[Any]:
+        """New images, asked for as pipelines of diffusers are: `generate` by other names.
+
+        Args:
+            batch_size: how many images; None: one for each of `class_labels`, or one.
+            class_labels: `label` of `generate`. num_inference_steps: its `num_steps`.
+            generator: a seed is drawn from it (not with `seed`).
+            output_type: "pil", Pillow images; "pt", a tensor (N, C, H, W) in [0, 1]; "np", an array (N, H, W, C) in
+                [0, 1].
+            return_dict: an `ImageOutput`; False: a tuple of the images.
+            kwargs: everything else of `generate`, as `sampler`, `seed` and `callback_on_step_end`.
+        """
+        if output_type not in ("pil", "pt", "np"):
+            raise ValueError(f"output_type must be 'pil', 'pt' or 'np', got {output_type!r}")
+        for name, ours in (("num", "batch_size"), ("label", "class_labels"), ("num_steps", "num_inference_steps")):
+            if name in kwargs:
+                raise ValueError(f"{name} belongs to generate; a call takes {ours}")
+        if generator is not None:
+            if kwargs.get("seed") is not None:
+                raise ValueError("give seed or generator, not both")
+            kwargs["seed"] = RowRandom.fresh(1, generator=generator).seed
+        if batch_size is None:
+            several = isinstance(class_labels, Tensor | Sequence) and not isinstance(class_labels, str)
+            batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
+        kwargs.setdefault("progress", not self._progress_bar.get("disable", False))
+        made = self.generate(
+            batch_size, class_labels, num_steps=num_inference_steps, guidance_scale=guidance_scale, **kwargs
+        )
+        output = made if isinstance(made, ImageOutput) else ImageOutput(images=made)
+        output.images = {"pil": to_pil, "pt": _to_unit, "np": _to_array}[output_type](output.images)
+        return output if return_dict else (output.images,)
+
+    def set_progress_bar_config(self, **kwargs: Any) -> None:
+        """As in diffusers: `disable=True` hides the bar of a call; other options are those of tqdm."""
+        self._progress_bar = kwargs
+
     @torch.no_grad()
     def generate(
         self,
@@ -163,29 +240,31 @@ class ImagePipeline:
         num_steps: int | None = 20,
         spacing: str | None = None,
         eta: float | None = None,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         clip: bool = True,
         seed: int | None = None,
         batch_size: int = 512,
-        on_state: OnState | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_trajectory: bool = False,
         progress: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """New images: (num, C, H, W) float32 in [-1, 1] on the CPU.
 
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class.
             sampler: one of `SAMPLERS`. num_steps: network calls of an image (twice with guidance); None: T.
             spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
-            guidance: see `predictor`. clip: hold x0_hat inside [-1, 1].
+            guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
-            on_state: called after each step with the state of all images of a batch, from the noise on.
+            callback_on_step_end: see `OnStepEnd`; called for each batch of `batch_size` images.
+            output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone.
             progress: show a bar.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {sampler!r}")
         process = self.denoiser.gaussian
         labels = self.labels(label, num)
-        if sampler == WITH_LEARNED_VARIANCE and guidance != 1.0:
+        if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:
             raise ValueError(
                 "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
                 "another sampler with guidance"
@@ -195,16 +274,13 @@ class ImagePipeline:
         times = sampling.grid(process, num_steps, spacing)
         calls = len(times) - 1
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
             name: str | None = sampler
             if sampler == WITH_LEARNED_VARIANCE:
-                name, predict = None, self.learned_variance(own, random, clip)
+                name, predict = None, watcher.predictor(self.learned_variance(own, random, clip))
             else:
-                predict = self.predictor(own, guidance, clip)
+                predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
             rows = len(random.rows)
-            if on_state is not None:  # the prior is the first draw of a source: the one that `sample` starts from
-                like = torch.zeros(rows, *self.shape, device=self.denoiser.device)
-                on_state(process.prior(like, random=RowRandom(random.seed, random.rows)).cpu())
             return sampling.sample(
                 process,
                 predict,
@@ -214,10 +290,11 @@ class ImagePipeline:
                 eta=eta,
                 random=random,
                 device=self.denoiser.device,
-                on_step=on_step,
+                on_step=watcher.on_step,
             )
 
-        return self._batches(run, labels, num, calls, seed, batch_size, on_state, progress)
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        return self._batches(run, labels, num, calls, seed, batch_size, watcher)
 
     @torch.no_grad()
     def restore(
@@ -231,9 +308,10 @@ class ImagePipeline:
         clip: bool = True,
         seed: int | None = None,
         batch_size: int = 512,
-        on_state: OnState | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_trajectory: bool = False,
         progress: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """Your own degraded images, restored: (N, C, H, W) float32 in [-1, 1] on the CPU.
 
         Args:
@@ -241,7 +319,7 @@ class ImagePipeline:
             t: 1..T; None: T, the furthest.
             num_steps: 1..t; None: t. 1 asks once: direct restoration.
             churn: 0 keeps the residual (improved sampling), 1 forgets it (naive).
-            label, clip, seed, batch_size, on_state, progress: as in `generate`.
+            label, clip, seed, batch_size, callback_on_step_end, output_trajectory, progress: as in `generate`.
         """
         if not isinstance(degraded, Tensor) or degraded.ndim != 4 or tuple(degraded.shape[1:]) != self.shape:
             what = tuple(degraded.shape) if isinstance(degraded, Tensor) else type(degraded).__name__
@@ -253,22 +331,21 @@ class ImagePipeline:
             raise ValueError(f"t must lie in 1..{self.process.T}, got {t}")
         labels = self.labels(label, len(degraded))
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
             xt = degraded[part].to(self.denoiser.device, torch.float32)
-            if on_state is not None:
-                on_state(xt.cpu())
             return sampling.restore(
                 self.process,
-                self.predictor(own, clip=clip),
+                watcher.predictor(self.predictor(own, clip=clip)),
                 xt,
                 t,
                 num_steps=num_steps,
                 churn=churn,
                 random=random,
-                on_step=on_step,
+                on_step=watcher.on_step,
             )
 
-        return self._batches(run, labels, len(degraded), num_steps or t, seed, batch_size, on_state, progress)
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        return self._batches(run, labels, len(degraded), num_steps or t, seed, batch_size, watcher)
 
     @torch.no_grad()
     def edit(
@@ -280,13 +357,14 @@ class ImagePipeline:
         start: int | None = None,
         num_steps: int | None = 100,
         eta: float = 1.0,
-        guidance: float = 1.0,
+        guidance_scale: float = 1.0,
         clip: bool = True,
         seed: int | None = None,
         batch_size: int = 512,
-        on_state: OnState | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_trajectory: bool = False,
         progress: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         """New content where `editable` is true, `known` exactly elsewhere: (N, C, H, W) float32 on the CPU.
 
         Args:
@@ -301,18 +379,19 @@ class ImagePipeline:
         times = sampling.grid(process, steps, start=start)
         editable = control.check_editable(editable, known)
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, on_step: sampling.OnStep) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
             return control.edit(
                 process,
-                sampling.ddim(process, self.predictor(own, guidance, clip), eta),
+                sampling.ddim(process, watcher.predictor(self.predictor(own, guidance_scale, clip)), eta),
                 known[part].to(self.denoiser.device, torch.float32),
                 editable[part].to(self.denoiser.device),
                 times=times,
                 random=random,
-                on_step=on_step,
+                on_step=watcher.on_step,
             )
 
-        return self._batches(run, labels, len(known), steps, seed, batch_size, on_state, progress)
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        return self._batches(run, labels, len(known), steps, seed, batch_size, watcher)
 
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
         """Clean images (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
@@ -349,16 +428,15 @@ class ImagePipeline:
 
     def _batches(
         self,
-        run: Callable[[RowRandom, slice, Tensor | None, Any], Tensor],
+        run: Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor],
         labels: Tensor | None,
         num: int,
         calls: int,
         seed: int | None,
         batch_size: int,
-        on_state: OnState | None,
-        progress: bool,
-    ) -> Tensor:
-        """`run` for each batch of rows with their labels, its states handed on, the last one held inside [-1, 1]."""
+        watcher: _Watcher,
+    ) -> Tensor | ImageOutput:
+        """`run` for each batch of rows with their labels, watched; what it gives is held inside [-1, 1]."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         seed = _seed(seed)
@@ -366,34 +444,78 @@ class ImagePipeline:
         was_training = self.denoiser.training
         self.denoiser.eval()
         images = []
-        with _bar(progress, -(-num // batch_size) * calls) as advance:
-
-            def on_step(step: int, xs: Tensor, prediction: Prediction) -> None:
-                if on_state is not None:
-                    on_state(xs.cpu())
-                advance()
-
+        with watcher.bar(-(-num // batch_size) * calls):
             try:
                 for first in range(0, num, batch_size):
                     part = slice(first, min(first + batch_size, num))
                     own = None if labels is None else labels[part].to(self.denoiser.device)
-                    images.append(run(RowRandom(seed, rows[part]), part, own, on_step).cpu())
+                    images.append(watcher.finished(run(RowRandom(seed, rows[part]), part, own, watcher)))
             finally:
                 self.denoiser.train(was_training)
-        return torch.cat(images).to(torch.float32).clamp(-1.0, 1.0)
+        whole = torch.cat(images)
+        return ImageOutput(images=whole, trajectory=watcher.trajectory()) if watcher.keeps else whole
+
+
+class _Watcher:
+    """What looks on while images come to be: a bar, the caller's callback, a trajectory."""
+
+    def __init__(self, pipe: ImagePipeline, callback: OnStepEnd | None, keeps: bool, progress: bool):
+        self.pipe, self.callback, self.keeps, self.progress = pipe, callback, keeps, progress
+        self.batches: list[list[Tensor]] = []
+        self.states: list[Tensor] = []
+        self.advance: Callable[[], Any] = lambda: None
+        self.s: Any = None
+
+    def predictor(self, predict_x0: Predictor) -> Predictor:
+        """The same predictor, seen: it is asked once a step, with the state that the step begins from."""
+
+        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor | Prediction:
+            if self.keeps:
+                self.states.append(xt.cpu())
+            self.s = s
+            return predict_x0(xt, t, s)
+
+        return predict
+
+    def on_step(self, step: int, xs: Tensor, prediction: Prediction) -> Tensor | None:
+        self.advance()
+        if self.callback is None:
+            return None
+        return (self.callback(self.pipe, step, self.s, {"xt": xs}) or {}).get("xt", xs)
+
+    def finished(self, images: Tensor) -> Tensor:
+        """A batch at its end, on the CPU and inside [-1, 1]."""
+        images = images.cpu().to(torch.float32).clamp(-1.0, 1.0)
+        if self.keeps:
+            self.batches.append([*self.states, images])
+            self.states = []
+        return images
+
+    def trajectory(self) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(states) for states in zip(*self.batches, strict=True))
+
+    @contextlib.contextmanager
+    def bar(self, total: int) -> Iterator[None]:
+        """A progress bar on stderr, or nothing."""
+        if not self.progress:
+            yield
+            return
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
+            self.advance = bar.update
+            yield
 
 
 def _seed(seed: int | None) -> int:
     return secrets.randbits(63) if seed is None else seed
 
 
-@contextlib.contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[], Any]]:
-    """A progress bar on stderr, or nothing; gives the function that moves it by one."""
-    if not shown:
-        yield lambda: None
-        return
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+def _to_unit(images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1], as tensors of diffusers are."""
+    return (images + 1.0) / 2.0
 
-    with tqdm(total=total, unit="step", leave=False) as bar:
-        yield bar.update
+
+def _to_array(images: Tensor) -> Any:
+    """(N, H, W, C) in [0, 1], as arrays of diffusers are."""
+    return _to_unit(images).permute(0, 2, 3, 1).numpy()

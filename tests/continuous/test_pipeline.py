@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -66,9 +67,9 @@ def test_generating_is_the_sampler_of_the_package_on_the_models_own_process(pipe
 def test_guidance_of_scale_1_is_the_class_and_of_scale_0_is_no_class(pipe):
     how = {"sampler": "ddim", "num_steps": 5, "seed": 0}
     free, chosen = pipe.generate(3, **how), pipe.generate(3, 1, **how)
-    assert torch.allclose(pipe.generate(3, 1, guidance=0.0, **how), free, atol=1e-6)
+    assert torch.allclose(pipe.generate(3, 1, guidance_scale=0.0, **how), free, atol=1e-6)
     assert not torch.allclose(free, chosen, atol=1e-3)
-    assert not torch.allclose(pipe.generate(3, 1, guidance=3.0, **how), chosen, atol=1e-3)
+    assert not torch.allclose(pipe.generate(3, 1, guidance_scale=3.0, **how), chosen, atol=1e-3)
 
 
 def test_labels_are_named_numbered_or_all_in_turn(pipe):
@@ -77,11 +78,51 @@ def test_labels_are_named_numbered_or_all_in_turn(pipe):
 
 
 def test_states_run_from_the_noise_to_the_image(pipe):
-    states = []
-    last = pipe.generate(3, 0, num_steps=4, seed=1, sampler="ddim", on_state=states.append)
-    assert len(states) == 5 and torch.equal(states[-1].clamp(-1, 1), last)
+    how = {"num_steps": 4, "seed": 1, "sampler": "ddim"}
+    last, watched = pipe.generate(3, 0, **how), pipe.generate(3, 0, **how, output_trajectory=True, batch_size=2)
+    states = watched.trajectory
+    assert len(states) == 5 and torch.equal(states[-1], watched.images) and torch.allclose(watched.images, last)
     noise = RowRandom(1, torch.arange(3)).normal(16).view(3, 1, 4, 4).float()
     assert torch.allclose(states[0], noise, atol=1e-3)  # b_T of a cosine schedule is 1 to within 1e-4
+
+
+def test_a_callback_sees_every_step_and_may_take_its_place(pipe, cold):
+    seen = []
+
+    def look(who, step, s, state):
+        seen.append((who, step, s.tolist(), state["xt"].clone()))
+
+    how = {"num_steps": 4, "seed": 1, "sampler": "ddim"}
+    assert torch.equal(pipe.generate(2, 0, **how, callback_on_step_end=look), pipe.generate(2, 0, **how))
+    assert [(who, step, s) for who, step, s, _ in seen] == [(pipe, i, [15 - 5 * i] * 2) for i in range(4)]
+    states = pipe.generate(2, 0, **how, output_trajectory=True).trajectory
+    assert all(torch.equal(xt, state) for (*_, xt), state in zip(seen[:-1], states[1:], strict=False))
+    stay = {"xt": torch.full((2, 1, 4, 4), 0.5)}
+    assert torch.equal(pipe.generate(2, **how, callback_on_step_end=lambda *_: stay), stay["xt"])
+    assert torch.equal(cold.restore(stay["xt"] / 2, callback_on_step_end=lambda *_: stay), stay["xt"])
+
+
+def test_a_call_is_what_a_user_of_diffusers_types(pipe, capsys):
+    made = pipe(batch_size=3, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    assert [image.size for image in made.images] == [(4, 4)] * 3 and "step" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    again = pipe(batch_size=3, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="pt")
+    assert not capsys.readouterr().err and 0.0 <= again.images.min() and again.images.max() <= 1.0
+    pixels = torch.stack([torch.from_numpy(numpy.array(image)) for image in made.images]) / 255
+    assert torch.allclose(pixels, again.images[:, 0], atol=0.5 / 255 + 1e-6)
+    ours = pipe.generate(2, [1, 0], num_steps=4, guidance_scale=2.0, seed=3)
+    how = {"num_inference_steps": 4, "guidance_scale": 2.0, "seed": 3, "return_dict": False}
+    (theirs,) = pipe(class_labels=[1, 0], **how, output_type="np")
+    assert theirs.shape == (2, 4, 4, 1) and torch.allclose(torch.tensor(theirs)[..., 0] * 2 - 1, ours[:, 0], atol=1e-6)
+    assert pipe.to("cpu") is pipe and pipe.device == torch.device("cpu")
+    assert len(pipe(output_trajectory=True, num_inference_steps=4).trajectory) == 5
+    for wrong, words in (
+        ({"num_steps": 3}, "num_steps belongs to generate; a call takes num_inference_steps"),
+        ({"output_type": "latent"}, "output_type must be 'pil', 'pt' or 'np'"),
+        ({"seed": 1, "generator": torch.Generator()}, "give seed or generator"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipe(**wrong)
 
 
 def test_steps_with_the_learned_variance_have_it(pipe):
@@ -117,8 +158,7 @@ def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
     step = torch.where(torch.arange(4) < 2, -1.0, 1.0).expand(1, 1, 4, 4)
     slight = cold.degrade(step, t=1)
     assert 1.0 < slight.abs().max() < 1.1 and cold.restore(slight, t=1).abs().max() <= 1.0
-    states = []
-    cold.restore(degraded, t=4, on_state=states.append)
+    states = cold.restore(degraded, t=4, output_trajectory=True).trajectory
     assert len(states) == 5 and torch.equal(states[0], degraded)
 
 
@@ -126,8 +166,8 @@ def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
     known = torch.linspace(-1, 1, 48).view(3, 1, 4, 4)
     editable = torch.zeros(4, 4, dtype=torch.bool)
     editable[:, 2:] = True
-    states = []
-    found = pipe.edit(known, editable, label=1, num_steps=8, seed=0, on_state=states.append)
+    made = pipe.edit(known, editable, label=1, num_steps=8, seed=0, output_trajectory=True)
+    found, states = made.images, made.trajectory
     assert torch.equal(found[..., :2], known[..., :2]) and not torch.allclose(found[..., 2:], known[..., 2:], atol=0.05)
     assert torch.allclose(found, pipe.edit(known, editable, label=1, num_steps=8, seed=0, batch_size=1), atol=1e-5)
     # on the way the known pixels carry noise
@@ -171,7 +211,7 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
     pipe.denoiser.train()
     try:
         with pytest.raises(RuntimeError, match="stop"):
-            pipe.generate(1, num_steps=3, on_state=lambda state: (_ for _ in ()).throw(RuntimeError("stop")))
+            pipe.generate(1, num_steps=3, callback_on_step_end=lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
         assert pipe.denoiser.training
     finally:
         pipe.denoiser.eval()
@@ -186,8 +226,8 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
         (lambda p, c: p.generate(2, 3), r"labels must lie in 0..2"),
         (lambda p, c: p.generate(2, "seven"), "label must be 'all' or one of nought, one, two"),
         (lambda p, c: p.generate(2, [0, 1, 2]), "one for each of 2 images"),
-        (lambda p, c: p.generate(2, guidance=2.0), "guidance needs a label"),
-        (lambda p, c: p.generate(2, 1, guidance=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
+        (lambda p, c: p.generate(2, guidance_scale=2.0), "guidance needs a label"),
+        (lambda p, c: p.generate(2, 1, guidance_scale=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
         (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda p, c: p.generate(2, batch_size=0), "batch_size must be at least 1"),
         (lambda p, c: c.generate(2), "this one is cold: use restore"),

@@ -78,7 +78,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "ddpm": {"sampler": "ddpm", "num_steps": 8},
     "ddpm_learned": {"sampler": "ddpm_learned", "num_steps": 8},
     "baseline": {"sampler": "baseline", "num_steps": 4},
-    "guided": {"num_steps": 5, "guidance": 2.5},
+    "guided": {"num_steps": 5, "guidance_scale": 2.5},
 }
 
 
