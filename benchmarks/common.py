@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
-from udm_text.runs import processor_name
+from udm_text.training.runs import processor_name
 
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 """Layers, hidden size, heads."""

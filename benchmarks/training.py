@@ -39,8 +39,8 @@ from torch import Tensor  # noqa: E402
 from udm_text import UDMForMaskedGeneration  # noqa: E402
 from udm_text.objectives import stratified_counts  # noqa: E402
 from udm_text.randomness import step_random  # noqa: E402
-from udm_text.runs import keep_memory  # noqa: E402
-from udm_text.text_objective import TextObjective  # noqa: E402
+from udm_text.training.objective import TextObjective  # noqa: E402
+from udm_text.training.runs import keep_memory  # noqa: E402
 
 METHODS = ("full", "gathered", "chunked")
 BARS = {"mini": 1.4, "small": 1.3, "base": 1.1}
@@ -195,7 +195,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--keep-memory", action="store_true", help="see udm_text.runs.keep_memory")
+    parser.add_argument("--keep-memory", action="store_true", help="see udm_text.training.runs.keep_memory")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -233,7 +233,7 @@ def draw_times(
 
 
 class ImageObjective:
-    """An `Objective` (see udm_text/training.py) for `ImageDenoiser`: rows of `ImageRows`.
+    """An `Objective` (see udm_text/training/trainer.py) for `ImageDenoiser`: rows of `ImageRows`.
 
     A row's term is the weighted error summed over its pixels, the items are pixels' values, so the loss is an average
     per dimension; with `weighting="vlb"` it is the bound in nats per dimension, less the constant KL(x_T || prior).

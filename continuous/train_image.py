@@ -16,8 +16,9 @@ import torch
 from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 
-from udm_text.callbacks import LossBar
-from udm_text.runs import (
+from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training.callbacks import LossBar
+from udm_text.training.runs import (
     RUN_FILE,
     keep_memory,
     machine,
@@ -27,7 +28,6 @@ from udm_text.runs import (
     was_stopped,
     write_json,
 )
-from udm_text.training import UDMTrainer, UDMTrainingArguments
 
 from .data import ImageSplits, load_images
 from .degradations import degradation

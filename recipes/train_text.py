@@ -9,7 +9,7 @@ On several processes: `accelerate launch --config_file recipes/accelerate/ddp.ya
 `--cpu`
 alone, accelerate 1.15 starts a single process). `udm train` is the same in one process.
 
-What happens, in order (`udm_text/train_text.py` reads like this list):
+What happens, in order (`udm_text/cli/train_text.py` reads like this list):
     the corpus becomes splits      a text file, a folder, jsonl/csv/parquet or a `datasets` name; 5 % held out if need
     be
     a tokenizer is trained         wordpiece, char or bpe; or an existing one is taken
@@ -25,7 +25,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
 
-from udm_text.train_text import parse, train_text  # noqa: E402
+from udm_text.cli.train_text import parse, train_text  # noqa: E402
 
 if __name__ == "__main__":
     train_text(*parse())

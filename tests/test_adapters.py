@@ -11,9 +11,9 @@ from tests.test_corpus import framed_tokenizer
 from tests.test_train_text import few_words, plain_bert, train  # noqa: F401
 from tests.training_helpers import make_model, make_trainer, weights
 from udm_text import UDMForMaskedGeneration
-from udm_text.adapters import add_adapter, merge_adapter
 from udm_text.backbones import recognise
 from udm_text.fastpath import plain_path
+from udm_text.training.adapters import add_adapter, merge_adapter
 
 
 def adapted(target=None, **own):

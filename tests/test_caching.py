@@ -8,8 +8,8 @@ from transformers import AutoModelForMaskedLM, ElectraConfig
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
+from udm_text.cli.terminal import describe_speed
 from udm_text.fastpath import plain_path
-from udm_text.terminal import describe_speed
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
 ROWS = torch.tensor(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training_helpers import CLS, FIRST, MASK, SEP, UNK, history, make_model, make_rows, make_trainer, weights
-from udm_text.causal import CausalObjective, causal_twin, evaluate_causal
+from udm_text.training.causal import CausalObjective, causal_twin, evaluate_causal
 
 
 def make_twin(vocab_size=24, scale=1.0, **own):

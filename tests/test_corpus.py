@@ -484,7 +484,7 @@ def test_a_contiguous_hold_out_is_the_end_of_the_corpus():
 
 
 def test_tokenisation_is_cached_until_text_or_tokenizer_changes(tmp_path, monkeypatch):
-    from udm_text.rows import RowCutter
+    from udm_text.corpus.rows import RowCutter
 
     seen, encode = [], RowCutter.encode
     monkeypatch.setattr(RowCutter, "encode", lambda self, batch: seen.append(len(batch["text"])) or encode(self, batch))

@@ -20,7 +20,7 @@ from tests.oracle.outcomes import MASK, Board
 from tests.oracle.world import all_rows, entropy, make_world, random_predictor
 from tests.training_helpers import CLS, SEP, make_model, make_rows, make_trainer
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
-from udm_text.cli import app
+from udm_text.cli.commands import app
 from udm_text.evaluation import evaluate_bound, fit_curve, measure_curve, price_table, store_curve
 from udm_text.processes import MaskProcess
 from udm_text.schedules import SCHEDULES, counts, step_costs

@@ -10,7 +10,8 @@ import torch
 from transformers.modeling_outputs import MaskedLMOutput
 
 from tests.training_helpers import CLS, FIRST, PAD, SEP, UNK, make_model, make_rows
-from udm_text.evaluation import collate, evaluate_bound, evaluate_repair, ratio_with_stderr, row_draws
+from udm_text.corpus import collate
+from udm_text.evaluation import evaluate_bound, evaluate_repair, ratio_with_stderr, row_draws
 from udm_text.kernels import KERNELS
 
 

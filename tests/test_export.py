@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from tests.models import make_tokenizer, make_udm
 from tests.test_cli import udm
-from udm_text import export
-from udm_text.cli import app
-from udm_text.export import as_html, check_target, gif_frames, save_trajectories
-from udm_text.terminal import BLOCK, readable
+from udm_text.cli import export
+from udm_text.cli.commands import app
+from udm_text.cli.export import as_html, check_target, gif_frames, save_trajectories
+from udm_text.cli.terminal import BLOCK, readable
 
 TRACKS = [
     [f"{BLOCK} {BLOCK} sat", f"the {BLOCK} sat", "the cat sat"],

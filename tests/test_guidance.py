@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_udm
 from tests.oracle.world import all_rows, index_of
 from tests.test_speculative import one_token_law
-from udm_text import UDMGenerationConfig, cli, predictors
+from udm_text import UDMGenerationConfig, predictors
+from udm_text.cli import commands
 from udm_text.decoding import ORDERS, guide, log_probabilities
 from udm_text.fastpath import plain_path
 from udm_text.inputs import GenerationInputs
@@ -246,7 +247,9 @@ def test_the_command_passes_the_scale_on(monkeypatch):
         seen.append(options)
         return [[{"generated_text": "a"}]]
 
-    monkeypatch.setattr(cli, "_pipeline", lambda *args: pipe)
-    run = CliRunner().invoke(cli.app, ["generate", "m", "a [MASK]", "--guidance-scale", "2.5", "--cache-refresh", "8"])
+    monkeypatch.setattr(commands, "_pipeline", lambda *args: pipe)
+    run = CliRunner().invoke(
+        commands.app, ["generate", "m", "a [MASK]", "--guidance-scale", "2.5", "--cache-refresh", "8"]
+    )
     assert run.exit_code == 0, run.output
     assert seen[0]["guidance_scale"] == 2.5 and seen[0]["cache_refresh"] == 8

@@ -1,97 +1,106 @@
 """The house in order: imports point down the floors, and the README's tree is the tree."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+from udm_text.hub import CODE
+
 ROOT = Path(__file__).resolve().parent.parent
-FLOORS = {
-    **dict.fromkeys(("randomness", "core", "hamming", "schedules", "decoding"), 0),
-    **dict.fromkeys(("processes", "kernels", "framing", "configuration_udm", "prompts", "packing", "row_order"), 1),
-    **dict.fromkeys(("sources", "tokenizing", "rows", "streaming"), 2),
-    **dict.fromkeys(("objectives", "corpus", "card", "hub", "checkpoints", "ema", "interrupts", "runs", "reports"), 2),
-    **dict.fromkeys(("callbacks", "backbones"), 3),
-    **dict.fromkeys(("modeling_udm", "inputs", "constraints", "fastpath", "caching", "predictors", "speculative"), 3),
-    **dict.fromkeys(("generation_udm", "training", "evaluation", "text_objective", "causal", "adapters"), 4),
-    **dict.fromkeys(("pipeline_udm", "arguments", "train_text", "terminal", "export"), 5),
-    **dict.fromkeys(("cli", "demo"), 6),
+FOLDERS = {  # of udm_text: what each may import besides itself and the standard library; "" is the root
+    "": set(),
+    "corpus": {""},
+    "evaluation": {"", "corpus"},
+    "training": {"", "corpus", "evaluation"},
+    "cli": {"", "corpus", "evaluation", "training", "continuous"},
 }
-UPWARD = {("modeling_udm", "generation_udm")}  # a model class inherits its generate from the mixin
-IMAGE_FLOORS = {  # the companion: the same plan, one house further
-    **dict.fromkeys(("schedules", "data", "networks"), 0),
-    **dict.fromkeys(("degradations", "grids"), 1),
-    "processes": 2,
-    **dict.fromkeys(("sampling", "modeling"), 3),
-    **dict.fromkeys(("control", "likelihood", "scheduler_adapter", "objectives"), 4),
-    **dict.fromkeys(("pipeline", "evaluation"), 5),
-    **dict.fromkeys(("train_image", "demo"), 6),
-    "cli": 7,
-}
-OF_TEXT = {
-    "core",
-    "randomness",
-    "training",
-    "callbacks",
-    "runs",
-}  # what images take of the house of text: these know no tokens
-IMAGE_MODULES = sorted(path.stem for path in (ROOT / "continuous").glob("*.py") if path.stem != "__init__")
-MODULES = sorted(path.stem for path in (ROOT / "udm_text").glob("*.py") if path.stem != "__init__")
+OF_TEXT = re.compile(r"udm_text\.(core|randomness|training(\..+)?)")
+"""What images take of the house of text: these know no tokens."""
 
 
-def relative_imports(path: Path) -> set[str]:
+def modules(package: str) -> list[Path]:
+    """The files of a package, the doors of its folders included."""
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def folder(path: Path) -> str:
+    inside = path.relative_to(ROOT / "udm_text").parts
+    return inside[0] if len(inside) > 1 else ""
+
+
+def imported(path: Path, lazily: bool = True) -> set[str]:
+    """Whole names of the modules that a file imports, those inside functions too where `lazily`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {
-        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+    package = [*path.relative_to(ROOT).parts[:-1]]
+    nodes = list(ast.walk(tree)) if lazily else tree.body
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            known = [ROOT.joinpath(*name.split("."), f"{alias.name}.py").exists() for alias in node.names]
+            found |= {f"{name}.{a.name}" if own else name for a, own in zip(node.names, known, strict=True)}
+    return found
+
+
+def home(name: str) -> str | None:
+    """The folder of udm_text that a module is in, "" the root; `continuous` and the like by their own name."""
+    parts = name.split(".")
+    if parts[0] in ("continuous", "recipes", "data", "benchmarks", "tests"):
+        return parts[0]
+    if parts[0] != "udm_text":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else ""
+
+
+@pytest.mark.parametrize("path", modules("udm_text"), ids=str)
+def test_a_folder_imports_what_stands_below_it(path):
+    mine, door = folder(path), path == ROOT / "udm_text" / "__init__.py"
+    for name in imported(path, lazily=not door):
+        there = home(name)
+        assert there in (None, mine) or there in FOLDERS[mine], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules("continuous"), ids=str)
+def test_images_take_of_text_what_knows_no_tokens(path):
+    for name in imported(path):
+        there = home(name)
+        assert there in (None, "continuous") or OF_TEXT.fullmatch(name), f"{path.name} imports {name}"
+
+
+def test_modules_import_each_other_in_no_circle():
+    known = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (*modules("udm_text"), *modules("continuous"))
     }
+    graph = {name: {used for used in imported(path, lazily=False) if used in known} for name, path in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for used in graph[name]:
+                visit(used, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down_the_floors(module):
-    assert module in FLOORS, f"{module} has no floor: give it one here and a line in the README"
-    for used in relative_imports(ROOT / "udm_text" / f"{module}.py"):
-        assert FLOORS[used] <= FLOORS[module] or (module, used) in UPWARD, f"{module} imports {used}, which is above it"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_of_a_floor_do_not_import_each_other_in_circles(module):
-    def reach(name: str, seen: frozenset[str]) -> None:
-        for used in relative_imports(ROOT / "udm_text" / f"{name}.py"):
-            assert used != module, f"{module} is imported by {name}, which it imports"
-            if used not in seen and FLOORS[used] == FLOORS[name]:
-                reach(used, seen | {used})
-
-    reach(module, frozenset())
-
-
-def siblings(path: Path) -> set[str]:
-    """The modules of its own package that a module imports, `from . import x` included."""
-    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.ImportFrom)]
-    bare = {alias.name for n in nodes if n.level == 1 and not n.module for alias in n.names}
-    return relative_imports(path) | bare
-
-
-@pytest.mark.parametrize("module", IMAGE_MODULES)
-def test_imports_of_images_point_down_the_floors_and_take_nothing_of_tokens(module):
-    assert module in IMAGE_FLOORS, f"continuous/{module} has no floor: give it one here and a line in the README"
-    path = ROOT / "continuous" / f"{module}.py"
-    for used in siblings(path):
-        above = IMAGE_FLOORS[used] > IMAGE_FLOORS[module]
-        assert not above and used != module, f"continuous/{module} imports {used}, which is above it"
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            package, _, rest = name.partition(".")
-            assert package not in ("continuous", "recipes", "data", "benchmarks", "tests"), (module, name)
-            assert package != "udm_text" or rest in OF_TEXT, (module, name)
-
-
-def test_nothing_of_text_imports_images_but_the_command():
-    for module in MODULES:
-        tree = ast.parse((ROOT / "udm_text" / f"{module}.py").read_text(encoding="utf-8"))
-        names = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
-        assert module == "cli" or not any(name.split(".")[0] == "continuous" for name in names), module
+def test_the_root_is_what_travels_with_the_weights():
+    """What a repository names (`hub.CODE`) and all that it imports, function bodies included, by one dot each."""
+    closure, waiting = set(), [*CODE]
+    while waiting:
+        module = waiting.pop()
+        if module not in closure:
+            closure.add(module)
+            tree = ast.parse((ROOT / "udm_text" / f"{module}.py").read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.level:
+                    assert node.level == 1 and node.module and "." not in node.module, f"{module}: {ast.unparse(node)}"
+                    waiting.append(node.module)
+    assert closure == {path.stem for path in (ROOT / "udm_text").glob("*.py")} - {"__init__"}
 
 
 def test_the_public_names_of_images_are_there_and_importing_them_is_lazy():
@@ -112,7 +121,7 @@ def test_the_public_names_of_images_are_there_and_importing_them_is_lazy():
 def test_there_is_one_loop():
     """`core.denoise` is the only caller of `reverse_step`."""
     for package in ("udm_text", "continuous"):
-        for path in sorted((ROOT / package).glob("*.py")):
+        for path in modules(package):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
             assert path.name == "core.py" or "reverse_step" not in called, path
@@ -134,35 +143,26 @@ def test_the_core_needs_torch_alone():
 
 
 def test_no_process_is_told_apart_by_its_name_outside_the_one_table():
-    for module in MODULES:
-        if module == "configuration_udm":
+    for path in modules("udm_text"):
+        if path.stem == "configuration_udm":
             continue
-        for node in ast.walk(ast.parse((ROOT / "udm_text" / f"{module}.py").read_text(encoding="utf-8"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Compare):
                 words = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
                 assert not {"mask", "substitute"} & set(map(str, words)), (
-                    f"{module}:{node.lineno} branches on a process"
+                    f"{path.name}:{node.lineno} branches on a process"
                 )
 
 
-def test_nothing_imports_recipes_data_or_benchmarks():
-    for path in (ROOT / "udm_text").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-                assert node.module.split(".")[0] not in ("recipes", "data", "benchmarks", "tests")
-
-
-def test_the_readme_lists_every_module():
+def test_the_tree_in_contributing_is_the_tree():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    every = [path for package in ("udm_text", "continuous") for path in modules(package) if path.stem[:2] != "__"]
+    assert not [str(path.relative_to(ROOT)) for path in every if path.name not in page]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [module for module in MODULES if f"{module}.py" not in readme]
-    missing += [f"continuous/{module}" for module in IMAGE_MODULES if f"continuous/{module}.py" not in readme]
-    assert not missing
     assert "make demo" in readme and "make test" in readme
 
 
 def test_links_in_the_docs_lead_somewhere():
-    import re
-
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from tests.training_helpers import history, make_model, make_rows, make_trainer, weights
-from udm_text import training
-from udm_text.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
-from udm_text.interrupts import TimedLRLambda
 from udm_text.training import OutOfMemoryError
+from udm_text.training import trainer as training
+from udm_text.training.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
+from udm_text.training.interrupts import TimedLRLambda
 
 HOW = {"dropout": 0.2, "ema_decay": 0.9, "max_steps": 9, "save_strategy": "steps", "save_steps": 3}
 """A run with everything that has a state: noise of dropout, an average, an optimiser, a schedule, an order of rows."""

@@ -7,8 +7,8 @@ import torch
 
 from tests.models import CLS, FAMILIES, MASK, PAD, make_udm
 from tests.training_helpers import make_model, make_rows, make_trainer, weights
-from udm_text.packing import check_packing, first_fit, layout, packed_predict
 from udm_text.randomness import RowRandom
+from udm_text.training.packing import check_packing, first_fit, layout, packed_predict
 
 LENGTHS = [3, 11, 1, 6, 2, 9, 5, 4]
 

@@ -14,14 +14,13 @@ from tests.training_helpers import FIRST, make_model, make_trainer
 from tests.training_helpers import MASK as MASK_T
 from tests.training_helpers import SEP as SEP_T
 from udm_text import UDMConfig, UDMForMaskedGeneration
-from udm_text.corpus import CorpusError, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
-from udm_text.evaluation import collate, evaluate_bound, evaluate_repair
+from udm_text.cli.train_text import parse, train_text
+from udm_text.corpus import CorpusError, collate, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
+from udm_text.corpus.rows import split_room
+from udm_text.evaluation import evaluate_bound, evaluate_repair
 from udm_text.framing import tokenizer_fields, tokenizer_separator
-from udm_text.prompts import DROP_SEED, drop_prompts
 from udm_text.randomness import step_random
-from udm_text.rows import split_room
-from udm_text.text_objective import TextObjective
-from udm_text.train_text import parse, train_text
+from udm_text.training.objective import DROP_SEED, TextObjective, drop_prompts
 
 PAIRS = [("the cat sat", "on the mat"), ("a dog", "ran to the cat"), ("", "a red dog"), ("the mat", "sat")]
 DATA = Dataset.from_dict({"prompt": [a for a, _ in PAIRS], "text": [b for _, b in PAIRS]})

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from udm_text.callbacks import LossBar
-from udm_text.reports import describe_evaluation
-from udm_text.runs import keep_memory
+from udm_text.cli.reports import describe_evaluation
+from udm_text.training.callbacks import LossBar
+from udm_text.training.runs import keep_memory
 
 FAULTS = """
 import resource, sys, torch
-from udm_text.runs import keep_memory
+from udm_text.training.runs import keep_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "kept" and not keep_memory(torch.device("cpu")):
     print("cannot")

@@ -16,10 +16,11 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 
 from udm_text import UDMForMaskedGeneration
-from udm_text.arguments import DataArguments
+from udm_text.cli.train_text import parse, read_texts, rows_of_split, train_text
 from udm_text.corpus import (
     CorpusError,
     RowCutter,
+    collate,
     hold_out,
     load_corpus,
     load_tokenizer,
@@ -27,10 +28,10 @@ from udm_text.corpus import (
     open_corpus,
     train_tokenizer,
 )
-from udm_text.evaluation import collate, evaluate_bound
+from udm_text.corpus.streaming import RowStream, StreamCollator, TrainingTexts, sample_corpus, shuffled
+from udm_text.evaluation import evaluate_bound
 from udm_text.randomness import RowRandom
-from udm_text.streaming import RowStream, StreamCollator, TrainingTexts, sample_corpus, shuffled
-from udm_text.train_text import parse, read_texts, rows_of_split, train_text
+from udm_text.training.arguments import DataArguments
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign".split()
 TEXTS = [f"{WORDS[i % 12]} {i}" for i in range(97)]
@@ -119,7 +120,7 @@ def test_a_batch_of_texts_becomes_the_batch_of_their_rows():
 
 
 def test_several_workers_are_refused(monkeypatch):
-    monkeypatch.setattr("udm_text.streaming.get_worker_info", lambda: SimpleNamespace(num_workers=2))
+    monkeypatch.setattr("udm_text.corpus.streaming.get_worker_info", lambda: SimpleNamespace(num_workers=2))
     with pytest.raises(ValueError, match="dataloader_num_workers must be 0 or 1 for a stream, got 2"):
         next(iter(stream()))
 
@@ -289,7 +290,7 @@ def test_two_processes_with_a_stream_learn_what_one_learns(toy, tmp_path):
     how = ("--max_steps", 6, "--dropout", 0)
     train(toy, tmp_path / "one", "line", *how, "--per_device_train_batch_size", 16)
     two = arguments(toy, tmp_path / "two", "line", *how, "--per_device_train_batch_size", 4)
-    script = "import sys; from udm_text.train_text import main; main(sys.argv[1:])"
+    script = "import sys; from udm_text.cli.train_text import main; main(sys.argv[1:])"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python"]
     command = [*launcher, sys.executable, "-c", script, *two, "--gradient_accumulation_steps", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

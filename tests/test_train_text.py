@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
-from udm_text.arguments import PRESETS
-from udm_text.callbacks import StepNoise
+from udm_text.cli.reports import describe
+from udm_text.cli.train_text import main, parse, train_text
 from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_bound
-from udm_text.reports import describe
-from udm_text.runs import OutputExistsError, resolved
-from udm_text.train_text import main, parse, train_text
+from udm_text.training.arguments import PRESETS
+from udm_text.training.callbacks import StepNoise
+from udm_text.training.runs import OutputExistsError, resolved
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
 FAST = "--model tiny --max_steps 4 --per_device_train_batch_size 8 --vocab_size 200 --use_cpu --report_to none".split()

@@ -31,8 +31,8 @@ from tests.training_helpers import (
 from udm_text import UDMForMaskedGeneration
 from udm_text.evaluation import evaluate_bound
 from udm_text.randomness import step_random
-from udm_text.row_order import RowOrder
 from udm_text.training import NonFiniteLossError, UDMTrainer, UDMTrainingArguments
+from udm_text.training.row_order import RowOrder
 
 
 def assert_equal_weights(a, b):

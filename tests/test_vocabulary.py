@@ -6,8 +6,8 @@ import torch
 from tests.models import FAMILIES, make_tokenizer, save_masked_lm
 from tests.test_streaming import same
 from udm_text import UDMForMaskedGeneration
+from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import fit_vocabulary, load_tokenizer
-from udm_text.train_text import parse, train_text
 
 WORDS = ["zebra", "quokka", "xylophone"]
 

@@ -137,7 +137,7 @@ def sharded(output: Path) -> dict:
 
 def work(output: Path, toy: Path) -> None:
     """What each of the two processes does; the first writes it down."""
-    from udm_text.train_text import main
+    from udm_text.cli.train_text import main
 
     more = {"interrupted": interrupted(output), "sharded": sharded(output)}
     if PartialState().is_main_process:

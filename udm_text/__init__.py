@@ -10,7 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_udm import UDMConfig, UDMGenerationConfig
+    from .configuration_udm import UDMConfig
+    from .generation_configuration_udm import UDMGenerationConfig
     from .generation_udm import UDMGenerateOutput
     from .modeling_udm import UDMForMaskedGeneration
     from .pipeline_udm import UDMGenerationPipeline
@@ -33,7 +34,7 @@ _HOMES = {
     "UDMConfig": "configuration_udm",
     "UDMForMaskedGeneration": "modeling_udm",
     "UDMGenerateOutput": "generation_udm",
-    "UDMGenerationConfig": "configuration_udm",
+    "UDMGenerationConfig": "generation_configuration_udm",
     "UDMGenerationPipeline": "pipeline_udm",
     "UDMTrainer": "training",
     "UDMTrainingArguments": "training",

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Prediction, denoise
 from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
+from .generation_configuration_udm import UDMGenerationConfig
 from .inputs import check_inputs, make_inputs
 from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
 from .randomness import RowRandom

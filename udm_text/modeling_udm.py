@@ -17,8 +17,9 @@ from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
-from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .configuration_udm import UDMConfig
 from .framing import LOCATION_ARGUMENTS, has_file
+from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 from .hub import push
 

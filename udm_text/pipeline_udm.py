@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
-from .configuration_udm import UDMConfig, UDMGenerationConfig
+from .configuration_udm import UDMConfig
+from .generation_configuration_udm import UDMGenerationConfig
 from .hub import push, write_code
 
 

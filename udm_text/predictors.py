@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .caching import CachedForward
-from .configuration_udm import UDMGenerationConfig
 from .constraints import Constraints
 from .core import Prediction, recover_noise
 from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
 from .fastpath import FastForward
+from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
 from .kernels import KERNELS, Change

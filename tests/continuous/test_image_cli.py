@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from continuous.data import digits, to_bytes
 from continuous.train_image import main
-from udm_text.cli import app
 from udm_text.cli import main as command
+from udm_text.cli.commands import app
 
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --save_strategy no --max_steps 6".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}']

@@ -78,7 +78,7 @@ def die_at(monkeypatch, step, number):
         if state.global_step == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("udm_text.callbacks.StepNoise.on_step_begin", on_step_begin)
+    monkeypatch.setattr("udm_text.training.callbacks.StepNoise.on_step_begin", on_step_begin)
 
 
 def test_a_run_that_is_stopped_has_a_checkpoint_and_a_report_and_no_model_yet(trained, tmp_path, monkeypatch, capsys):

@@ -34,11 +34,11 @@ def hub():
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory) -> Path:
     """Where the README's commands run: it holds runs/unicode-names, a model as `udm train` leaves it."""
+    from udm_text.cli.train_text import parse, train_text
     from udm_text.corpus import load_corpus, load_tokenizer, make_rows
     from udm_text.evaluation import measure_curve, price_table, store_curve
     from udm_text.modeling_udm import UDMForMaskedGeneration
-    from udm_text.runs import write_json
-    from udm_text.train_text import parse, train_text
+    from udm_text.training.runs import write_json
 
     place = tmp_path_factory.mktemp("secret-home")
     words = ["red", "green", "blue", "small", "large", "circle", "square"]

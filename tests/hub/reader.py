@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMTrainer, UDMTrainingArguments
-from udm_text.terminal import load_pipeline
+from udm_text.cli.terminal import load_pipeline
 
 given = json.loads(sys.argv[1])
 SAMPLES = given["samples"]

@@ -17,9 +17,9 @@ from transformers.dynamic_module_utils import get_imports
 from tests.models import COUNTS, make_tokenizer, make_udm, save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration
 from udm_text.card import check_metadata, describe_data, is_edited, make_card, price_rows, public
-from udm_text.ema import WeightAverage
 from udm_text.hub import _modules, push, save_backbone, write_repository
 from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training.ema import WeightAverage
 
 BOUND = {
     "nelbo_nats_per_token": 2.0,
@@ -233,7 +233,7 @@ def test_a_trainer_pushes_what_the_command_pushes_and_its_averaged_weights_where
 
 
 def test_a_trainer_that_cannot_push_says_what_would_work(saved, tmp_path):
-    from udm_text.adapters import add_adapter
+    from udm_text.training.adapters import add_adapter
 
     with pytest.raises(ValueError, match=r"push_to_hub must be off.*trainer.push_to_hub\(\).*udm push DIR user/name"):
         UDMTrainingArguments(output_dir=str(tmp_path), push_to_hub=True)

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from .training import UDMTrainingArguments
+from .trainer import UDMTrainingArguments
 
 PRESETS = {  # layers, hidden size, attention heads
     "tiny": (2, 128, 2),

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from .arguments import parse
-from .corpus import load_corpus
+from ..corpus import load_corpus
+from ..training.arguments import parse
+from ..training.runs import write_json
 from .reports import describe, describe_repair
-from .runs import write_json
 from .terminal import load_pipeline, marks
 from .train_text import train_text
 
@@ -66,7 +66,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def prepare_script() -> Path:
     """data/unicode_names/prepare.py of the clone that this package runs from."""
-    for root in (Path.cwd(), Path(__file__).resolve().parent.parent):
+    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
         script = root / "data" / "unicode_names" / "prepare.py"
         if script.is_file():
             return script

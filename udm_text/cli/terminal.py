@@ -15,7 +15,7 @@ def load_pipeline(model: str, revision: str | None = None, device: str | None = 
     import torch
     import transformers
 
-    from . import register
+    from .. import register
 
     register()
     if dtype not in ("float32", "bfloat16", "float16"):

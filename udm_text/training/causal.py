@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from .configuration_udm import UDMConfig
-from .evaluation import BoundReport, row_figures, scored_rows
-from .generation_udm import eval_mode
+from ..configuration_udm import UDMConfig
+from ..evaluation.bounds import BoundReport, row_figures, scored_rows
+from ..generation_udm import eval_mode
 
 PROCESS = "autoregressive"
 """What a report says in place of a process."""
@@ -72,7 +72,7 @@ class CausalCollate:
 
 
 class CausalObjective:
-    """An `Objective` (see training.py) of exact negative log-likelihood, in nats per token as diffusion's bound.
+    """An `Objective` (see trainer.py) of exact negative log-likelihood, in nats per token as diffusion's bound.
 
     Args:
         config: the `UDMConfig` that a diffusion model of these rows would have.

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .evaluation import collate, row_draws, scored_rows, summarise
-from .objectives import LOSSES, row_losses, stratified_counts
+from ..corpus.rows import collate
+from ..evaluation.bounds import row_draws, scored_rows, summarise
+from ..objectives import LOSSES, row_losses, stratified_counts
+from ..randomness import RowRandom, step_random
 from .packing import packed_predict
-from .prompts import DROP_SEED, drop_prompts
-from .randomness import step_random
 
+DROP_SEED = 0x44524F5000000000
+"""Distinguishes the seed of which prompts are hidden from that of the noise."""
 _STRATA = 0x5354524154410000
 """Distinguishes the seed of the stratification of t from that of the noise."""
 _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
 
 
 class TextObjective:
-    """An `Objective` (see training.py) for `UDMForMaskedGeneration`: rows with "input_ids".
+    """An `Objective` (see trainer.py) for `UDMForMaskedGeneration`: rows with "input_ids".
 
     The terms are nats, (l/t) sum over the corrupted positions of CE; the items are editable tokens, so the loss is in
     nats per token.
@@ -122,3 +124,25 @@ class TextObjective:
         return {name: value for name, value in figures.items() if value is not None} | {
             "loss": report.nelbo_nats_per_token
         }
+
+
+def drop_prompts(
+    x0: Tensor, editable: Tensor, special: Tensor, random: RowRandom, probability: float, mask_id: int | None
+) -> Tensor:
+    """x0 with the prompts of some rows hidden: each of their tokens, special ones apart, becomes [MASK].
+
+    A prompt is what of a row is neither editable nor special, padding included among the special tokens. A row's prompt
+    is hidden as a whole or not at all, by one number of its own; x0 itself is not changed.
+
+    Args:
+        x0: (B, L) int64. editable: (B, L) bool. special: (V,) bool, the special tokens (`config.forbidden_tokens`).
+        random: the rows' source. probability: in [0, 1], that a row's prompt is hidden. mask_id: [MASK].
+    """
+    if not probability:
+        return x0
+    if mask_id is None:
+        raise ValueError(
+            f"prompt_dropout is {probability}, which hides prompts behind [MASK]: mask_token_id must be given"
+        )
+    hidden = random.uniform(1) < probability
+    return x0.masked_fill(hidden & ~editable & ~special[x0], mask_id)

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
+from torch import Tensor
 
-from .framing import tokenizer_frame, tokenizer_separator
+from ..framing import tokenizer_frame, tokenizer_separator
 from .sources import CorpusError
 
 ROWS = ("line", "fixed", "packed")
@@ -238,3 +240,20 @@ def vocabulary_report(rows: Dataset, tokenizer) -> dict[str, Any]:
         "never_seen": never,
         "never_seen_share": never / max(1, int(ordinary.sum())),
     }
+
+
+def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
+    """A batch of rows: input_ids and attention_mask (B, L), labels = x0 where editable and -100 elsewhere.
+
+    rows: each with "input_ids". editable(input_ids, attention_mask) -> (B, L) bool.
+    """
+    ids = [row["input_ids"].tolist() if hasattr(row["input_ids"], "tolist") else row["input_ids"] for row in rows]
+    lengths = [len(x) for x in ids]
+    longest = max(lengths)
+    if pad_token_id is None and min(lengths) < longest:
+        raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
+    padding = [pad_token_id or 0] * longest
+    input_ids = torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
+    attention_mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+    labels = input_ids.masked_fill(~editable(input_ids, attention_mask), -100)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

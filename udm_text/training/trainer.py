@@ -26,6 +26,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
+from ..objectives import LOSSES
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, StepNoise
 from .checkpoints import (
@@ -39,7 +40,6 @@ from .checkpoints import (
 )
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedLRLambda, out_of_memory
-from .objectives import LOSSES
 from .row_order import RowOrder
 
 logger = logging.get_logger(__name__)
@@ -131,7 +131,7 @@ class UDMTrainingArguments(TrainingArguments):
 class Objective(Protocol):
     """What `UDMTrainer` asks of the thing it trains: rows, their cost, and the measure of a model.
 
-    `TextObjective` (text_objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
+    `TextObjective` (objective.py) is the one for `UDMForMaskedGeneration` and shows how little it takes. An
     objective holds no optimiser state and draws no number but from `step_random(seed, step, row_index)`: then every
     split of the global batch, and every resumed run, gives the same trajectory.
 
@@ -183,7 +183,7 @@ def default_objective(model, args: UDMTrainingArguments) -> Objective:
     """The text objective, for a model of ours."""
     if not hasattr(getattr(model, "config", None), "build_process"):
         raise ValueError(f"objective must be given: {type(model).__name__} is not a model of this package")
-    from .text_objective import TextObjective
+    from .objective import TextObjective
 
     return TextObjective(
         model.config,
@@ -503,8 +503,8 @@ class UDMTrainer(Trainer):
             self.save_model(str(made))
             if not self.is_world_process_zero():
                 return None
-            from .hub import push
-            from .modeling_udm import UDMForMaskedGeneration
+            from ..hub import push
+            from ..modeling_udm import UDMForMaskedGeneration
 
             return push(
                 UDMForMaskedGeneration.from_pretrained(made),

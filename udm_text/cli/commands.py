@@ -1,10 +1,9 @@
-"""The `udm` command. Everything heavy is imported inside the commands: `udm --help` answers at once."""
+"""What the `udm` command can do. Everything heavy is imported inside the commands: `udm --help` answers at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -59,7 +58,7 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
 )
 def train(context: typer.Context) -> None:
     """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
-    from . import register
+    from .. import register
     from .train_text import main as run
 
     register()
@@ -222,13 +221,13 @@ def evaluate(
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
-    from . import register
-    from .arguments import DataArguments
-    from .corpus import load_tokenizer
-    from .evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
-    from .modeling_udm import UDMForMaskedGeneration
+    from .. import register
+    from ..corpus import load_tokenizer
+    from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
+    from ..modeling_udm import UDMForMaskedGeneration
+    from ..training.arguments import DataArguments
+    from ..training.runs import write_json
     from .reports import describe, describe_repair
-    from .runs import write_json
     from .train_text import rows_of_split
 
     register()
@@ -285,9 +284,9 @@ def push(
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
 ) -> None:
     """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
-    from . import register
-    from .hub import push as publish
-    from .modeling_udm import UDMForMaskedGeneration
+    from .. import register
+    from ..hub import push as publish
+    from ..modeling_udm import UDMForMaskedGeneration
 
     register()
     commit = publish(
@@ -312,9 +311,9 @@ def export(
     """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
     from transformers import AutoTokenizer
 
-    from . import register
-    from .hub import save_backbone
-    from .modeling_udm import UDMForMaskedGeneration
+    from .. import register
+    from ..hub import save_backbone
+    from ..modeling_udm import UDMForMaskedGeneration
 
     register()
     save_backbone(UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model), output)
@@ -328,27 +327,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
 ) -> None:
     """Train on Unicode character names, then score, sample, fill in and repair. Some six minutes on two cores."""
-    from . import register
+    from .. import register
     from .demo import run
 
     register()
     run(output, steps, seed)
-
-
-def main() -> None:
-    """Run the command; what a user can mend ends in one line and exit code 1 (UDM_TRACEBACK=1 shows it all)."""
-    # Idle OpenMP threads spin, by default so long that a training step beside one busy process takes 30 times longer.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    try:
-        app()
-    except Exception as error:
-        broken = type(error).__module__.split(".")[0] in ("httpx", "httpx2")  # the connection to the Hub
-        mendable = broken or isinstance(error, ValueError | OSError | ImportError | RuntimeError)
-        if os.environ.get("UDM_TRACEBACK") or not mendable:
-            raise
-        print(f"udm: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-if __name__ == "__main__":
-    main()

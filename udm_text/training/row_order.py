@@ -8,7 +8,7 @@ from itertools import cycle, islice
 import torch
 from torch.utils.data import Sampler
 
-from .randomness import RowRandom
+from ..randomness import RowRandom
 
 _ORDER = 0x4F52444552000000
 """Distinguishes the seed of the order of rows from that of the noise."""

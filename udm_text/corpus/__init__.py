@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from .rows import ROWS, RowCutter, length_counts, make_rows, vocabulary_report
+from .rows import ROWS, RowCutter, collate, length_counts, make_rows, vocabulary_report
 from .sources import CorpusError, hold_out, load_corpus, open_corpus, read_lines
-from .tokenizing import TOKENIZERS, fit_vocabulary, load_tokenizer, train_tokenizer
+from .tokenizers import TOKENIZERS, fit_vocabulary, load_tokenizer, train_tokenizer
 
 __all__ = [
     "ROWS",
     "TOKENIZERS",
     "CorpusError",
     "RowCutter",
+    "collate",
     "fit_vocabulary",
     "hold_out",
     "length_counts",

@@ -17,14 +17,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM, ProgressCallback, set_seed
 
-from .adapters import ADAPTER, add_adapter, is_adapted, merge_adapter
-from .arguments import PRESETS, DataArguments, ModelArguments, RunArguments, check_data, check_model
-from .arguments import parse as parse
-from .callbacks import LossBar
-from .causal import PROCESS as CAUSAL
-from .causal import CausalObjective, causal_twin, evaluate_causal
-from .configuration_udm import UDMConfig, choices
-from .corpus import (
+from ..configuration_udm import UDMConfig, choices
+from ..corpus import (
     TOKENIZERS,
     RowCutter,
     fit_vocabulary,
@@ -37,12 +31,18 @@ from .corpus import (
     train_tokenizer,
     vocabulary_report,
 )
-from .evaluation import evaluate_bound, evaluate_repair
-from .framing import tokenizer_fields, tokenizer_separator
-from .modeling_udm import UDMForMaskedGeneration
-from .packing import check_packing
-from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
-from .runs import (
+from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
+from ..evaluation import evaluate_bound, evaluate_repair
+from ..framing import tokenizer_fields, tokenizer_separator
+from ..modeling_udm import UDMForMaskedGeneration
+from ..training.adapters import ADAPTER, add_adapter, is_adapted, merge_adapter
+from ..training.arguments import PRESETS, DataArguments, ModelArguments, RunArguments, check_data, check_model
+from ..training.arguments import parse as parse
+from ..training.callbacks import LossBar
+from ..training.causal import PROCESS as CAUSAL
+from ..training.causal import CausalObjective, causal_twin, evaluate_causal
+from ..training.packing import check_packing
+from ..training.runs import (
     RUN_FILE,
     keep_memory,
     machine,
@@ -53,8 +53,9 @@ from .runs import (
     was_stopped,
     write_json,
 )
-from .streaming import RowStream, TrainingTexts, follow_stream, sample_corpus, stream_arguments
-from .training import UDMTrainer, default_objective
+from ..training.streams import follow_stream, stream_arguments
+from ..training.trainer import UDMTrainer, default_objective
+from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
 
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""

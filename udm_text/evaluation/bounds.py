@@ -1,0 +1,224 @@
+"""Upper bounds on -log p of rows, each with its standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..corpus.rows import collate
+from ..generation_udm import eval_mode
+from ..kernels import KERNELS
+from ..objectives import row_losses
+from ..randomness import RowRandom
+from ..schedules import SCHEDULES, counts
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundReport:
+    """Upper bounds on the negative log-likelihood of held-out rows. A `_stderr` is one standard error.
+
+    nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of
+    each row: a bound on -log p of the text itself. Of rows with a prompt it is the answer alone that is counted, given
+    the prompt. bits_per_char divides the same nats by the characters; None where
+    the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
+    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
+    With num_steps it is the bound of the sampler with as many steps (NELBO_K), otherwise that of one token a step.
+    """
+
+    nelbo_nats_per_token: float
+    nelbo_nats_per_token_stderr: float
+    perplexity_bound: float
+    perplexity_bound_stderr: float
+    bits_per_char: float | None
+    bits_per_char_stderr: float | None
+    length_nats_per_token: float
+    length_included: bool
+    process: str
+    kernel: str | None
+    rows: int
+    tokens: int
+    chars: int | None
+    draws: int
+    seed: int
+    num_steps: int | None = None
+    schedule: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, which knows neither nan nor infinity: None in their place."""
+        fields = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+
+
+def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
+    """sum / sum over independent rows, and the standard error of that ratio by linearisation (delta method)."""
+    n = len(numerators)
+    ratio = numerators.sum() / denominators.sum()
+    residual = numerators - ratio * denominators
+    spread = (residual.square().sum() / max(1, n - 1)).sqrt()
+    return float(ratio), float(spread * math.sqrt(n) / denominators.sum()) if n > 1 else float("nan")
+
+
+def scored_rows(config, rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
+    """The rows that hold an editable token, behind their places in `rows`. Raises ValueError where there is none."""
+    rows = list(rows)
+    counts = config.count_editable(row["input_ids"] for row in rows)
+    held = [(i, row) for i, (row, count) in enumerate(zip(rows, counts, strict=True)) if count]
+    if not held:
+        raise ValueError("there is no row with an editable token to evaluate on")
+    return [i for i, _ in held], [row for _, row in held]
+
+
+class Draws(NamedTuple):
+    """Estimates of the bound of each row, all (R, draws): corrupted positions t (int64), nats (float64); l: (R,)."""
+
+    t: Tensor
+    nats: Tensor
+    lengths: Tensor
+
+
+@torch.no_grad()
+def row_draws(
+    model,
+    rows: Sequence[dict[str, Any]],
+    index: Sequence[int],
+    *,
+    batch_size: int,
+    draws: int,
+    seed: int,
+    kernel: str,
+    num_steps: int | None = None,
+    schedule: str = "linear",
+) -> Draws:
+    """Each row is corrupted `draws` times, its t stratified over {1..l}; the mean of a row's nats estimates its bound.
+
+    The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
+    raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
+    mean estimates NELBO_K = sum_j (t_j - t_{j+1}) c(t_j). One token a step changes no t.
+    """
+    config, process = model.config, model.config.build_process()
+    device = model.get_input_embeddings().weight.device
+    forbidden = config.forbidden_tokens(device)
+    blank = torch.zeros(len(rows), draws, dtype=torch.float64)
+    result = Draws(blank.long(), blank, torch.zeros(len(rows), dtype=torch.int64))
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    with eval_mode(model):
+        for start in range(0, len(rows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
+            batch = {name: value.to(device) for name, value in batch.items()}
+            editable, mask = batch["labels"] != -100, batch["attention_mask"]
+            lengths = editable.sum(dim=1)
+            result.lengths[chosen] = lengths.cpu()
+            random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
+            grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
+
+            def predict(mask: Tensor = mask, **inputs: Tensor) -> Tensor:
+                return model(attention_mask=mask, **inputs).logits
+
+            for stratum in range(draws):
+                u = (stratum + random.uniform(1)[:, 0]) / draws
+                t = (u * lengths).long().clamp(max=lengths - 1) + 1
+                if grid is not None:
+                    t = torch.where(grid >= t, grid, lengths).amin(dim=0)
+                nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
+                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats.double().cpu()
+    return result
+
+
+def evaluate_bound(
+    model,
+    rows: Iterable[dict[str, Any]],
+    *,
+    batch_size: int = 64,
+    draws: int = 8,
+    seed: int = 0,
+    kernel: str | None = None,
+    num_steps: int | None = None,
+    schedule: str | None = None,
+) -> BoundReport:
+    """The bound of a model on rows.
+
+    Args:
+        model: a `UDMForMaskedGeneration`.
+        rows: each with "input_ids" and, for bits per character, "num_chars"; those without an editable token are left
+            out.
+        batch_size: rows of a forward pass; the figures do not depend on it.
+        draws: corruptions of each row (their t stratified); more draws, less noise, same expectation.
+        seed: the noise; one seed makes two models comparable.
+        kernel: reverse kernel of the substitute process; None: the model's own.
+        num_steps, schedule: the bound of the sampler that takes so many steps in random order (masks); None: one token
+            a step, "linear".
+    """
+    for name, value in (("draws", draws), ("batch_size", batch_size), ("num_steps", num_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    kernel = kernel or model.config.kernel
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+    if schedule is not None and schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if num_steps is None and schedule is not None:
+        raise ValueError("schedule says how num_steps are spread: give num_steps too")
+    if num_steps is not None and not model.config.build_process().visible:
+        raise ValueError(f"num_steps: no bound for several tokens a step is known of process {model.config.process!r}")
+    if schedule == "optimal" and model.config.step_curve is None:
+        raise ValueError("schedule 'optimal' needs the measured curve of the model: `udm evaluate MODEL --curve`")
+    index, kept = scored_rows(model.config, rows)
+    schedule = schedule or "linear"
+    how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel}
+    drawn = row_draws(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
+    report = summarise(model.config, kept, drawn.nats.mean(dim=1), **how)
+    return report if num_steps is None else dataclasses.replace(report, num_steps=num_steps, schedule=schedule)
+
+
+def summarise(
+    config, rows: Sequence[dict[str, Any]], nats: Tensor, *, draws: int, seed: int, kernel: str
+) -> BoundReport:
+    """`BoundReport` from the NELBO estimate of each row."""
+    tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
+    distribution = config.length_probabilities()
+    length_nats = torch.zeros_like(nats)
+    if distribution is not None:
+        inside = tokens.long().clamp(max=len(distribution) - 1)
+        length_nats = -torch.where(tokens < len(distribution), distribution[inside], torch.zeros_like(tokens)).log()
+    total = nats + length_nats
+    visible = config.build_process().visible
+    return BoundReport(
+        **row_figures(rows, tokens, total, length_nats),
+        length_included=distribution is not None,
+        process=config.process,
+        kernel=None if visible else kernel,
+        draws=draws,
+        seed=seed,
+    )
+
+
+def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, lengths: Tensor) -> dict[str, Any]:
+    """What a `BoundReport` says of the (R,) float64 nats of rows: a token, a character, and of their lengths alone.
+
+    tokens: (R,) float64, editable tokens of each row. total: nats of each, `lengths` of them for how long it is.
+    """
+    per_token, stderr = ratio_with_stderr(total, tokens)
+    perplexity = math.exp(min(per_token, 700.0))
+    chars, bits, bits_stderr = None, None, None
+    if all(row.get("num_chars") is not None for row in rows):
+        count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
+        chars = int(count.sum())
+        bits, bits_stderr = ratio_with_stderr(total / math.log(2), count)
+    return {
+        "nelbo_nats_per_token": per_token,
+        "nelbo_nats_per_token_stderr": stderr,
+        "perplexity_bound": perplexity,
+        "perplexity_bound_stderr": perplexity * stderr,
+        "bits_per_char": bits,
+        "bits_per_char_stderr": bits_stderr,
+        "length_nats_per_token": float(lengths.sum() / tokens.sum()),
+        "rows": len(rows),
+        "tokens": int(tokens.sum()),
+        "chars": chars,
+    }
