@@ -6,28 +6,14 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from transformers import HfArgumentParser, ProgressCallback, set_seed
-
-from udm_text.training import UDMTrainer, UDMTrainingArguments
-from udm_text.training.callbacks import LossBar
-from udm_text.training.runs import (
-    RUN_FILE,
-    keep_memory,
-    machine,
-    prepare_output,
-    print_once,
-    require_matplotlib,
-    was_stopped,
-    write_json,
-)
+from udm_text.training import UDMTrainer
+from udm_text.training.runs import RunArguments, prepare, resolved
+from udm_text.training.runs import parse as parse_run
+from udm_text.training.runs import run as carry_out
 
 from .data import ImageSplits, load_images
 from .degradations import degradation
@@ -97,83 +83,83 @@ class ObjectiveArguments:
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
 
 
-@dataclass
-class RunArguments(UDMTrainingArguments):
-    """How to train: every field of TrainingArguments, some with defaults for small images."""
-
-    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
-    plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
-    max_steps: int = field(default=2000, metadata={"help": "Training steps."})
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Default: 2e-3 for the mlp, 4e-4 for the unet."}
-    )
-    per_device_train_batch_size: int = field(default=256, metadata={"help": "Rows a device and micro-step."})
-    per_device_eval_batch_size: int = field(default=512, metadata={"help": "Rows a device in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
-    ema_decay: float | None = field(default=0.999, metadata={"help": "Decay of the average of the weights."})
-    logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
-    save_steps: float = field(default=0.25, metadata={"help": "Steps between checkpoints, or their share of the run."})
-    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-
-    def __post_init__(self):
-        if not torch.accelerator.is_available():
-            self.use_cpu = True
-        super().__post_init__()
-        for name, default in (("loss", "cross_entropy"), ("max_corruption", 1.0)):
-            if getattr(self, name) != default:
-                raise ValueError(f"{name} belongs to text: images take --error and --weighting")
-
+DEFAULTS = {
+    "max_steps": 2000,
+    "per_device_train_batch_size": 256,
+    "per_device_eval_batch_size": 512,
+    "ema_decay": 0.999,
+    "save_steps": 0.25,
+}
+"""Of a run on small images, where they differ from those of `RunArguments`."""
 
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
 
 
 def parse(arguments: list[str] | None = None) -> Arguments:
-    """Command-line arguments; --output is short for --output_dir, and every field may be written with dashes."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    given = [a.replace("--output", "--output_dir", 1) if a.split("=")[0] == "--output" else a for a in given]
-    usage = "udm image train --output DIR [--data DATA] [options]   (all of them: udm image train --help)"
-    kinds: Any = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
-    parser = HfArgumentParser(kinds, prog="udm image train", usage=usage, allow_abbrev=False)
-    data, model, objective, run = parser.parse_args_into_dataclasses(given)
-    if not any(a.split("=")[0].replace("-", "_") == "__output_dir" for a in given):
-        parser.error("--output DIR is needed: where the model goes")
-    return data, model, objective, run
+    """The options of `udm image train`; None: those of the process."""
+    kinds = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
+    found: Any = parse_run(kinds, arguments, "udm image train", DEFAULTS)
+    return found
 
 
 def train_image(
     data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    started = time.time()
-    # What is wrong with the flags is said before anything is written or read.
-    process = build_process(model_args)
-    output, state = Path(str(run.output_dir)), PartialState()
-    checkpoint = prepare_output(output, run.resume)
-    if run.resume and checkpoint is None:
-        print_once(state, f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
-    state.wait_for_everyone()
-    if run.plot:
-        require_matplotlib()
-    keep_memory(run.device)
-    set_seed(run.seed)
-
-    with state.main_process_first():
+    process = build_process(model_args)  # what is wrong with the flags is said before anything is written or read
+    ready = prepare(run)
+    with ready.state.main_process_first():
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
         )
     config = build_config(model_args, process, splits, data.conditional)
     model = ImageDenoiser(config)
-    cold = isinstance(process, ColdProcess)
     if run.learning_rate is None:
         run.learning_rate = 2e-3 if (config.network or {})["kind"] == "mlp" else 4e-4
-    objective = ImageObjective(
+    objective = build_objective(config, data, goal, run)
+    trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=splits.validation)
+    if objective.importance is not None:
+        trainer.add_callback(ImportanceCallback(trainer, objective.importance))
+    parameters = sum(p.numel() for p in model.parameters())
+    ready.say(
+        f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
+        f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
+        f"{config.prediction}, {trainer.rows_per_step} rows a step"
+    )
+    facts = {
+        "data": resolved(data.data),
+        "data_arguments": vars(data),
+        "model_arguments": vars(model_args),
+        "objective_arguments": vars(goal),
+        "process": config.process,
+        "train_rows": len(splits.train),
+        "held_out_rows": len(splits.validation),
+    }
+
+    def measure(report: dict[str, Any]) -> dict[str, Any]:
+        trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
+        trainer.average = None
+        found = trainer.evaluate()
+        figures = {name: found[f"eval_{name}"] for name in ("loss", "loss_stderr")}
+        if ready.state.is_main_process:
+            pipe = ImagePipeline(trainer.model)
+            pipe.save_pretrained(ready.output)
+            ready.say(describe(figures))
+            show(pipe, splits, ready.output / "samples.png", run.seed)
+            if run.plot:
+                draw_loss(trainer.state.log_history, ready.output / "loss.png")
+        return {"validation": figures}
+
+    return carry_out(trainer, ready, {"data": data, "model": model_args, "objective": goal}, facts, measure)
+
+
+def build_objective(
+    config: ImageConfig, data: DataArguments, goal: ObjectiveArguments, run: RunArguments
+) -> ImageObjective:
+    """What is minimised, as the flags say it."""
+    return ImageObjective(
         config,
-        error=goal.error or ("l1" if cold else "l2"),
+        error=goal.error or ("l1" if isinstance(config.build_process(), ColdProcess) else "l2"),
         weighting=goal.weighting,
         gamma=goal.gamma,
         label_drop=goal.label_drop,
@@ -183,67 +169,6 @@ def train_image(
         eval_draws=run.eval_draws,
         eval_batch_size=run.per_device_eval_batch_size,
     )
-    trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=splits.validation)
-    if objective.importance is not None:
-        trainer.add_callback(ImportanceCallback(trainer, objective.importance))
-    if not run.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossBar())
-    parameters = sum(p.numel() for p in model.parameters())
-    print_once(
-        state,
-        f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
-        f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
-        f"{config.prediction}, {trainer.rows_per_step} rows a step",
-    )
-    if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        parts = {"data": vars(data), "model": vars(model_args), "objective": vars(goal), "run": run.to_dict()}
-        write_json(output / RUN_FILE, parts)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    report = {
-        "data": str(Path(data.data).resolve()) if Path(data.data).exists() else data.data,
-        "data_arguments": vars(data),
-        "model_arguments": vars(model_args),
-        "objective_arguments": vars(goal),
-        "process": config.process,
-        "parameters": parameters,
-        "train_rows": len(splits.train),
-        "held_out_rows": len(splits.validation),
-        "rows_per_step": trainer.rows_per_step,
-        "steps": trainer.state.global_step,
-        "stopped": trainer.stopped_by,
-        "seed": run.seed,
-        "learning_rate": run.learning_rate,
-        "ema_decay": run.ema_decay,
-        "train_seconds": result.metrics["train_runtime"],
-        "train_loss": result.metrics["train_loss"],
-        "machine": machine(),
-        "log": trainer.state.log_history,
-    }
-    if was_stopped(trainer, output, report, state):
-        return report
-    trainer.save_model()
-    state.wait_for_everyone()  # one process has written what all read
-    trainer.model = ImageDenoiser.from_pretrained(output).to(run.device)  # what was written is what is measured
-    trainer.average = None
-    report["validation"] = {
-        name.removeprefix("eval_"): value
-        for name, value in trainer.evaluate().items()
-        if name in ("eval_loss", "eval_loss_stderr")
-    }
-    report["log"] = trainer.state.log_history
-    if state.is_main_process:
-        pipe = ImagePipeline(trainer.model)
-        pipe.save_pretrained(output)
-        print_once(state, describe(report["validation"]))
-        show(pipe, splits, output / "samples.png", run.seed)
-        if run.plot:
-            draw_loss(trainer.state.log_history, output / "loss.png")
-        report["seconds"] = time.time() - started
-        write_json(output / "report.json", report)
-    state.wait_for_everyone()
-    return report
 
 
 def build_process(model_args: ModelArguments) -> ImageProcess:

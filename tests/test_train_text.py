@@ -216,7 +216,7 @@ def test_options_are_read_in_both_forms():
     options += " --eval-strategy steps --adam_epsilon 1e-6 --bf16 false --run_name x --dataloader-num-workers 2"
     options += " --row-length 9"
     for output in (["--output", "o"], ["--output=o"], ["--output_dir", "o"], ["--output-dir", "o"]):
-        data, model, run = parse(["--data", "d", *output, *options.split()])
+        data, model, _, run = parse(["--data", "d", *output, *options.split()])
         assert (data.data, data.row_length, model.model, run.output_dir) == ("d", 9, "mini", "o")
         assert (run.max_steps, run.save_steps, run.seed, run.learning_rate) == (20, 10, 1, 0.5)
         assert (run.gradient_accumulation_steps, run.eval_strategy, run.adam_epsilon) == (3, "steps", 1e-6)
@@ -232,6 +232,9 @@ def test_options_are_read_in_both_forms():
         ("--data d", "--output DIR is needed"),
         ("--output o", "--data"),
         ("--data d --output o --objective gpt", "objective must be one of diffusion, ar"),
+        ("--data d --output o --loss mse", "loss must be one of cross_entropy, nelbo"),
+        ("--data d --output o --max_corruption 1.5", "max_corruption must lie in"),
+        ("--data d --output o --loss_chunk 0", "loss_chunk must be at least 1"),
         ("--data d --output o --max_steps many", "--max_steps"),
     ],
 )
@@ -401,7 +404,7 @@ def test_a_recipe_gives_fields_and_the_command_line_overrides_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("row_length: 40\nbf16: true\nlearning_rate: 1.0e-3\nmodel: tiny\n")
     common = ["--data", "x.txt", "--output", str(tmp_path / "out")]
-    data, model, run = parse(["--config", str(recipe), *common, "--row_length", "7"])
+    data, model, _, run = parse(["--config", str(recipe), *common, "--row_length", "7"])
     assert (data.row_length, model.model, run.bf16, run.learning_rate) == (7, "tiny", True, 1e-3)
     assert parse([*common, f"--config={recipe}"])[0].row_length == 40
     with pytest.raises(FileNotFoundError, match="--config nowhere.yaml"):
@@ -416,5 +419,5 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_hold_known_fields(recipe, tmp_path):
-    data, _, run = parse(["--config", str(recipe), "--data", "x.txt", "--output", str(tmp_path / "out")])
+    data, _, _, run = parse(["--config", str(recipe), "--data", "x.txt", "--output", str(tmp_path / "out")])
     assert run.max_steps > 0 and data.rows in ("line", "fixed", "packed")

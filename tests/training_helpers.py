@@ -13,7 +13,7 @@ from transformers import BertConfig, TrainerCallback
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.randomness import RowRandom
-from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training import TextObjective, UDMTrainer, UDMTrainingArguments
 
 PAD, UNK, MASK, CLS, SEP, FIRST = 0, 1, 2, 3, 4, 5
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1}
@@ -70,11 +70,15 @@ def make_trainer(
 ):
     """A `UDMTrainer` of 16 rows a step and 20 steps on a small model."""
     own = dict(VARIANTS[variant])
-    loss = {"loss": own.pop("loss")} if "loss" in own else {}
+    goal = {"loss": own.pop("loss")} if "loss" in own else {}
+    goal |= {name: args.pop(name) for name in ("loss", "max_corruption", "loss_chunk") if name in args}
     defaults = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "save_strategy": "no"}
-    arguments = UDMTrainingArguments(output_dir=str(output), **{**QUIET, **defaults, **loss, **args})
+    arguments = UDMTrainingArguments(output_dir=str(output), **{**QUIET, **defaults, **args})
     rows = make_rows(90) if rows is None else rows
     model = make_model(dropout=dropout, **own) if model is None else model
+    if goal:
+        goal |= {"eval_draws": arguments.eval_draws, "eval_batch_size": arguments.per_device_eval_batch_size}
+        objective = TextObjective(model.config, **goal)
     return UDMTrainer(model, arguments, objective=objective, train_dataset=rows, eval_dataset=eval_dataset)
 
 

@@ -35,6 +35,13 @@ PROCESSES: dict[str, Any] = {
     "substitute": lambda config: SubstituteProcess(config.allowed_token_ids()),
 }
 
+PRESETS = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "base": (12, 768, 12),
+}
+"""Sizes of new models by name: layers, hidden size, attention heads."""
 
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
 

@@ -214,7 +214,6 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
         (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
         (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
         (["--error", "l3"], "error must be one of"),
-        (["--loss", "nelbo"], "loss belongs to text: images take --error"),
         (["--weighting", "vlb", "--error", "l1"], "'vlb' is a bound"),
         (["--data", "no/such/images"], "data must be 'digits', a folder"),
     ],
@@ -223,6 +222,21 @@ def test_flags_that_cannot_be_are_refused_before_anything_is_written(tmp_path, m
     with pytest.raises(ValueError, match=words):
         run(tmp_path / "out", *more)
     assert not (tmp_path / "out").exists()
+
+
+def test_options_of_text_are_none_of_images(tmp_path):
+    for option in ("--loss", "--max_corruption", "--objective"):
+        with pytest.raises(ValueError, match=f"udm image train takes no '{option}'"):
+            run(tmp_path / "out", option, "1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_gives_fields_and_the_command_line_overrides_them(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("times: 40\nprocess: ve\nlearning_rate: 1.0e-3\nmax-steps: 7\n")
+    _, model, _, args = parse(["--config", str(recipe), "--output", "x", "--times", "30"])
+    assert (model.times, model.process, args.learning_rate, args.max_steps) == (30, "ve", 1e-3, 7)
+    assert (args.per_device_train_batch_size, args.ema_decay, args.save_steps) == (256, 0.999, 0.25)
 
 
 def test_a_schedule_that_leaves_the_image_in_x_T_is_warned_of():

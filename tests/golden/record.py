@@ -26,7 +26,7 @@ from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.corpus import train_tokenizer
 from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
 from udm_text.randomness import RowRandom
-from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training import TextObjective, UDMTrainer, UDMTrainingArguments
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 ROWS = [[CLS, 7, MASK, 9, MASK, MASK, SEP], [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP]]
@@ -67,7 +67,7 @@ TEXTS: dict[str, dict[str, dict[str, Any]]] = {  # a process, and what it is ask
     },
 }
 CLEAN = [[CLS, 7, 8, 11, 10, 9, SEP], [CLS, 12, 5, SEP, PAD, PAD, PAD]]
-TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the model, of the training
+TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the model, of its objective
     "mask": ({}, {}),
     "substitute": ({"process": "substitute"}, {}),
     "substitute, bound": ({"process": "substitute", "kernel": "hamming"}, {"loss": "nelbo"}),
@@ -164,8 +164,9 @@ def trainings(folder: Path) -> dict[str, Any]:
     for name, (own, how) in TRAININGS.items():
         where = {"output_dir": str(folder / name), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
         steps = {"max_steps": 5, "per_device_train_batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
-        arguments = UDMTrainingArguments(**where, **steps, learning_rate=1e-3, ema_decay=0.9, **how)
-        trainer = UDMTrainer(make_udm(**own), arguments, train_dataset=make_rows(40), eval_dataset=make_rows(9))
+        arguments = UDMTrainingArguments(**where, **steps, learning_rate=1e-3, ema_decay=0.9)
+        sets, model = {"train_dataset": make_rows(40), "eval_dataset": make_rows(9)}, make_udm(**own)
+        trainer = UDMTrainer(model, arguments, objective=TextObjective(model.config, **how), **sets)
         trainer.train()
         losses = [[entry["loss"], entry["grad_norm"]] for entry in trainer.state.log_history if "loss" in entry]
         found[name] = {"losses": losses, "held out": trainer.evaluate()["eval_loss"]}

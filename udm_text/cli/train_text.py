@@ -1,12 +1,11 @@
 """The story of a training run, top to bottom: corpus, tokenizer, rows, model, trainer, bound, report.
 
-`udm train` and `recipes/train_text.py` are two doors to `train_text`. Its options are in `arguments.py`, what it says
-in `reports.py`, the care for its folder in `runs.py`.
+`udm train` and `recipes/train_text.py` are two doors to `train_text`. Its options are in `training/arguments.py`, what
+it says in `reports.py`; what every run does around the training is `training/runs.py`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoModelForCausalLM, ProgressCallback, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..configuration_udm import UDMConfig, choices
+from ..configuration_udm import PRESETS, UDMConfig, choices
 from ..corpus import (
     TOKENIZERS,
     RowCutter,
@@ -35,26 +34,16 @@ from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
 from ..evaluation import evaluate_bound, evaluate_repair
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
-from ..training.adapters import ADAPTER, add_adapter, is_adapted, merge_adapter
-from ..training.arguments import PRESETS, DataArguments, ModelArguments, RunArguments, check_data, check_model
+from ..training import TextObjective, UDMTrainer
+from ..training.adapters import add_adapter
+from ..training.arguments import DataArguments, ModelArguments, ObjectiveArguments, check_data, check_model
 from ..training.arguments import parse as parse
-from ..training.callbacks import LossBar
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
-from ..training.runs import (
-    RUN_FILE,
-    keep_memory,
-    machine,
-    prepare_output,
-    print_once,
-    require_matplotlib,
-    resolved,
-    was_stopped,
-    write_json,
-)
+from ..training.runs import Preparation, RunArguments, prepare, resolved
+from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
-from ..training.trainer import UDMTrainer, default_objective
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
 
 ROTARY = ("modernbert",)
@@ -75,64 +64,50 @@ class Rows:
     vocabulary: dict[str, Any]
 
 
-def train_text(data: DataArguments, model_args: ModelArguments, run: RunArguments) -> dict[str, Any]:
+def train_text(
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
+) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    started = time.time()
-    output, state = Path(str(run.output_dir)), PartialState()
-    checkpoint = prepare_output(output, run.resume)
-    if run.resume and checkpoint is None:
-        print_once(state, f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
-    state.wait_for_everyone()
-    if run.plot:
-        require_matplotlib()
-    keep_memory(run.device)
-    set_seed(run.seed)
-    check_data(data, run)
-    check_model(model_args, run)
-
-    rows = prepare_rows(data, model_args, checkpoint, state)
-    model, objective = prepare_model(data, model_args, run, rows)
-    trainer = prepare_trainer(data, model_args, run, rows, model, objective, checkpoint)
-    facts = describe_run(data, model_args, run, rows, trainer)
-    print_once(
-        state,
-        f"{len(rows.train)} rows{' read beforehand' * data.streaming}, {facts['parameters'] / 1e6:.1f} M parameters, "
-        f"{len(rows.tokenizer)} tokens, process {facts['process']}, {trainer.rows_per_step} rows a step",
+    ready = prepare(run)
+    check_data(data, goal, run)
+    check_model(model_args, goal)
+    rows = prepare_rows(data, model_args, ready)
+    model, objective = prepare_model(data, model_args, goal, run, rows)
+    trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
+    facts = describe_run(data, model_args, goal, rows, objective)
+    parameters = sum(p.numel() for p in model.parameters())
+    ready.say(
+        f"{len(rows.train)} rows{' read beforehand' * data.streaming}, {parameters / 1e6:.1f} M parameters, "
+        f"{len(rows.tokenizer)} tokens, process {facts['process']}, {trainer.rows_per_step} rows a step"
     )
-    if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / RUN_FILE, {"data": vars(data), "model": vars(model_args), "run": run.to_dict()})
 
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    report = facts | describe_training(run, trainer, result.metrics)
-    if was_stopped(trainer, output, report, state):
-        return report
-    write_model(trainer, output)
-    if state.is_main_process:
-        if rows.validation is not None:
-            report |= measure(run, rows.validation, objective)
+    def measure(report: dict[str, Any]) -> dict[str, Any]:
+        if not ready.state.is_main_process:
+            return {}
+        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows.validation, objective)
         if run.plot:
-            draw_loss(trainer.state.log_history, output / "loss.png", report.get("validation"))
-        report["seconds"] = time.time() - started
-        write_json(output / "report.json", report)
-    state.wait_for_everyone()
-    return report
+            draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
+        return figures
+
+    options = {"data": data, "model": model_args, "objective": goal}
+    return carry_out(trainer, ready, options, facts, measure, describe_evaluation)
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
 
 
-def prepare_rows(data: DataArguments, model_args: ModelArguments, checkpoint: str | None, state: PartialState) -> Rows:
+def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Preparation) -> Rows:
     """Reads the corpus, finds or trains the tokenizer, cuts the rows; one process before the others."""
+    state = ready.state
     with state.main_process_first():  # the others find its cache
         splits, texts = read_texts(data)
-    tokenizer = choose_tokenizer(data, model_args, splits, checkpoint, state)
+    tokenizer = choose_tokenizer(data, model_args, splits, ready.checkpoint, state)
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
     with state.main_process_first():
         train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
         validation = make_rows(splits["validation"], tokenizer, **cut)[0] if "validation" in splits else None
     vocabulary = vocabulary_report(train_rows, tokenizer)
-    print_once(state, describe_rows(dropped, vocabulary, len(train_rows)))
+    ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
     return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary)
 
 
@@ -195,13 +170,15 @@ def choose_tokenizer(
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def prepare_model(data: DataArguments, model_args: ModelArguments, run: RunArguments, rows: Rows) -> tuple[Any, Any]:
+def prepare_model(
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments, rows: Rows
+) -> tuple[Any, Any]:
     """What is trained, and the objective it is trained on."""
     fields: dict[str, Any] = {"separator_token_ids": None, "prompt_dropout": data.prompt_dropout}
     if data.prompt_column is not None:
         fields["separator_token_ids"] = tokenizer_separator(rows.tokenizer)
     objective: Any
-    if run.objective == "ar":
+    if goal.objective == "ar":
         config = preset_config(model_args, rows.tokenizer, rows.train, fields)
         model: Any = causal_twin(config)
         objective = CausalObjective(config, run.per_device_eval_batch_size)
@@ -209,7 +186,14 @@ def prepare_model(data: DataArguments, model_args: ModelArguments, run: RunArgum
         model = build_model(model_args, rows.tokenizer, rows.train, fields)
         if model_args.lora_rank is not None:
             model = add_adapter(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_target)
-        objective = default_objective(model, run)
+        objective = TextObjective(
+            model.config,
+            loss=goal.loss,
+            max_corruption=goal.max_corruption,
+            loss_chunk=goal.loss_chunk,
+            eval_draws=run.eval_draws,
+            eval_batch_size=run.per_device_eval_batch_size,
+        )
     attention = model_args.attn_implementation or ("eager" if run.device.type == "cpu" else None)
     if attention is not None:
         model.set_attn_implementation(attention)
@@ -314,34 +298,17 @@ def prepare_trainer(
     trainer = UDMTrainer(model, run, objective=objective, processing_class=rows.tokenizer, **sets)
     if stream is not None:
         follow_stream(trainer, stream, checkpoint)
-    if not run.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossBar(describe_evaluation))
     return trainer
-
-
-def write_model(trainer: UDMTrainer, output: Path) -> None:
-    """The finished model as files; of one with an adapter the merged model, and the adapter in its own folder."""
-    if not is_adapted(trainer.model):
-        trainer.save_model()
-        return
-    trainer.save_model(str(output / ADAPTER))
-    with trainer.averaged_weights():
-        merged = merge_adapter(trainer.model)
-    trainer.model = trainer.model_wrapped = merged
-    trainer.average = None  # its part is in the merged weights
-    trainer.save_model()
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
 def describe_run(
-    data: DataArguments, model_args: ModelArguments, run: RunArguments, rows: Rows, trainer: UDMTrainer
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, rows: Rows, objective: Any
 ) -> dict[str, Any]:
-    """What report.json says of a run that has not begun; every path absolute, so that it says the same elsewhere."""
-    model, objective = trainer.model, trainer.objective
-    config: UDMConfig = objective.config  # type: ignore[attr-defined]
+    """What report.json says of a run whatever comes of it; every path absolute, so that it says the same elsewhere."""
+    config: UDMConfig = objective.config
     source = resolved(data.data)
     return {
         "data": source,
@@ -352,44 +319,25 @@ def describe_run(
             "tokenizer": resolved(data.tokenizer, TOKENIZERS),
         },
         "model_arguments": {**vars(model_args), "model": resolved(model_args.model, PRESETS)},
-        "objective": run.objective,
-        "process": CAUSAL if run.objective == "ar" else config.process,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "objective": goal.objective,
+        "max_corruption": goal.max_corruption,
+        "process": CAUSAL if goal.objective == "ar" else config.process,
         "vocab_size": len(rows.tokenizer),
         "train_rows": len(rows.train),
         "dropped": rows.dropped,
         "vocabulary": rows.vocabulary,
-        "rows_per_step": trainer.rows_per_step,
     }
 
 
-def describe_training(run: RunArguments, trainer: UDMTrainer, metrics: dict[str, float]) -> dict[str, Any]:
-    """What report.json says of the training itself, once it is over. metrics: what `trainer.train` returned."""
-    return {
-        "steps": trainer.state.global_step,
-        "stopped": trainer.stopped_by,
-        "seed": run.seed,
-        "learning_rate": run.learning_rate,
-        "max_corruption": run.max_corruption,
-        "train_seconds": metrics["train_runtime"],
-        "train_loss": metrics["train_loss"],
-        "step_noise": trainer.noise.relative,
-        "machine": machine(),
-        "log": trainer.state.log_history,
-    }
-
-
-def measure(run: RunArguments, rows: Dataset, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective: Any) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
     From what was written, so that `udm evaluate` repeats these very figures.
     """
-    output = str(run.output_dir)
-    if run.objective == "ar":
+    if goal.objective == "ar":
         figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows, objective)
         name, text = "validation", describe(figures)
-    elif run.max_corruption < 1.0:
+    elif goal.max_corruption < 1.0:
         figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
         name, text = "repair", describe_repair(figures)
     else:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from transformers import HfArgumentParser
+from ..configuration_udm import PRESETS
+from .objective import check_loss
+from .runs import RunArguments
+from .runs import parse as parse_run
 
-from .trainer import UDMTrainingArguments
-
-PRESETS = {  # layers, hidden size, attention heads
-    "tiny": (2, 128, 2),
-    "mini": (4, 256, 4),
-    "small": (4, 512, 8),
-    "base": (12, 768, 12),
-}
 OBJECTIVES = ("diffusion", "ar")
 
 
@@ -94,84 +85,50 @@ class ModelArguments:
 
 
 @dataclass
-class RunArguments(UDMTrainingArguments):
-    """How to train: every field of TrainingArguments, some with defaults for text on a laptop."""
+class ObjectiveArguments:
+    """What is minimised."""
 
     objective: str = field(
         default="diffusion", metadata={"help": "diffusion, or ar: the causal twin of a preset, for comparison."}
     )
-    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
-    plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Default: 1e-3 from scratch, 1e-4 for a pretrained model."}
+    loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy or nelbo; they differ for the substitute process only."},
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Rows a device and micro-step."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Rows a device in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "How rows are ordered."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
-    logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
-    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    max_corruption: float = field(
+        default=1.0,
+        metadata={"help": "Largest corrupted share of a row in training; below 1 a substitute model learns to repair."},
+    )
+    loss_chunk: int | None = field(
+        default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
+    )
 
     def __post_init__(self):
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
-        if self.max_seconds is not None and self.max_steps <= 0 and self.logging_steps < 1:
-            self.logging_steps = 50
-        super().__post_init__()
+        check_loss(self.loss, self.max_corruption, self.loss_chunk)
 
 
-def parse(arguments: list[str] | None = None) -> tuple[DataArguments, ModelArguments, RunArguments]:
-    """Command-line arguments; --output is short for --output_dir, and every field may be written with dashes.
+DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128}
+"""Of a run on text, where they differ from those of `RunArguments`."""
 
-    `--config FILE` reads fields from a YAML file; what stands on the command line goes before it.
-    """
-    given = read_recipe(list(sys.argv[1:] if arguments is None else arguments))
-    given = [a.replace("--output", "--output_dir", 1) if a.split("=")[0] == "--output" else a for a in given]
-    usage = "udm train --data DATA --output DIR [options]   (all of them: udm train --help)"
-    kinds: Any = (DataArguments, ModelArguments, RunArguments)
-    parser = HfArgumentParser(kinds, prog="udm train", usage=usage, allow_abbrev=False)
-    data, model, run = parser.parse_args_into_dataclasses(given)
-    if not any(a.split("=")[0].replace("-", "_") == "__output_dir" for a in given):
-        parser.error("--output DIR is needed: where the model goes")
-    return data, model, run
+Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
 
 
-def read_recipe(given: list[str]) -> list[str]:
-    """The arguments with those of the YAML file after `--config` in front of them, where a later one overrides them."""
-    index = next((i for i, argument in enumerate(given) if argument.split("=")[0] == "--config"), None)
-    if index is None:
-        return given
-    name, _, file = given[index].partition("=")
-    rest = given[:index] + given[index + 1 :]
-    if not file:
-        if index == len(rest):
-            raise ValueError("--config needs the path of a YAML file behind it")
-        file = rest.pop(index)
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{name} {file}: there is no such file")
-    try:
-        fields = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a YAML file: {error}") from None
-    if not isinstance(fields, dict) or any(isinstance(value, (dict, list)) for value in fields.values()):
-        raise ValueError(f"{file} must hold lines `field: value`, as in `max_steps: 1000`")
-    return [f"--{name}={value}" for name, value in fields.items() if value is not None] + rest
+def parse(arguments: list[str] | None = None) -> Arguments:
+    """The options of `udm train`; None: those of the process."""
+    kinds = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
+    found: Any = parse_run(kinds, arguments, "udm train", DEFAULTS)
+    return found
 
 
-def check_data(data: DataArguments, run: RunArguments) -> None:
+def check_data(data: DataArguments, goal: ObjectiveArguments, run: RunArguments) -> None:
     """Raises ValueError where options do not go together, before anything is read."""
     if data.prompt_dropout and data.prompt_column is None:
         raise ValueError(f"--prompt_dropout is {data.prompt_dropout} and rows have no prompt: give --prompt_column")
     if not 0.0 <= data.prompt_dropout < 1.0:
         raise ValueError(f"--prompt_dropout must lie in [0, 1), got {data.prompt_dropout}")
-    if data.pack_rows is not None and run.objective == "ar":
+    if data.pack_rows is not None and goal.objective == "ar":
         raise ValueError("--pack_rows goes with models that attend both ways, not with --objective ar")
     if not data.streaming:
         return
@@ -188,10 +145,10 @@ def check_data(data: DataArguments, run: RunArguments) -> None:
         )
 
 
-def check_model(model_args: ModelArguments, run: RunArguments) -> None:
-    """Raises ValueError where options of model and run do not go together."""
+def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
+    """Raises ValueError where options of model and objective do not go together."""
     scratch = model_args.model in PRESETS
-    if run.objective == "ar":
+    if goal.objective == "ar":
         for name in ("process", "kernel", "lora_rank"):
             if (value := getattr(model_args, name)) is not None:
                 raise ValueError(f"--objective ar has no {name}, got {value!r}")
@@ -199,7 +156,7 @@ def check_model(model_args: ModelArguments, run: RunArguments) -> None:
             raise ValueError(
                 f"--objective ar trains a preset ({', '.join(PRESETS)}) from scratch, got {model_args.model!r}"
             )
-        if run.max_corruption < 1.0:
+        if goal.max_corruption < 1.0:
             raise ValueError("--objective ar corrupts nothing: leave --max_corruption out")
     if model_args.lora_rank is None:
         for name in ("lora_alpha", "lora_target"):

@@ -22,6 +22,18 @@ _STRATA = 0x5354524154410000
 _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
 
 
+def check_loss(loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+    """Raises ValueError for arguments of `TextObjective` that no model can be trained with."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if not 0.0 < max_corruption <= 1.0:
+        raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
+    if max_corruption < 1.0 and loss != "cross_entropy":
+        raise ValueError("max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts")
+    if loss_chunk is not None and loss_chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1, got {loss_chunk}")
+
+
 class TextObjective:
     """An `Objective` (see trainer.py) for `UDMForMaskedGeneration`: rows with "input_ids".
 
@@ -46,18 +58,9 @@ class TextObjective:
         eval_batch_size: int = 64,
         loss_chunk: int | None = None,
     ):
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-        if not 0.0 < max_corruption <= 1.0:
-            raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
-        if max_corruption < 1.0 and loss != "cross_entropy":
-            raise ValueError(
-                "max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts"
-            )
+        check_loss(loss, max_corruption, loss_chunk)
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
-        if loss_chunk is not None and loss_chunk < 1:
-            raise ValueError(f"loss_chunk must be at least 1, got {loss_chunk}")
         self.config, self.process = config, config.build_process()
         if max_corruption < 1.0 and self.process.visible:
             raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")

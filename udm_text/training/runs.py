@@ -1,4 +1,8 @@
-"""What every training run does around the training, whatever it trains: its folder, its files, what it was run on."""
+"""The one story of a training run, whatever is trained: prepare, train, stop where told to, save, measure, report.
+
+Text (`cli/train_text.py`) and images (`continuous/train_image.py`) say what their data, model, objective and figures
+are, and hand them to `run`.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,23 @@ import ctypes
 import json
 import os
 import platform
-from collections.abc import Collection
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 from accelerate import PartialState
+from transformers import HfArgumentParser, ProgressCallback, set_seed
+from transformers.hf_argparser import HfArg
 
+from .adapters import ADAPTER, is_adapted, merge_adapter
+from .callbacks import LossBar
 from .checkpoints import checkpoints, last_checkpoint, why_unusable
+from .trainer import UDMTrainer, UDMTrainingArguments
 
 RUN_FILE = "run.json"
 """Written when training begins: marks a folder as that of a run, which --resume may start anew."""
@@ -45,6 +58,192 @@ def prepare_output(output: Path, resume: bool) -> str | None:
     return None
 
 
+@dataclass
+class RunArguments(UDMTrainingArguments):
+    """How a run is made: every field of TrainingArguments, some with defaults for a laptop."""
+
+    output_dir: str | None = HfArg(  # type: ignore[assignment]
+        aliases=["--output"], default=None, help="Where the model goes."
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue from the last checkpoint in output_dir."})
+    plot: bool = field(default=True, metadata={"help": "Draw the loss as loss.png (needs matplotlib)."})
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Default: what suits the model, and is printed in report.json."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "How rows are ordered."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
+    logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
+    report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            raise ValueError("--output DIR is needed: where the model goes")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
+        if self.max_seconds is not None and self.max_steps <= 0 and self.logging_steps < 1:
+            self.logging_steps = 50
+        super().__post_init__()
+
+
+def parse(
+    kinds: Sequence[Any], arguments: list[str] | None, command: str, defaults: Mapping[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """Command-line arguments as dataclasses of these kinds, one of them `RunArguments`.
+
+    Every field may be written with dashes. `--config FILE` reads fields from a YAML file; what stands on the command
+    line goes before it.
+
+    Args:
+        arguments: None takes those of the process. command: as a person types it, for messages.
+        defaults: of fields, where they differ from those of the dataclasses.
+
+    Raises:
+        ValueError: for what is no option of these kinds, or a value that cannot be.
+    """
+    given = read_recipe(list(sys.argv[1:] if arguments is None else arguments))
+    usage = f"{command} --output DIR [options]   (all of them: {command} --help)"
+    parser = HfArgumentParser(kinds, prog=command, usage=usage, allow_abbrev=False)
+    parser.set_defaults(**(defaults or {}))
+    *found, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{command} takes no {unknown[0]!r}; all of its options: {command} --help")
+    return tuple(found)
+
+
+def read_recipe(given: list[str]) -> list[str]:
+    """The arguments with those of the YAML file after `--config` in front of them, where a later one overrides them."""
+    index = next((i for i, argument in enumerate(given) if argument.split("=")[0] == "--config"), None)
+    if index is None:
+        return given
+    name, _, file = given[index].partition("=")
+    rest = given[:index] + given[index + 1 :]
+    if not file:
+        if index == len(rest):
+            raise ValueError("--config needs the path of a YAML file behind it")
+        file = rest.pop(index)
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{name} {file}: there is no such file")
+    try:
+        fields = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not a YAML file: {error}") from None
+    if not isinstance(fields, dict) or any(isinstance(value, (dict, list)) for value in fields.values()):
+        raise ValueError(f"{file} must hold lines `field: value`, as in `max_steps: 1000`")
+    return [f"--{name}={value}" for name, value in fields.items() if value is not None] + rest
+
+
+class Preparation(NamedTuple):
+    """A run that may begin: its folder, the checkpoint it goes on from (None: the beginning), and when it began."""
+
+    output: Path
+    checkpoint: str | None
+    state: PartialState
+    started: float
+
+    def say(self, text: str) -> None:
+        """Prints in the first process."""
+        if self.state.is_main_process:
+            print(text, flush=True)
+
+
+def prepare(args: RunArguments) -> Preparation:
+    """Refuses a folder that holds something else, before anything is read; seeds, and keeps memory.
+
+    Raises:
+        OutputExistsError: the folder is no place for this run. FileNotFoundError: there is nothing to resume.
+        ImportError: the loss is to be drawn and matplotlib is not installed.
+    """
+    started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
+    found = Preparation(output, prepare_output(output, args.resume), state, started)
+    if args.resume and found.checkpoint is None:
+        found.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
+    state.wait_for_everyone()
+    if args.plot:
+        require_matplotlib()
+    keep_memory(args.device)
+    set_seed(args.seed)
+    return found
+
+
+def run(
+    trainer: UDMTrainer,
+    ready: Preparation,
+    options: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    measure: Callable[[dict[str, Any]], dict[str, Any]],
+    describe: Callable[[dict[str, float]], str] | None = None,
+) -> dict[str, Any]:
+    """Train, and unless a signal ends it save and measure; returns what report.json holds.
+
+    Args:
+        ready: of `prepare`. options: the dataclasses of the command line by name, for run.json.
+        facts: what the report says of the run whatever comes of it.
+        measure: report so far -> figures of the model as it was written; called in every process, where it may draw
+            pictures beside the model in the first.
+        describe: words for an evaluation in the middle of training.
+    """
+    output, args, state = ready.output, trainer.args, ready.state
+    if not args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(LossBar(describe))
+    if state.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        parts = {name: vars(value) for name, value in options.items()}
+        write_json(output / RUN_FILE, {**parts, "run": args.to_dict()})
+    result = trainer.train(resume_from_checkpoint=ready.checkpoint)
+    report = {**facts, **describe_training(trainer, result.metrics)}
+    if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
+        ready.say(
+            f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
+            "finished; the same command with --resume goes on from there"
+        )
+    else:
+        save(trainer, output)
+        state.wait_for_everyone()  # one process has written what all read
+        report |= measure(report)
+        report |= {"log": trainer.state.log_history, "seconds": time.time() - ready.started}
+    if state.is_main_process:
+        write_json(output / "report.json", report)
+    state.wait_for_everyone()
+    return report
+
+
+def save(trainer: UDMTrainer, output: Path) -> None:
+    """The finished model as files; of one with an adapter the merged model, and the adapter in its own folder."""
+    if is_adapted(trainer.model):
+        trainer.save_model(str(output / ADAPTER))
+        with trainer.averaged_weights():
+            merged = merge_adapter(trainer.model)
+        trainer.model = trainer.model_wrapped = merged
+        trainer.average = None  # its part is in the merged weights
+    trainer.save_model()
+
+
+def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict[str, Any]:
+    """What a report says of a training that is over. metrics: what `trainer.train` returned."""
+    args, model = trainer.args, trainer.model
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "rows_per_step": trainer.rows_per_step,
+        "steps": trainer.state.global_step,
+        "stopped": trainer.stopped_by,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+        "ema_decay": args.ema_decay,
+        "train_seconds": metrics["train_runtime"],
+        "train_loss": metrics["train_loss"],
+        "step_noise": trainer.noise.relative,
+        "machine": machine(),
+        "log": trainer.state.log_history,
+    }
+
+
 def resolved(name: str | None, kinds: Collection[str] = ()) -> str | None:
     """A path that is there, made absolute, so that a report can be read from elsewhere; any other name as it is.
 
@@ -58,25 +257,6 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.part")
     temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def was_stopped(trainer: Any, output: Path, report: dict[str, Any], state: PartialState) -> bool:
-    """Whether a signal ended the training; the report is then written and says so, and the model is not finished."""
-    if trainer.stopped_by is None or not trainer.stopped_by.startswith("SIG"):
-        return False
-    if state.is_main_process:
-        write_json(output / "report.json", report)
-    print_once(
-        state,
-        f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
-        "finished; the same command with --resume goes on from there",
-    )
-    return True
-
-
-def print_once(state: PartialState, text: str) -> None:
-    if state.is_main_process:
-        print(text, flush=True)
 
 
 def keep_memory(device: torch.device) -> bool:

@@ -26,7 +26,6 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
-from ..objectives import LOSSES
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, StepNoise
 from .checkpoints import (
@@ -65,27 +64,12 @@ class UDMTrainingArguments(TrainingArguments):
     """`TrainingArguments` of transformers and what diffusion adds.
 
     Args:
-        loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
-        loss_chunk: rows of logits that are held at a time; None: all of a micro-batch. See `chunked_cross_entropy`.
-        max_corruption: largest share of a row that is corrupted in training. Below 1 a substitute model becomes a
-            repairer of texts: it cannot write from nothing, and its NELBO means little.
         eval_draws: corruptions of each row in an evaluation.
         ema_decay: decay of an exponential average of the weights, in (0, 1), which then takes their place in evaluation
             and in the model that is written at the end; None: none.
         max_seconds: end training after so many seconds, on a finished learning-rate schedule; None: by steps alone.
     """
 
-    loss: str = field(
-        default="cross_entropy",
-        metadata={"help": "cross_entropy or nelbo; they differ for the substitute process only."},
-    )
-    max_corruption: float = field(
-        default=1.0,
-        metadata={"help": "Largest corrupted share of a row in training; below 1 a substitute model learns to repair."},
-    )
-    loss_chunk: int | None = field(
-        default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
-    )
     eval_draws: int = field(default=2, metadata={"help": "Corruptions of each row in an evaluation."})
     ema_decay: float | None = field(
         default=None, metadata={"help": "Decay of an average of the weights, such as 0.999; it is what gets saved."}
@@ -116,14 +100,6 @@ class UDMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in (0, 1), got {self.ema_decay}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        if not 0.0 < self.max_corruption <= 1.0:
-            raise ValueError(f"max_corruption must lie in (0, 1], got {self.max_corruption}")
-        if self.max_corruption < 1.0 and self.loss != "cross_entropy":
-            raise ValueError(
-                "max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts"
-            )
         if self.eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {self.eval_draws}")
 
@@ -185,14 +161,7 @@ def default_objective(model, args: UDMTrainingArguments) -> Objective:
         raise ValueError(f"objective must be given: {type(model).__name__} is not a model of this package")
     from .objective import TextObjective
 
-    return TextObjective(
-        model.config,
-        loss=args.loss,
-        max_corruption=args.max_corruption,
-        eval_draws=args.eval_draws,
-        loss_chunk=args.loss_chunk,
-        eval_batch_size=args.per_device_eval_batch_size,
-    )
+    return TextObjective(model.config, eval_draws=args.eval_draws, eval_batch_size=args.per_device_eval_batch_size)
 
 
 class UDMTrainer(Trainer):
@@ -203,7 +172,7 @@ class UDMTrainer(Trainer):
 
     Args:
         model: what is trained. One that is not a `PreTrainedModel` is written as model.safetensors alone.
-        objective: what it is trained on; None: the text objective, for a `UDMForMaskedGeneration`.
+        objective: what it is trained on; None: the text objective with its defaults, for a `UDMForMaskedGeneration`.
         data_collator: None: the objective's.
     """
 
