@@ -210,7 +210,10 @@ def test_generation_settings_round_trip_through_generation_config_json(tmp_path)
         ({"max_edits": 0}, "max_edits must be"),
         ({"num_return_sequences": 0}, "num_return_sequences must be a positive integer, got 0"),
         ({"num_return_sequences": None}, "num_return_sequences must be"),
-        ({"order": "best"}, "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', got 'best'"),
+        (
+            {"order": "best"},
+            "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', or a function, got 'best'",
+        ),
         ({"kernel": "best"}, "kernel must be 'site', 'hamming' or 'free'"),
         ({"churn": 1.5}, r"churn must be a number in \[0, 1\]"),
         ({"churn": None}, "churn must be"),

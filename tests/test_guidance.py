@@ -15,11 +15,11 @@ from tests.oracle.world import all_rows, index_of
 from tests.test_speculative import one_token_law
 from udm_text import UDMGenerationConfig, predictors
 from udm_text.cli import commands
+from udm_text.constraints import Constraints
 from udm_text.decoding import ORDERS, guide, log_probabilities
 from udm_text.fastpath import plain_path
 from udm_text.inputs import GenerationInputs
 from udm_text.kernels import KERNELS
-from udm_text.predictors import MaskPredictor, SubstitutePredictor
 from udm_text.randomness import RowRandom
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
@@ -74,9 +74,9 @@ def predicted(model, rows, t, scale, plain=False):
     editable[:, 2:5] = True
     inputs = GenerationInputs(rows, editable, torch.ones_like(editable), t)
     process = model.config.build_process()
-    kind = MaskPredictor if process.visible else SubstitutePredictor
     config = UDMGenerationConfig(guidance_scale=scale)
-    predictor = kind(model, process, config, inputs, RowRandom(0, torch.arange(len(rows))))
+    constraints = Constraints(model.config, config, inputs)
+    predictor = process.predictor(model, config, inputs, RowRandom(0, torch.arange(len(rows))), constraints)
     with torch.no_grad():
         answer = predictor.ask(rows, t, editable)
         where = editable.nonzero(as_tuple=True)

@@ -5,9 +5,13 @@ import itertools
 import pytest
 import torch
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from typer.testing import CliRunner
 
 from tests.models import CLS, MASK, PROCESSES, SEP, make_udm
 from udm_text import UDMGenerationConfig
+from udm_text.cli import commands
+from udm_text.generation_options import OPTIONS as DECLARED
+from udm_text.generation_options import markdown_table
 
 OPTIONS = {
     "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right"],
@@ -64,3 +68,42 @@ def test_every_pair_of_options_works_or_is_refused_by_name(process):
                 assert "forbidden_tokens" not in how or not set(drawn.flatten().tolist()) & {5, 6}, how
                 assert "allowed_tokens" not in how or set(rows[:, 2].tolist()) <= set(how["allowed_tokens"][2]), how
     assert len(worked) > 40
+
+
+def test_the_documentation_holds_the_table_of_options_as_it_is(repository):
+    assert markdown_table() in (repository / "docs" / "generation.md").read_text(encoding="utf-8")
+    assert all(option.help in UDMGenerationConfig.__doc__ for option in DECLARED.values())
+
+
+def test_every_default_passes_its_own_check_and_every_exclusion_names_an_option():
+    for name, option in DECLARED.items():
+        option.check(name, option.default)
+        assert set(option.excludes) <= set(DECLARED)
+
+
+def test_the_command_has_a_flag_for_every_option_that_has_one_and_hands_it_on(monkeypatch):
+    seen = []
+
+    def pipe(inputs, batch_size, **options):
+        seen.append(options)
+        return [[{"generated_text": "a"}]]
+
+    monkeypatch.setattr(commands, "_pipeline", lambda *args: pipe)
+    values = {int: "3", float: "0.25", str: "word", list[str]: "token"}
+    for name, option in DECLARED.items():
+        if option.kind is None:
+            continue
+        kind = next(k for k in values if k in (option.kind, *getattr(option.kind, "__args__", ())))
+        for flag in option.flags or (f"--{name}", f"--{name.replace('_', '-')}"):
+            run = CliRunner().invoke(commands.app, ["generate", "m", flag, values[kind]])
+            assert run.exit_code == 0, run.output
+            expected = [values[kind]] if kind == list[str] else kind(values[kind])
+            assert seen.pop() == {**UNSET, name: expected}, flag
+    run = CliRunner().invoke(commands.app, ["generate", "m", "--num_return_sequences", "2", "--batch_size=3"])
+    assert run.exit_code == 0 and seen.pop()["num_return_sequences"] == 2
+
+
+UNSET = {name: option.default for name, option in DECLARED.items() if option.kind is not None} | {
+    "return_dict_in_generate": False,
+    "output_trajectory": False,
+}

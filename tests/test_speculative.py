@@ -572,16 +572,20 @@ def test_any_setting_that_steers_steps_in_another_way_is_refused(model):
         "speculate order guidance_scale temperature top_k top_p length max_new_tokens num_return_sequences seed".split()
     )
     known |= {"return_dict_in_generate", "output_trajectory", "forbidden_tokens", "allowed_tokens"}
-    config = UDMGenerationConfig(speculate=2, length=5)
-    for name in set(config._defaults) - known:
+    for name, default in UDMGenerationConfig._defaults.items():
         other = UDMGenerationConfig(speculate=2, length=5)
-        setattr(other, name, "something else")
-        with pytest.raises(ValueError, match=name):
-            check_speculation(other, model.config, MaskProcess(MASK))
+        setattr(other, name, "random" if name == "order" else "something else")
+        if name in known:
+            check_speculation(other)
+        else:
+            with pytest.raises(
+                ValueError, match=f"speculate .* does not go with {name}=.* leave {name} at {default!r}"
+            ):
+                check_speculation(other)
 
 
 def test_substitute_models_and_senseless_numbers_are_refused():
-    with pytest.raises(ValueError, match="fills in masks.*'substitute'"):
+    with pytest.raises(ValueError, match="speculate is of the mask process.*'substitute'.*fills in masks"):
         make_udm("substitute", length_counts=COUNTS).generate(length=5, speculate=2)
     for bad in (1, 0, -2, 2.5, True, "4"):
         with pytest.raises(ValueError, match="speculate must be an integer that is at least 2"):

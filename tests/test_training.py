@@ -30,6 +30,7 @@ from tests.training_helpers import (
 )
 from udm_text import UDMForMaskedGeneration
 from udm_text.evaluation import evaluate_bound
+from udm_text.processes import MaskProcess
 from udm_text.randomness import step_random
 from udm_text.training import NonFiniteLossError, UDMTrainer, UDMTrainingArguments
 from udm_text.training.row_order import RowOrder
@@ -309,7 +310,7 @@ def test_padding_and_special_tokens_are_neither_corrupted_nor_scored(tmp_path, v
     editable = batch["labels"] != -100
     assert torch.equal(editable, x0 >= FIRST)
     assert not ((x0 != xt) & ~editable).any()
-    visible = trainer.objective.process.visible
+    visible = isinstance(trainer.objective.process, MaskProcess)
     through_head = int(seen[0].any(dim=1).sum())  # but for rows of zeros, which make up a round number
     assert through_head == (t.sum() if visible else editable.sum())
     assert len(seen[0]) < through_head + 64

@@ -253,7 +253,7 @@ def make_card(
     clean = public(report)
     start_name = None if start is None else public(start)
     name = repo_id.split("/")[-1]
-    kinds = ["udm", "discrete-diffusion", "masked-diffusion" if process.visible else "uniform-diffusion"]
+    kinds = ["udm", "discrete-diffusion", process.card.tag]
     metadata = ModelCardData(
         model_name=name,
         library_name="udm-text",
@@ -264,11 +264,7 @@ def make_card(
         tags=[*kinds, *(["custom_code"] if with_code else []), *(tag for tag in tags or [] if tag not in kinds)],
         eval_results=eval_results(clean, data) or None,
     )
-    what = (
-        "by masks: every token is hidden and revealed again, in any order"
-        if process.visible
-        else "by substitution: tokens are replaced by others, and the model undoes it; it can repair a text"
-    )
+    what = process.card.what
     if config.prompted:
         what += "; it was trained on prompts and answers: a text is a prompt, and what comes back is its answer"
     parameters = sum(p.numel() for p in model.parameters())
@@ -375,12 +371,7 @@ def _limits(process: Any) -> str:
         "repeats what its data says, true or not, and may repeat rows of it. It answers no questions and follows no "
         "instructions. "
     )
-    if process.visible:
-        return text + (
-            "One token a step in random order samples exactly from the model; fewer steps and other orders are "
-            "approximations."
-        )
-    return text + "Fewer steps than tokens are approximations, and so is a repair, which takes the likeliest edits."
+    return text + process.card.limits
 
 
 def _licence(licence: str | None, data: dict[str, str], with_code: bool) -> str:

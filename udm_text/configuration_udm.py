@@ -15,6 +15,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
+from .generation_options import choices
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
 
@@ -30,10 +31,8 @@ CONFIG_VERSION = 1
 _INSTALLED = not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 """False in the copy of this file that a repository on the Hub carries."""
 
-PROCESSES: dict[str, Any] = {
-    "mask": lambda config: MaskProcess(config.mask_token_id),
-    "substitute": lambda config: SubstituteProcess(config.allowed_token_ids()),
-}
+PROCESSES: dict[str, Any] = {"mask": MaskProcess, "substitute": SubstituteProcess}
+"""The one table from a process's name to its class, a `TokenProcess`."""
 
 PRESETS = {
     "tiny": (2, 128, 2),
@@ -44,12 +43,6 @@ PRESETS = {
 """Sizes of new models by name: layers, hidden size, attention heads."""
 
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
-
-
-def choices(names) -> str:
-    """'a', 'b' or 'c': for error messages."""
-    *rest, last = [repr(name) for name in names]
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 @strict
@@ -126,7 +119,7 @@ class UDMConfig(PreTrainedConfig):
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel must be {choices(KERNELS)}, got {self.kernel!r}")
         if self.time_conditioning is None:
-            self.time_conditioning = self.process == "substitute"
+            self.time_conditioning = PROCESSES[self.process].time_conditioned
         if self.pad_token_id is None:
             self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
         vocab = self.vocab_size
@@ -275,15 +268,10 @@ class UDMConfig(PreTrainedConfig):
         return distribution / distribution.sum()
 
     def build_process(self):
-        """The process object of this model."""
-        if self.mask_token_id is None and self.process == "mask":
-            raise ValueError(
-                "mask_token_id is not set: process 'mask' needs a [MASK] token. Give `mask_token_id=...`, or load from "
-                "a directory that also holds a tokenizer with a mask token."
-            )
+        """The process object of this model, a `TokenProcess`."""
         if len(self.special_token_ids or []) >= self.vocab_size:
             raise ValueError("special_token_ids holds the whole vocabulary: no token may stand at an editable position")
-        return PROCESSES[self.process](self)
+        return PROCESSES[self.process].from_config(self)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

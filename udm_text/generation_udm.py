@@ -1,7 +1,7 @@
 """`model.generate`: unconditional text, infilling, continuation and repair, all by the loop of `core.denoise`.
 
-A call prepares its inputs (`inputs.py`: the rows, what of them is editable, how many positions are corrupted), then
-walks them down a grid of counts with the predictor of its process (`predictors.py`).
+A call prepares its inputs (`inputs.py`: the rows, what of them is editable, how many positions are corrupted), picks a
+sampler (`samplers.py`), walks them down a grid of counts with the predictor of its process, and hands them out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,15 +18,16 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from .constraints import Constraints
-from .core import Prediction, denoise
 from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
+from .generation_options import refuse_foreign, refuse_pairs
 from .inputs import check_inputs, make_inputs
-from .predictors import MaskPredictor, SubstitutePredictor, approximate, guided
+from .predictors import guided
 from .randomness import RowRandom
-from .schedules import counts, step_costs, with_revision
-from .speculative import Drafts, SpeculativePredictor, check_speculation, speculate
+from .samplers import find_sampler
+from .schedules import counts, step_costs
+from .speculative import Drafts, check_speculation
 
 _LENGTH_ARGUMENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
@@ -160,121 +160,75 @@ class UDMGenerationMixin:
         random = _row_random(rows, config.seed, generator, sample_index, device)
 
         process = model.config.build_process()
-        if config.speculate is not None:
-            check_speculation(config, model.config, process)
         _resolve_defaults(config, model.config, process)
-        given_by_caller = [
-            name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None
-        ]
-        inputs = make_inputs(model.config, config, process, input_ids, attention_mask, random, given_by_caller)
-        xt = inputs.tokens
+        given = [name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None]
+        inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given)
         constraints = Constraints(model.config, config, inputs, logits_processor)
-        if not inputs.keep_tokens:
-            xt = process.prior(xt, editable=inputs.editable, random=random)
-            if constraints.given and not process.visible:  # what stands there at the start may stay
-                xt = constraints.prior(xt, inputs.editable, random)
+        predictor = process.predictor(model, config, inputs, random, constraints)
+        xt = inputs.tokens if inputs.keep_tokens else predictor.start(inputs)
         curve = model.config.step_curve
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)
         times = counts(config.schedule, inputs.start, config.num_steps, curve, tokens)
-        plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
-        free = not (constraints.given or constraints.processor or config.revise or guided(config))
-        free = free and not approximate(config)
-        priced = process.visible and config.order == "random" and plain and free
-        kind = MaskPredictor if process.visible else SubstitutePredictor
-        predictor = (kind if config.speculate is None else SpeculativePredictor)(
-            model, process, config, inputs, random, constraints
-        )
 
-        trajectory = [xt]
-        head = int((~inputs.editable[0]).long().cumprod(0).sum()) if rows == 1 else 0
-        put_draft = getattr(streamer, "put_draft", lambda tokens: None)
-        if streamer is not None:
-            streamer.put(xt[:, :head].cpu())
-        put_draft(xt[:, head:].cpu())
-
-        def watch(step: int, xs: Tensor, s: Tensor) -> Tensor:
-            if callback_on_step_end is not None:
-                xs = (callback_on_step_end(self, step, s, {"xt": xs}) or {}).get("xt", xs)
-            if config.output_trajectory:
-                trajectory.append(xs)
-            put_draft(xs[:, head:].cpu())
-            return xs
-
-        def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
-            return watch(step, xs, grid[step + 1])
-
-        grid = with_revision(times, config.revise) if config.revise else times
-        falls = (grid[:-1] - grid[1:]).clamp(min=0)
-        steps, drafts = (grid[1:] != grid[:-1]).sum(dim=0), None
-        tokens_of_calls = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
+        watcher = Watcher(self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory)
+        watcher.begin(xt)
+        how: dict[str, Any] = {"editable": inputs.editable, "random": random, "watch": watcher}
         with eval_mode(model):
-            if isinstance(predictor, SpeculativePredictor):
-                done = speculate(
-                    process,
-                    predictor.marginals,
-                    xt,
-                    config.speculate or 0,
-                    editable=inputs.editable,
-                    random=random,
-                    left_to_right=config.order == "left_to_right",
-                    on_round=watch,
-                )
-                sequences, steps = done.sequences, done.rounds
-                drafts, tokens_of_calls = done.drafts, done.tokens_per_call
-            elif config.threshold is not None:
-                sequences, steps = _denoise_by_threshold(
-                    process, predictor, xt, times, editable=inputs.editable, random=random, watch=watch
-                )
-                tokens_of_calls = inputs.start.double() / steps.clamp(min=1)
-            else:
-                sequences = denoise(
-                    process,
-                    predictor,
-                    xt,
-                    list(grid),
-                    config.churn,
-                    editable=inputs.editable,
-                    random=random,
-                    on_step=on_step,
-                )
-        if streamer is not None:
-            streamer.put(sequences[:, head:].cpu())
-            streamer.end()
+            walk = find_sampler(config)(process, predictor, xt, times, config, **how)
+        watcher.end(walk.sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
-            return sequences
+            return walk.sequences
+        priced = curve is not None and process.prices_steps and predictor.follows_the_curve()
         return UDMGenerateOutput(
-            sequences=sequences,
+            sequences=walk.sequences,
             attention_mask=inputs.attention_mask,
             editable=inputs.editable,
-            steps=steps,
-            trajectory=tuple(trajectory) if config.output_trajectory else None,
+            steps=walk.steps,
+            trajectory=tuple(watcher.trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
-            tokens_per_call=tokens_of_calls / predictor.readings,
-            drafts=drafts,
-            expected_nats=step_costs(times, curve, tokens) / inputs.start if priced and curve is not None else None,
+            tokens_per_call=walk.tokens_per_call / predictor.readings,
+            drafts=walk.drafts,
+            expected_nats=step_costs(times, curve, tokens) / inputs.start if priced else None,
         )
 
 
-def _denoise_by_threshold(process, predictor, xt: Tensor, times: Tensor, *, editable, random, watch):
-    """`denoise` where a step may go further than the grid asks: (B, L) rows, and (B,) the steps each of them took.
+class Watcher:
+    """Who looks on while rows come to be: a streamer, the caller's callback, a trajectory.
 
-    The predictor says how far; a row that is ahead of the grid goes on by at least one position a step, and the walk
-    ends when all rows have. A row's steps depend on itself alone.
+    The prompt, what precedes the first editable position, is told apart for the streamer where there is one row.
     """
-    steps = torch.zeros_like(times[0])
-    for step, floor in enumerate(times[1:]):
-        t = (process.corrupted(xt, xt) & editable).sum(dim=1)
-        if not t.any():
-            break
-        steps += t > 0
-        s = floor.minimum(t - 1).clamp(min=0)
-        forward = partial(_forward_callback, watch, step)
-        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=forward)
-    return xt, steps
 
+    def __init__(
+        self, model: Any, editable: Tensor, streamer: Any, callback: Callable[..., Any] | None, keeps_trajectory: bool
+    ):
+        self.model, self.streamer, self.callback, self.keeps_trajectory = model, streamer, callback, keeps_trajectory
+        self.prompt = int((~editable[0]).long().cumprod(0).sum()) if len(editable) == 1 else 0
+        self.trajectory: list[Tensor] = []
 
-def _forward_callback(watch: Callable[..., Tensor], step: int, _: int, xs: Tensor, prediction: Prediction) -> Tensor:
-    return watch(step, xs, prediction.s)
+    def begin(self, xt: Tensor) -> None:
+        """The rows (B, L) before the first step."""
+        if self.streamer is not None:
+            self.streamer.put(xt[:, : self.prompt].cpu())
+        self._show(xt)
+
+    def __call__(self, step: int, xs: Tensor, s: Tensor) -> Tensor:
+        """The rows after a step, s (B,) positions of them corrupted; returns what the callback puts in their place."""
+        if self.callback is not None:
+            xs = (self.callback(self.model, step, s, {"xt": xs}) or {}).get("xt", xs)
+        self._show(xs)
+        return xs
+
+    def end(self, sequences: Tensor) -> None:
+        """The finished rows."""
+        if self.streamer is not None:
+            self.streamer.put(sequences[:, self.prompt :].cpu())
+            self.streamer.end()
+
+    def _show(self, xs: Tensor) -> None:
+        if self.keeps_trajectory:
+            self.trajectory.append(xs)
+        if hasattr(self.streamer, "put_draft"):
+            self.streamer.put_draft(xs[:, self.prompt :].cpu())
 
 
 @contextmanager
@@ -305,14 +259,14 @@ def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:
 
 def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> None:
     """Fills in the defaults that depend on the use, and refuses what would be without effect."""
-    if process.visible and config.kernel is not None:
-        raise ValueError(f"kernel is of the substitute process; this model has process {model_config.process!r}")
-    if not process.visible and config.order != "random":
-        raise ValueError(f"order is of the mask process; this model has process {model_config.process!r}, see kernel")
-    if config.schedule == "optimal" and not process.visible:
+    if config.speculate is not None:
+        check_speculation(config)
+    refuse_foreign(config, process, model_config.process)
+    refuse_pairs(config)
+    if config.schedule == "optimal" and not process.prices_steps:
         raise ValueError(
-            f"schedule 'optimal' is of the mask process; this model has process {model_config.process!r}: give "
-            "'linear' or 'cosine'"
+            f"schedule 'optimal' follows the measured price of several tokens a step, and none is known of process "
+            f"{model_config.process!r}: give 'linear' or 'cosine'"
         )
     if config.schedule == "optimal" and model_config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: run `udm evaluate MODEL --curve`")
@@ -324,37 +278,14 @@ def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> Non
             stacklevel=4,
         )
     if config.threshold is not None:
-        if not process.visible:
-            raise ValueError(f"threshold is of the mask process; this model has process {model_config.process!r}")
         if config.order not in ("random", "confidence"):
             raise ValueError(f"threshold reveals the surest tokens: order must be 'confidence', got {config.order!r}")
-        if config.churn:
-            raise ValueError("threshold keeps what is sure, and churn opens it again: give one of them")
         config.order = "confidence"
     if config.order_noise and find_order(config.order) is None:
         raise ValueError(
             f"order_noise is of orders that look at the probabilities, and order {config.order!r} does not: give "
             "order='confidence', 'margin', 'entropy' or a function"
         )
-    if config.order_noise and config.threshold is not None:
-        raise ValueError("order_noise does not go with threshold, which takes the surest positions")
-    if config.revise and not process.visible:
-        raise ValueError(
-            f"revise is of the mask process; this model has process {model_config.process!r}, whose steps revisit "
-            "positions by themselves: see max_edits"
-        )
-    if config.revise and config.threshold is not None:
-        raise ValueError("revise does not go with threshold, whose rows are done at a step of their own")
-    repair = config.max_edits is not None
     if config.temperature is None:
-        config.temperature = 0.0 if repair else 1.0
-    if config.kernel is None:
-        config.kernel = "free" if repair else model_config.kernel
-    if config.churn and not process.visible:
-        if repair:
-            raise ValueError("churn corrupts a text anew; a repair changes at most max_edits tokens and needs churn 0")
-        if config.kernel == "site":
-            raise ValueError(
-                "churn needs a kernel that draws a whole x0_hat, and kernel 'site' draws single positions: give "
-                "kernel='hamming' or kernel='free'"
-            )
+        config.temperature = 1.0 if config.max_edits is None else 0.0
+    process.resolve_options(config, model_config)

@@ -59,7 +59,7 @@ def check_inputs(
 
 
 def make_inputs(
-    model_config, config, process, input_ids, attention_mask, random: RowRandom, given_by_caller
+    model_config, config, input_ids, attention_mask, random: RowRandom, given_by_caller
 ) -> GenerationInputs:
     """The rows, and which of the four uses each of them is. given_by_caller: the length arguments of this very call."""
     uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
@@ -69,11 +69,6 @@ def make_inputs(
         _check_prompts(model_config, input_ids, masked)
     infill = [] if masked is None else masked.any(dim=1).tolist()
     if config.max_edits is not None:
-        if process.visible:
-            raise ValueError(
-                f"max_edits repairs a given text, which needs a model of process 'substitute'; this one has process "
-                f"{model_config.process!r}"
-            )
         if input_ids is None:
             raise ValueError("max_edits repairs a given text: give input_ids")
         if any(infill):

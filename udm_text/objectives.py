@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
-from .processes import TokenProcess
 from .randomness import RowRandom
+
+if TYPE_CHECKING:
+    from .processes import TokenProcess
 
 LOSSES = ("cross_entropy", "nelbo")
 
@@ -107,6 +110,17 @@ def chunked_cross_entropy(
     return torch.cat(parts) if parts else hidden.new_zeros(0)
 
 
+class CorruptedRows(NamedTuple):
+    """Rows of a loss: x0, xt (B, L) int64; editable, corrupted (B, L) bool; lengths l and counts t, (B,) int64."""
+
+    x0: Tensor
+    xt: Tensor
+    editable: Tensor
+    corrupted: Tensor
+    lengths: Tensor
+    t: Tensor
+
+
 def row_losses(
     predict: Callable[..., Tensor],
     process: TokenProcess,
@@ -120,44 +134,69 @@ def row_losses(
     kernel: str = "site",
     chunk: int | None = None,
 ) -> Tensor:
-    """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score.
+    """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score as the process does.
 
     Args:
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
+        loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
+            "cross_entropy", the sum of CE_i over the positions that the network is asked about.
         chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with apply_head=, too, and
             gives (N,) cross-entropies. None: all at once.
-        loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
-            "cross_entropy", the sum of CE_i over the corrupted positions with weight l/t where the corrupted set is
-            visible
-            (which is the same number), over all editable positions where it is not.
     """
-    lengths = editable.sum(dim=1)
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
-    corrupted = process.corrupted(xt, x0) & editable
-    wanted = corrupted if process.visible else editable
+    rows = CorruptedRows(x0, xt, editable, process.corrupted(xt, x0) & editable, editable.sum(dim=1), t)
+    return process.losses(predict, rows, forbidden, loss=loss, kernel=kernel, chunk=chunk)
+
+
+def cross_entropies(
+    predict: Callable[..., Tensor], rows: CorruptedRows, positions: Tensor, forbidden: Tensor, chunk: int | None
+) -> Tensor:
+    """(N,) CE_i at the positions (B, L), in the order of `positions.nonzero()`. The arguments are of `row_losses`."""
+    wanted = {"input_ids": rows.xt, "t": rows.t, "num_editable": rows.lengths, "positions": positions}
+    target = rows.x0[positions]
     if chunk is not None:
-        if not process.visible and loss != "cross_entropy":
-            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
-        apply_head = partial(chunked_cross_entropy, target=x0[wanted], forbidden=forbidden, chunk=chunk)
-        ce = predict(input_ids=xt, t=t, num_editable=lengths, positions=wanted, apply_head=apply_head)
-        return mask_terms(ce, corrupted, lengths, t) if process.visible else mask_terms(ce, wanted, lengths, lengths)
-    logits = predict(input_ids=xt, t=t, num_editable=lengths, positions=wanted)
-    scores = logits.float().masked_fill(forbidden, -torch.inf)
-    if process.visible:
-        ce = torch.nn.functional.cross_entropy(scores, x0[wanted], reduction="none")
-        return mask_terms(ce, corrupted, lengths, t)
+        apply_head = partial(chunked_cross_entropy, target=target, forbidden=forbidden, chunk=chunk)
+        return predict(**wanted, apply_head=apply_head)
+    scores = predict(**wanted).float().masked_fill(forbidden, -torch.inf)
+    return torch.nn.functional.cross_entropy(scores, target, reduction="none")
+
+
+def mask_losses(
+    predict: Callable[..., Tensor], rows: CorruptedRows, forbidden: Tensor, chunk: int | None = None
+) -> Tensor:
+    """(B,) losses where the corrupted set is visible: CE_i over it with weight l/t, which estimates the bound."""
+    ce = cross_entropies(predict, rows, rows.corrupted, forbidden, chunk)
+    return mask_terms(ce, rows.corrupted, rows.lengths, rows.t)
+
+
+def substitute_losses(
+    predict: Callable[..., Tensor],
+    rows: CorruptedRows,
+    forbidden: Tensor,
+    num_tokens: int,
+    *,
+    loss: str = "nelbo",
+    kernel: str = "site",
+    chunk: int | None = None,
+) -> Tensor:
+    """(B,) losses where the corrupted set is hidden: CE_i over all editable positions, or the bound for a kernel.
+
+    num_tokens: V, the tokens that may stand at an editable position.
+    """
+    wanted, x0, lengths = rows.editable, rows.x0, rows.lengths
     if loss == "cross_entropy":
-        ce = torch.nn.functional.cross_entropy(scores, x0[wanted], reduction="none")
-        return mask_terms(ce, wanted, lengths, lengths)
-    log_probs = scores.double().log_softmax(dim=-1)
-    here = changes(log_probs, xt[wanted], torch.ones_like(xt[wanted], dtype=torch.bool))
+        return mask_terms(cross_entropies(predict, rows, wanted, forbidden, chunk), wanted, lengths, lengths)
+    if chunk is not None:
+        raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+    logits = predict(input_ids=rows.xt, t=rows.t, num_editable=lengths, positions=wanted)
+    log_probs = logits.float().masked_fill(forbidden, -torch.inf).double().log_softmax(dim=-1)
+    here = changes(log_probs, rows.xt[wanted], torch.ones_like(rows.xt[wanted], dtype=torch.bool))
     blank = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
     change = Change(
         torch.full_like(blank, NEVER).masked_scatter(wanted, here.log_change),
         blank.masked_scatter(wanted, here.log_stay),
     )
     target = blank.masked_scatter(wanted, log_probs.gather(-1, x0[wanted][:, None])[:, 0])
-    count = int((~forbidden).sum())
-    return substitute_terms(KERNELS[kernel], change, target, corrupted, lengths, t, count)
+    return substitute_terms(KERNELS[kernel], change, target, rows.corrupted, lengths, rows.t, num_tokens)

@@ -74,6 +74,17 @@ class Predictor:
             self.fast = FastForward(model, self.attention_mask, self.lengths)
         self.num_calls = 0
 
+    def start(self, inputs: GenerationInputs) -> Tensor:
+        """xt (B, L) before the first step, where nothing of the editable positions is given: a draw of the prior."""
+        return self.process.prior(inputs.tokens, editable=inputs.editable, random=self.random)
+
+    def follows_the_curve(self) -> bool:
+        """Whether the steps have the law that a measured curve prices: random order, temperature 1, nothing forced."""
+        config, constraints = self.config, self.constraints
+        plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
+        free = not (constraints.given or constraints.processor or config.revise or guided(config))
+        return config.order == "random" and plain and free and not approximate(config)
+
     def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
         """The output for N positions, in the order of `positions.nonzero()`."""
         self.num_calls += self.readings
@@ -239,6 +250,12 @@ class SubstitutePredictor(Predictor):
 
     Temperature acts on all of p_i; top_k and top_p on p_i(v | v != xt_i), so that a change always has a token.
     """
+
+    def start(self, inputs: GenerationInputs) -> Tensor:
+        xt = super().start(inputs)
+        if self.constraints.given:  # what stands there at the start may stay
+            xt = self.constraints.prior(xt, inputs.editable, self.random)
+        return xt
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         uniforms = self.random.uniform(xt.shape[1])

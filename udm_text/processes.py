@@ -10,23 +10,69 @@ Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9271), mask and
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .core import Process
+from .kernels import KERNELS
+from .objectives import CorruptedRows, mask_losses, substitute_losses
 from .randomness import RowRandom
 
 
-class TokenProcess(Process, Protocol):
-    """A `Process` of token rows: it can say which positions of xt are corrupted."""
+class CardWords(NamedTuple):
+    """What the card of a model says of its process: a tag of the Hub, how texts are made, what is approximate."""
 
-    visible: bool
-    """Whether xt alone shows the corrupted set; then x0_hat is needed at the changing positions only."""
+    tag: str
+    what: str
+    limits: str
+
+
+class TokenProcess(Process, Protocol):
+    """A `Process` of token rows, complete: whatever training, bounds, generation and cards ask of it, it answers.
+
+    A new one is a class with these methods and a line in `configuration_udm.PROCESSES`; nothing else needs to know.
+    """
+
+    time_conditioned: ClassVar[bool]
+    """Whether a network is told t unless its configuration says otherwise: where xt does not show it."""
+    kernels: ClassVar[tuple[str, ...]]
+    """Its reverse kernels, each with a bound of its own; () where there is one way back."""
+    prices_steps: ClassVar[bool]
+    """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K, and with it the step curve."""
+    generation_options: ClassVar[frozenset[str]]
+    """The options of a generation that it takes besides those common to all (generation_options.py)."""
+    card: ClassVar[CardWords]
+
+    @classmethod
+    def from_config(cls, config: Any) -> TokenProcess:
+        """The process of a `UDMConfig`. Raises ValueError where that lacks what it needs."""
 
     def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
-        """(B, L) bool: the corrupted positions."""
+        """(B, L) bool: the corrupted positions. Where xt alone shows them, x0 may be anything of its shape."""
+
+    def losses(
+        self,
+        predict: Callable[..., Tensor],
+        rows: CorruptedRows,
+        forbidden: Tensor,
+        *,
+        loss: str = "nelbo",
+        kernel: str = "site",
+        chunk: int | None = None,
+    ) -> Tensor:
+        """(B,) losses of corrupted rows in nats, see `objectives.row_losses`."""
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError for arguments of `TextObjective` that it cannot be trained with."""
+
+    def predictor(self, model: Any, config: Any, inputs: Any, random: RowRandom, constraints: Any) -> Any:
+        """What `core.denoise` asks in a generation, see predictors.py. config: a `UDMGenerationConfig`."""
+
+    def resolve_options(self, config: Any, model_config: Any) -> None:
+        """Fills in its own defaults of a `UDMGenerationConfig`; raises ValueError for what does not go together."""
 
 
 class TokenNoise(NamedTuple):
@@ -96,10 +142,28 @@ class MaskProcess:
         mask_token_id: the id of [MASK].
     """
 
-    visible = True  # xt alone shows the corrupted set
+    time_conditioned = False  # the number of masks shows t
+    kernels = ()
+    prices_steps = True
+    generation_options = frozenset(("order", "revise", "speculate", "threshold"))
+    card = CardWords(
+        "masked-diffusion",
+        "by masks: every token is hidden and revealed again, in any order",
+        "One token a step in random order samples exactly from the model; fewer steps and other orders are "
+        "approximations.",
+    )
 
     def __init__(self, mask_token_id: int):
         self.mask_token_id = int(mask_token_id)
+
+    @classmethod
+    def from_config(cls, config: Any) -> MaskProcess:
+        if config.mask_token_id is None:
+            raise ValueError(
+                "mask_token_id is not set: process 'mask' needs a [MASK] token. Give `mask_token_id=...`, or load from "
+                "a directory that also holds a tokenizer with a mask token."
+            )
+        return cls(config.mask_token_id)
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` without shifts."""
@@ -144,6 +208,26 @@ class MaskProcess:
         """x with [MASK] on every editable position."""
         return x.masked_fill(_editable(x, editable), self.mask_token_id)
 
+    def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
+        """As in `TokenProcess`: both losses are the same number."""
+        return mask_losses(predict, rows, forbidden, chunk)
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError for a share below 1: what is not [MASK] is never corrected."""
+        if max_corruption < 1.0:
+            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+
+    def predictor(self, model, config, inputs, random: RowRandom, constraints):
+        """A `MaskPredictor`, or with `speculate` one that reads drafts, too."""
+        from .predictors import MaskPredictor
+        from .speculative import SpeculativePredictor
+
+        kind = MaskPredictor if config.speculate is None else SpeculativePredictor
+        return kind(model, self, config, inputs, random, constraints)
+
+    def resolve_options(self, config, model_config) -> None:
+        """Every option means what it says."""
+
 
 class SubstituteProcess:
     """F_t replaces the tokens of rank < t, each by a token that differs from x0, uniform over the V - 1 others.
@@ -154,7 +238,15 @@ class SubstituteProcess:
         allowed_token_ids: (V,) int64, V >= 2: the tokens that may stand at an editable position (no special tokens).
     """
 
-    visible = False  # the corrupted set is where xt differs from x0
+    time_conditioned = True
+    kernels = tuple(KERNELS)
+    prices_steps = False
+    generation_options = frozenset(("kernel", "max_edits"))
+    card = CardWords(
+        "uniform-diffusion",
+        "by substitution: tokens are replaced by others, and the model undoes it; it can repair a text",
+        "Fewer steps than tokens are approximations, and so is a repair, which takes the likeliest edits.",
+    )
 
     def __init__(self, allowed_token_ids: Tensor):
         allowed = torch.as_tensor(allowed_token_ids, dtype=torch.int64).unique()
@@ -165,6 +257,10 @@ class SubstituteProcess:
             )
         self.allowed = allowed
         self.num_tokens = len(allowed)
+
+    @classmethod
+    def from_config(cls, config: Any) -> SubstituteProcess:
+        return cls(config.allowed_token_ids())
 
     def _index(self, tokens: Tensor) -> Tensor:
         allowed = self.allowed.to(tokens.device)
@@ -227,3 +323,32 @@ class SubstituteProcess:
         editable, random = _editable(x, editable), _source(x, random)
         index = (random.uniform(x.shape[1]) * self.num_tokens).long()
         return torch.where(editable, self.allowed.to(x.device)[index], x)
+
+    def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
+        """As in `TokenProcess`."""
+        how: dict[str, Any] = {"loss": loss, "kernel": kernel, "chunk": chunk}
+        return substitute_losses(predict, rows, forbidden, self.num_tokens, **how)
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError where logits in chunks are asked for and the loss needs whole rows of them."""
+        if loss_chunk is not None and loss == "nelbo":
+            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+
+    def predictor(self, model, config, inputs, random: RowRandom, constraints):
+        """A `SubstitutePredictor`."""
+        from .predictors import SubstitutePredictor
+
+        return SubstitutePredictor(model, self, config, inputs, random, constraints)
+
+    def resolve_options(self, config, model_config) -> None:
+        """The kernel is the model's, and for repair "free"; it must be one that has an x0_hat to churn."""
+        repair = config.max_edits is not None
+        if config.kernel is None:
+            config.kernel = "free" if repair else model_config.kernel
+        if config.churn and repair:
+            raise ValueError("churn corrupts a text anew; a repair changes at most max_edits tokens and needs churn 0")
+        if config.churn and config.kernel == "site":
+            raise ValueError(
+                "churn needs a kernel that draws a whole x0_hat, and kernel 'site' draws single positions: give "
+                "kernel='hamming' or kernel='free'"
+            )

@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from .constraints import Constraints
 from .core import recover_noise
 from .decoding import STATIC_ORDERS, draw, log_probabilities, truncate
+from .generation_options import refuse_beside_speculation
 from .predictors import MaskPredictor
 from .processes import ranks
 from .randomness import RowRandom
@@ -249,29 +250,11 @@ class SpeculativePredictor(MaskPredictor):
         return (log_probs,)
 
 
-_WORKS_WITH = frozenset(
-    "speculate order guidance_scale temperature top_k top_p forbidden_tokens allowed_tokens length max_new_tokens "
-    "num_return_sequences seed return_dict_in_generate output_trajectory".split()
-)
-"""Settings that mean the same with speculative steps; any other must be left at its default."""
-
-
-def check_speculation(config, model_config, process) -> None:
+def check_speculation(config) -> None:
     """Raises ValueError for settings that speculative steps cannot keep the law of."""
-    if not process.visible:
-        raise ValueError(
-            f"speculate fills in masks; this model has process {model_config.process!r}, whose steps may change any "
-            "position"
-        )
     if config.order not in STATIC_ORDERS:
         raise ValueError(
             f"speculate draws the order first, so order must be one of {', '.join(map(repr, STATIC_ORDERS))}, got "
             f"{config.order!r}"
         )
-    for name, default in config._defaults.items():
-        value = getattr(config, name)
-        if name not in _WORKS_WITH and value != default:
-            raise ValueError(
-                f"speculate keeps the law of one-token steps and does not go with {name}={value!r}: leave {name} at "
-                f"{default!r}, or give speculate=None"
-            )
+    refuse_beside_speculation(config)

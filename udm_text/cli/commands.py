@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,7 @@ import typer
 
 from continuous.cli import app as image_app
 
+from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
 from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
 
@@ -20,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_steps is --num-steps
     help="Text by discrete diffusion: train, generate, evaluate, repair.",
 )
 
@@ -65,52 +69,32 @@ def train(context: typer.Context) -> None:
     run(context.args)
 
 
+def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for every option of a generation that has one, handed to it as keywords."""
+    parameters = {n: p for n, p in inspect.signature(function, eval_str=True).parameters.items() if n != "options"}
+    for name, option in OPTIONS.items():
+        if option.kind is None:
+            continue
+        first = option.help if len(option.help) < 200 else option.help.split(". ")[0].removesuffix(".") + "."
+        help = first + (f" ({option.of} models)" if option.of else "")
+        flag = typer.Option(*option.flags, help=help, show_default=option.default is not None)
+        kind = Annotated[option.kind, flag]  # type: ignore[name-defined]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters[name] = inspect.Parameter(name, keyword, default=option.default, annotation=kind)
+    function.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    function.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return function
+
+
 @app.command()
+@_with_options
 def generate(
     model: Model,
     text: Annotated[
         list[str] | None,
         typer.Argument(help="Prompts to continue, or texts with [MASK] to fill in; none: texts from nothing."),
     ] = None,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, help="Texts for each input.")] = 1,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens of a text; default: drawn from the training lengths.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens added behind a prompt.")] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Reverse steps; default: one token a step.")] = None,
-    schedule: Annotated[
-        str, typer.Option(help="How the steps are spread: linear, cosine or optimal (which needs a measured curve).")
-    ] = "linear",
-    threshold: Annotated[
-        float | None, typer.Option(help="Reveal every token surer than this in a step, and at least one (mask models).")
-    ] = None,
-    order: Annotated[
-        str, typer.Option(help="random, left_to_right, confidence, margin or entropy (mask models).")
-    ] = "random",
-    order_noise: Annotated[
-        float, typer.Option(help="Gumbel noise on confidence, margin and entropy: 0 none, large the random order.")
-    ] = 0.0,
-    revise: Annotated[
-        int, typer.Option(help="At the end, draw the least sure tokens anew, so many of them (mask models).")
-    ] = 0,
-    forbid: Annotated[
-        list[str] | None, typer.Option(help="A token that is never drawn; may be given several times.")
-    ] = None,
-    speculate: Annotated[
-        int | None, typer.Option(help="Draft so many tokens at a time, by the law of one token a step (mask models).")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Above 1: hold closer to the prompt than the model does (2 calls a step).")
-    ] = None,
-    cache_refresh: Annotated[
-        int | None, typer.Option(help="APPROXIMATE, and faster: bring what is kept up to date every so many steps.")
-    ] = None,
-    kernel: Annotated[str | None, typer.Option(help="site, hamming or free (substitute models).")] = None,
-    churn: Annotated[float, typer.Option(help="Share of fresh noise: 0 improved, 1 baseline sampler.")] = 0.0,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the most likely token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens of this mass.")] = None,
-    seed: Seed = None,
+    *,
     revision: Revision = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs a batch.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
@@ -121,36 +105,16 @@ def generate(
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Speed and expected price, on stderr.")] = False,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
     pipe = _pipeline(model, revision, device, dtype)
     inputs = list(text or [""])
-    options: dict[str, Any] = {
-        "num_return_sequences": number,
-        "length": length,
-        "max_new_tokens": max_new_tokens,
-        "num_steps": num_steps,
-        "schedule": schedule,
-        "threshold": threshold,
-        "order": order,
-        "order_noise": order_noise,
-        "revise": revise,
-        "speculate": speculate,
-        "guidance_scale": guidance_scale,
-        "cache_refresh": cache_refresh,
-        "kernel": kernel,
-        "churn": churn,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "return_dict_in_generate": verbose or as_json,
-        "output_trajectory": save is not None,
-    }
-    if forbid:
-        options["forbidden_tokens"] = forbid
+    if not options.get("forbidden_tokens"):
+        options["forbidden_tokens"] = None
+    options |= {"return_dict_in_generate": verbose or as_json, "output_trajectory": save is not None}
     started = time.perf_counter()
     batch_size = 1 if watch else min(batch_size, len(inputs))
     if watch:

@@ -164,7 +164,7 @@ def evaluate_bound(
         raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
     if num_steps is None and schedule is not None:
         raise ValueError("schedule says how num_steps are spread: give num_steps too")
-    if num_steps is not None and not model.config.build_process().visible:
+    if num_steps is not None and not model.config.build_process().prices_steps:
         raise ValueError(f"num_steps: no bound for several tokens a step is known of process {model.config.process!r}")
     if schedule == "optimal" and model.config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: `udm evaluate MODEL --curve`")
@@ -187,12 +187,11 @@ def summarise(
         inside = tokens.long().clamp(max=len(distribution) - 1)
         length_nats = -torch.where(tokens < len(distribution), distribution[inside], torch.zeros_like(tokens)).log()
     total = nats + length_nats
-    visible = config.build_process().visible
     return BoundReport(
         **row_figures(rows, tokens, total, length_nats),
         length_included=distribution is not None,
         process=config.process,
-        kernel=None if visible else kernel,
+        kernel=kernel if config.build_process().kernels else None,
         draws=draws,
         seed=seed,
     )

@@ -87,7 +87,7 @@ def measure_curve(
     for name, value in (("draws", draws), ("batch_size", batch_size), ("points", points)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not model.config.build_process().visible:
+    if not model.config.build_process().prices_steps:
         raise ValueError(f"the curve is of the mask process; this model has process {model.config.process!r}")
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed}

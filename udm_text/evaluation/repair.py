@@ -43,7 +43,7 @@ def evaluate_repair(
         errors: wrong tokens of a row; rows with fewer tokens are left out. seed: which tokens are wrong, and how.
     """
     config, process = model.config, model.config.build_process()
-    if process.visible:
+    if "max_edits" not in process.generation_options:
         raise ValueError("repair needs a model of process 'substitute'")
     if errors < 1:
         raise ValueError(f"errors must be at least 1, got {errors}")

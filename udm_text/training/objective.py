@@ -62,10 +62,7 @@ class TextObjective:
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
         self.config, self.process = config, config.build_process()
-        if max_corruption < 1.0 and self.process.visible:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
-        if loss_chunk is not None and loss == "nelbo" and not self.process.visible:
-            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+        self.process.check_training(loss, max_corruption, loss_chunk)
         self.loss_chunk = loss_chunk
         self.loss, self.max_corruption = loss, max_corruption
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size

@@ -1,0 +1,127 @@
+"""Three ways to walk down a grid of counts, of one signature: step by step, by a threshold, by speculation.
+
+Each hands every step to `core.denoise` or, where several tokens are settled by one call, to `speculative.speculate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .core import Prediction, denoise
+from .randomness import RowRandom
+from .schedules import with_revision
+from .speculative import Drafts, speculate
+
+Watch = Callable[[int, Tensor, Tensor], Tensor]
+"""watch(step, xs, s) -> xs: sees the rows (B, L) after each step, s (B,) what is still corrupted; may replace them."""
+
+
+class Walk(NamedTuple):
+    """What a sampler returns: rows (B, L) int64; steps of each, (B,) int64; positions settled a call, (B,) float64.
+
+    drafts: how those of speculative steps fared, None where there are none.
+    """
+
+    sequences: Tensor
+    steps: Tensor
+    tokens_per_call: Tensor
+    drafts: Drafts | None = None
+
+
+Sampler = Callable[..., Walk]
+"""sampler(process, predictor, xt, times, config, *, editable, random, watch), times (K + 1, B) int64."""
+
+
+def step_by_step(
+    process: Any,
+    predictor: Any,
+    xt: Tensor,
+    times: Tensor,
+    config: Any,
+    *,
+    editable: Tensor,
+    random: RowRandom,
+    watch: Watch,
+) -> Walk:
+    """Every step that the grid names, and then those of a revision (`revise`)."""
+    grid = with_revision(times, config.revise) if config.revise else times
+
+    def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
+        return watch(step, xs, grid[step + 1])
+
+    how: dict[str, Any] = {"editable": editable, "random": random, "on_step": on_step}
+    sequences = denoise(process, predictor, xt, list(grid), config.churn, **how)
+    falls = (grid[:-1] - grid[1:]).clamp(min=0)
+    settled = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
+    return Walk(sequences, (grid[1:] != grid[:-1]).sum(dim=0), settled)
+
+
+def by_threshold(
+    process: Any,
+    predictor: Any,
+    xt: Tensor,
+    times: Tensor,
+    config: Any,
+    *,
+    editable: Tensor,
+    random: RowRandom,
+    watch: Watch,
+) -> Walk:
+    """Steps that may go further than the grid asks: the predictor says how far (`threshold`).
+
+    A row that is ahead of the grid goes on by at least one position a step, and the walk ends when all rows have. A
+    row's steps depend on itself alone.
+    """
+    start, steps = (process.corrupted(xt, xt) & editable).sum(dim=1), torch.zeros_like(times[0])
+    for step, floor in enumerate(times[1:]):
+        t = (process.corrupted(xt, xt) & editable).sum(dim=1)
+        if not t.any():
+            break
+        steps += t > 0
+        s = floor.minimum(t - 1).clamp(min=0)
+
+        def on_step(_: int, xs: Tensor, prediction: Prediction, step: int = step) -> Tensor:
+            assert prediction.s is not None  # the predictor of a threshold says it
+            return watch(step, xs, prediction.s)
+
+        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=on_step)
+    return Walk(xt, steps, start.double() / steps.clamp(min=1))
+
+
+def speculative(
+    process: Any,
+    predictor: Any,
+    xt: Tensor,
+    times: Tensor,
+    config: Any,
+    *,
+    editable: Tensor,
+    random: RowRandom,
+    watch: Watch,
+) -> Walk:
+    """Rounds that draft `speculate` tokens and keep the law of one token a step; the grid is not needed."""
+    done = speculate(
+        process,
+        predictor.marginals,
+        xt,
+        config.speculate,
+        editable=editable,
+        random=random,
+        left_to_right=config.order == "left_to_right",
+        on_round=watch,
+    )
+    return Walk(done.sequences, done.rounds, done.tokens_per_call, done.drafts)
+
+
+SAMPLERS: dict[str, Sampler] = {"speculate": speculative, "threshold": by_threshold, "num_steps": step_by_step}
+"""The one table of samplers, by the option that asks for them; the last one is asked for by none."""
+
+
+def find_sampler(config: Any) -> Sampler:
+    """The sampler that a configuration asks for."""
+    asked = (sampler for name, sampler in SAMPLERS.items() if getattr(config, name) is not None)
+    return next(asked, step_by_step)
