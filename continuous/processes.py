@@ -180,8 +180,8 @@ class GaussianProcess:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, b_t) as (B, 1, ..., 1) in like's dtype. Checks t."""
-        index, shape = check_times(t, like, self.T), (-1, *[1] * (like.ndim - 1))
-        return self.a[index].to(like).view(shape), self.b[index].to(like).view(shape)
+        index = check_times(t, like, self.T)
+        return degradations.per_row(self.a[index], like), degradations.per_row(self.b[index], like)
 
     def sigma(self, t: Tensor) -> Tensor:
         """(B,) float64 b_t / a_t: the noise on the scale of the clean image; 0 at t = 0, infinite where a_t = 0."""
@@ -319,7 +319,7 @@ class ColdProcess:
         xt = self.degrade(x0, t) + noise
         if not self.sigma:
             return xt
-        return torch.where((t > 0).view(-1, *[1] * (x0.ndim - 1)), xt, x0)
+        return torch.where(degradations.per_row(t > 0, x0, torch.bool), xt, x0)
 
     def invert_noise(
         self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
