@@ -252,7 +252,7 @@ def read_image(source: Any, name: str, size: int | None = None, channels: int | 
     Raises:
         ValueError: the file cannot be read as an image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = source if isinstance(source, Image.Image) else Image.open(source)
@@ -264,12 +264,8 @@ def read_image(source: Any, name: str, size: int | None = None, channels: int | 
     if image.mode in ("I", "I;16", "F"):
         raise ValueError(f"{name} has pixels of mode {image.mode!r}; convert it to 8 bits first")
     image = image.convert({1: "L", 3: "RGB"}[channels])
-    if size is not None and image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return from_bytes(pixels.reshape(image.height, image.width, channels).permute(2, 0, 1))
 

@@ -26,6 +26,11 @@ Degradation = Callable[[Tensor, Tensor], Tensor]
 Kind = TypeVar("Kind", bound=type)
 
 
+def per_row(values: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A value for each row, (B,), as (B, 1, ..., 1) of like's rank, on its device, in its dtype or in the one given."""
+    return values.to(like.device, like.dtype if dtype is None else dtype).view(-1, *[1] * (like.ndim - 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Blur:
     """The image after heat has spread: a Gaussian blur of `std` * t/T pixels, with mirrored edges.
@@ -44,9 +49,9 @@ class Blur:
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
         rows, columns = (_cosines(n, x0) for n in x0.shape[-2:])
         frequency = _squares(x0.shape[-2], x0)[:, None] + _squares(x0.shape[-1], x0)[None, :]
-        std = _column(self.std * t.to(torch.float64) / self.T, x0)
+        std = per_row(self.std * t.to(torch.float64) / self.T, x0)
         blurred = rows.T @ ((rows @ x0 @ columns.T) * torch.exp(-0.5 * std**2 * frequency)) @ columns
-        return torch.where(_column(t, x0, t.dtype) > 0, blurred, x0)  # two transforms leave a rounding error
+        return torch.where(per_row(t, x0, t.dtype) > 0, blurred, x0)  # two transforms leave a rounding error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,7 @@ class Pool:
         for step, factor in enumerate(self.factors[1:], start=1):
             pooled = functional.avg_pool2d(x0, factor)
             pooled = pooled.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-            xt = torch.where(_column(t, x0, t.dtype) == step, pooled, xt)
+            xt = torch.where(per_row(t, x0, t.dtype) == step, pooled, xt)
         return xt
 
 
@@ -128,7 +133,7 @@ class Desaturate:
             raise ValueError(f"desaturation needs images of 3 channels, got {tuple(x0.shape)}")
         weights = torch.tensor((0.299, 0.587, 0.114), dtype=x0.dtype, device=x0.device)
         grey = (x0 * weights[:, None, None]).sum(1, keepdim=True)
-        return torch.lerp(x0, grey.expand_as(x0), _column(t.to(torch.float64) / self.T, x0).expand_as(x0))
+        return torch.lerp(x0, grey.expand_as(x0), per_row(t.to(torch.float64) / self.T, x0).expand_as(x0))
 
 
 DEGRADATIONS: dict[str, Callable[..., Any]] = {
@@ -177,11 +182,6 @@ def to_dict(chosen: Degradation) -> dict[str, Any]:
 def _positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
-def _column(values: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """(B,) as (B, 1, ..., 1) of like's rank, in like's dtype or in another."""
-    return values.to(like.dtype if dtype is None else dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def _cosines(n: int, like: Tensor) -> Tensor:

@@ -349,25 +349,38 @@ def evaluate_model(
 
 
 def describe_figures(figures: dict[str, Any]) -> str:
-    """`evaluate_model`'s figures as a table."""
+    """`evaluate_model`'s figures as a table in plain text, as wide as the terminal (80 columns where there is none)."""
+    from rich.console import Console
+    from rich.table import Table
 
     def cell(value: float | None, digits: int = 3) -> str:
-        return f"{'-' if value is None else format(value, f'.{digits}f'):>10}"
+        return "-" if value is None else format(value, f".{digits}f")
 
+    table, lines = Table(""), []
+    heads: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]
     if "restorations" in figures:
-        lines = [f"{'':<18}{'RMSE':>10}{'Frechet':>10}   ({figures['rows']} held-out images, from D_T)"]
-        lines += [f"{n:<18}{cell(r['rmse'], 4)}{cell(r['frechet'])}" for n, r in figures["restorations"].items()]
-        return "\n".join(lines)
-    lines = [f"{'':<24}{'Frechet':>10}{'nearest':>10}{'1-NN':>10}{'label':>10}"]
-    own = figures["samples"]
-    rows = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
+        heads = ("RMSE", "Frechet")
+        rows = {n: (cell(r["rmse"], 4), cell(r["frechet"])) for n, r in figures["restorations"].items()}
+        lines.append(f"({figures['rows']} held-out images, from D_T)")
+    else:
+        heads = ("Frechet", "nearest", "1-NN", "label")
+        own, names = figures["samples"], ("frechet", "nearest", "one_nn", "label_accuracy")
+        every = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
+        rows = {name: tuple(cell(row[key]) for key in names) for name, row in every.items()}
+        lines.append(
+            "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
+        )
+        if "bound" in figures:
+            lines.append(describe_bound(figures["bound"]))
+    for head in heads:
+        table.add_column(head, justify="right")
     for name, row in rows.items():
-        names = ("frechet", "nearest", "one_nn", "label_accuracy")
-        lines.append(f"{name:<24}" + "".join(cell(row[key]) for key in names))
-    lines.append("(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)")
-    if "bound" in figures:
-        lines.append(describe_bound(figures["bound"]))
-    return "\n".join(lines)
+        table.add_row(name, *row)
+    console = Console(color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get() + "\n".join(lines)
 
 
 def describe_bound(bound: dict[str, Any]) -> str:

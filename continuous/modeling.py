@@ -14,6 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .degradations import per_row
 from .networks import NETWORKS, network
 from .processes import PREDICTIONS, ColdProcess, GaussianProcess, ImageProcess, process_from_dict
 
@@ -218,7 +219,7 @@ class ImageDenoiser(PreTrainedModel):
             x0 = model_output.to(xt.dtype)
         else:  # in float64: b / a amplifies rounding where a_t is small
             x0 = self.process.to_x0(self.config.prediction, model_output.double(), xt.double(), t).to(xt.dtype)
-        return torch.where((t == 0).view(-1, 1, 1, 1), xt, x0)
+        return torch.where(per_row(t == 0, xt, torch.bool), xt, x0)
 
     def predict(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(x0_hat, share of the variance or None), as `predict_x0`."""

@@ -28,6 +28,7 @@ from transformers import TrainerCallback
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
+from .degradations import per_row
 from .likelihood import discretised_log_prob
 from .modeling import ImageConfig
 from .processes import ColdProcess, GaussianProcess, ImageProcess
@@ -86,7 +87,7 @@ def kl_terms(
     wide = torch.promote_types(x0.dtype, torch.float32)
 
     def column(values: Tensor) -> Tensor:
-        return values.to(wide).view(-1, *[1] * (x0.ndim - 1))
+        return per_row(values, x0, wide)
 
     s = t - 1
     least, largest = step_variances(process, t, s)
@@ -303,7 +304,7 @@ class ImageObjective:
         x0, labels = inputs["images"], inputs.get("labels")
         choice = random.uniform(2)
         if self.flip:
-            x0 = torch.where((choice[:, 0] < 0.5).view(-1, 1, 1, 1), x0.flip(-1), x0)
+            x0 = torch.where(per_row(choice[:, 0] < 0.5, x0, torch.bool), x0.flip(-1), x0)
         if self.config.num_classes and labels is not None:
             labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
         terms, bound = self.terms(model, x0, t, labels, random, always_bound=self.importance is not None)

@@ -180,12 +180,16 @@ class GaussianProcess:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, b_t) as (B, 1, ..., 1) in like's dtype. Checks t."""
-        index, shape = check_times(t, like, self.T), (-1, *[1] * (like.ndim - 1))
-        return self.a[index].to(like).view(shape), self.b[index].to(like).view(shape)
+        return self._coefficients(check_times(t, like, self.T), like)
+
+    def _coefficients(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_t, b_t) at an index that `check_times` gave."""
+        return degradations.per_row(self.a[index], like), degradations.per_row(self.b[index], like)
 
     def sigma(self, t: Tensor) -> Tensor:
         """(B,) float64 b_t / a_t: the noise on the scale of the clean image; 0 at t = 0, infinite where a_t = 0."""
-        return (self.b[t.cpu()] / self.a[t.cpu()]).to(t.device)
+        index = t.cpu()
+        return (self.b[index] / self.a[index]).to(t.device)
 
     def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
         """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2)."""
@@ -207,11 +211,12 @@ class GaussianProcess:
     ) -> Tensor:
         """(xt - a_t x0) / b_t. At t = 0 there is no noise to recover: ValueError."""
         _everything(editable)
-        a, b = self.coefficients(t, xt)
-        if bool((t == 0).any()):
+        index = check_times(t, xt, self.T)
+        if bool((index == 0).any()):
             raise ValueError(
                 "at t = 0 no noise can be recovered: steps upwards from a clean image take sampling.inverted"
             )
+        a, b = self._coefficients(index, xt)
         return (xt - a * x0) / b
 
     def blend(self, noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class GaussianProcess:
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""
-        a, b = self._v_coefficients(t, x0)
+        a, b = self._of_v(*self.coefficients(t, x0))
         return {"epsilon": noise, "x0": x0, "v": a * noise - b * x0}[_known(prediction)]
 
     def to_x0(self, prediction: str, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
@@ -239,11 +244,11 @@ class GaussianProcess:
             if not bool((a > 0).all()):
                 raise ValueError("where a_t = 0 the noise says nothing of x0: train with prediction 'v' or 'x0'")
             return (xt - b * output) / a
-        p, q = self._v_coefficients(t, xt)  # v = p noise - q x0 and xt = a x0 + b noise
+        p, q = self._of_v(a, b)  # v = p noise - q x0 and xt = a x0 + b noise
         return (p * xt - b * output) / (p * a + q * b)
 
-    def _v_coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = self.coefficients(t, like)
+    def _of_v(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) of v = p noise - q x0, given (a_t, b_t)."""
         straight = self._made_by is not None and self._made_by["family"] == "rf"
         return (torch.ones_like(a), torch.ones_like(b)) if straight else (a, b)
 
@@ -319,7 +324,7 @@ class ColdProcess:
         xt = self.degrade(x0, t) + noise
         if not self.sigma:
             return xt
-        return torch.where((t > 0).view(-1, *[1] * (x0.ndim - 1)), xt, x0)
+        return torch.where(degradations.per_row(t > 0, x0, torch.bool), xt, x0)
 
     def invert_noise(
         self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None

@@ -21,6 +21,7 @@ from torch import Tensor
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
+from .degradations import per_row
 from .processes import GaussianProcess, ImageProcess, check_finite, check_times, normal_like
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
@@ -164,7 +165,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
         ):
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
             weight = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
-            x0 = x0 + _column(weight, x0) * (x0 - before[0][2])
+            x0 = x0 + per_row(weight, x0) * (x0 - before[0][2])
         before[:] = [(t, s, prediction.x0)]
         return prediction._replace(x0=x0, churn=0.0)
 
@@ -193,13 +194,13 @@ def with_variance(
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(inner(xt, t, s), xt)
-        v = _column(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, prediction)
+        v = per_row(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, prediction)
         if not bool((v >= 0).all()):
             raise ValueError(
                 f"variance must be known and not negative at every t of the grid, is not at t = {int(t.max())}"
             )
         if not last:
-            v = v * _column(s > 0, xt)
+            v = v * per_row(s > 0, xt)
         return prediction._replace(x0=prediction.x0 + v.sqrt() * normal_like(xt, random))
 
     return predict
@@ -418,7 +419,3 @@ def slerp(x: Tensor, y: Tensor, weight: float | Tensor) -> Tensor:
     first = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine)
     second = torch.where(near, w, (w * angle).sin() / sine)
     return (first[:, None] * p + second[:, None] * q).view(x.shape).to(x)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like).view(-1, *[1] * (like.ndim - 1))

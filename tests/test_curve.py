@@ -21,6 +21,7 @@ from tests.oracle.world import all_rows, entropy, make_world, random_predictor
 from tests.training_helpers import CLS, SEP, make_model, make_rows, make_trainer
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
 from udm_text.cli.commands import app
+from udm_text.cli.terminal import describe_prices
 from udm_text.evaluation import evaluate_bound, fit_curve, measure_curve, price_table, store_curve
 from udm_text.processes import MaskProcess
 from udm_text.schedules import SCHEDULES, counts, step_costs
@@ -434,6 +435,17 @@ def test_the_command_measures_stores_and_prints_and_then_prices_what_it_generate
     assert "12 tokens" in result.stderr and "6 network calls" in result.stderr and "a bound" in result.stderr
     result = udm("generate", model, "a red", "--max-new-tokens", 4, "--threshold", "0.4", "--verbose")
     assert "no expected price" in result.stderr and "expected" not in result.stdout
+
+
+def test_prices_are_printed_as_a_table_whose_rows_are_whole_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    prices = {name: 3.14159 for name in SCHEDULES} | {f"{name}_stderr": 0.01 for name in SCHEDULES}
+    row = {"num_steps": 128, "calls": 128, **prices, f"{SCHEDULES[0]}_stderr": None}
+    text = describe_prices({"length": 128, "rows": 40, "draws": 2, "prices": [row]})
+    (line,) = (line for line in text.splitlines() if line.startswith("│"))
+    expected = ["128", "3.1416 +- unknown", *["3.1416 +- 0.0100"] * (len(SCHEDULES) - 1)]
+    assert [cell.strip() for cell in line.strip("│").split("│")] == expected
+    assert "a row of 128 tokens" in text and "40 rows, 2 draws each" in text and "\x1b" not in text
 
 
 def test_the_command_refuses_what_the_curve_does_not_use(directory):

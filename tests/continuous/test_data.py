@@ -16,6 +16,7 @@ from continuous.data import (
     hold_out,
     load_images,
     read_idx,
+    read_image,
     to_bytes,
 )
 
@@ -142,6 +143,30 @@ def test_images_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"wide.png has shape \(1, 6, 8\).*--image_size"):
         load_images(str(tmp_path))
     assert load_images(str(tmp_path), size=6).train.shape == (1, 6, 6)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_square_image_of_the_right_size_is_untouched(tmp_path, mode):
+    pixels = write_png(tmp_path / "a.png", 3, mode=mode)
+    found = read_image(tmp_path / "a.png", "a.png", 6)
+    assert torch.equal(to_bytes(found), pixels.permute(2, 0, 1))
+    assert torch.equal(found, read_image(tmp_path / "a.png", "a.png"))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_middle_square_of_an_image_is_kept_and_its_ends_are_cut(wide):
+    pixels = torch.full((6, 10), 255, dtype=torch.uint8)  # white, with a black mark in the middle
+    pixels[2:4, 4:6] = 0
+    ends = torch.tensor([0, 1, 8, 9])
+    pixels[:, ends] = 100
+    square = pixels[:, 2:8]
+    pixels, square = (pixels, square) if wide else (pixels.T.contiguous(), square.T)
+    image = Image.fromarray(pixels.numpy())
+    assert torch.equal(to_bytes(read_image(image, "it", 6))[0], square)  # the shorter side has the size already
+    small = read_image(Image.fromarray(pixels.repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()), "it", 6)
+    assert small.shape == (1, 6, 6) and (to_bytes(small)[0].int() - square.int()).abs().max() < 40
+    even = read_image(Image.new("L", (31, 17) if wide else (17, 31), 77), "it", 12)
+    assert even.shape == (1, 12, 12) and to_bytes(even).unique().tolist() == [77]
 
 
 def test_a_datasets_folder_is_read_by_its_feature_types(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from continuous.data import ImageRows, ImageSplits, digits
 from continuous.evaluation import (
     FeatureClassifier,
+    describe_figures,
     frechet_distance,
     last_time,
     nearest_distances,
@@ -123,6 +124,20 @@ def test_images_without_labels_are_measured_without_a_frechet_distance(splits):
     assert found.frechet is None and found.label_accuracy is None and found.number == 20
     with pytest.raises(ValueError, match="needs labels to train its classifier on"):
         train_classifier(plain.train)
+
+
+def test_figures_are_printed_as_a_table_whose_rows_are_whole_in_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {"frechet": 0.12345, "nearest": 2.1, "one_nn": 0.75, "label_accuracy": None}
+    own = {**row, "sampler": "dpm_solver", "num_steps": None, "label_accuracy": 0.99}
+    text = describe_figures({"samples": own, "reference": {"matched Gaussian": row}})
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
+    assert "Frechet" in text and "1-NN" in text and "\x1b" not in text
+    assert lines["dpm_solver, all steps"].replace("│", " ").split()[3:] == ["0.123", "2.100", "0.750", "0.990"]
+    assert lines["matched Gaussian"].replace("│", " ").split()[2:] == ["0.123", "2.100", "0.750", "-"]
+    text = describe_figures({"restorations": {"direct": {"rmse": 0.2, "frechet": None}}, "rows": 7})
+    (line,) = (line for line in text.splitlines() if "direct" in line)
+    assert line.replace("│", " ").split() == ["direct", "0.2000", "-"] and "(7 held-out images, from D_T)" in text
 
 
 @pytest.mark.parametrize(

@@ -33,19 +33,33 @@ def marks(before: str, after: str) -> str:
     return "".join("^" if a != b else " " for a, b in zip(before, after, strict=True)).rstrip()
 
 
+def as_text(table: Any) -> str:
+    """A rich table as plain text: as wide as the terminal (80 columns where there is none), in its characters."""
+    from rich.console import Console
+
+    console = Console(color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
+
+
 def describe_prices(figures: dict[str, Any]) -> str:
     """The price table of `evaluation.price_table` under `CurveReport.to_dict`."""
+    from rich.table import Table
+
     schedules = [name for name in figures["prices"][0] if f"{name}_stderr" in figures["prices"][0]]
-    lines = [
-        f"Expected price in nats/token of a row of {figures['length']} tokens (bound NELBO_K, +- one standard error;",
-        f"length given; {figures['rows']} rows, {figures['draws']} draws each); the first line is one token a step:",
-        "calls" + "".join(f"{name:>20}" for name in schedules),
-    ]
+    table = Table()
+    for head in ("calls", *schedules):
+        table.add_column(head, justify="right")
     for row in figures["prices"]:
         cells = ((row[name], row[f"{name}_stderr"]) for name in schedules)
         shown = (f"{a:.4f} +- {'unknown' if b is None else format(b, '.4f')}" for a, b in cells)
-        lines.append(f"{row['calls']:>5}" + "".join(f"{cell:>20}" for cell in shown))
-    return "\n".join(lines)
+        table.add_row(str(row["calls"]), *shown)
+    return (
+        f"Expected price in nats/token of a row of {figures['length']} tokens (bound NELBO_K, +- one standard error;\n"
+        f"length given; {figures['rows']} rows, {figures['draws']} draws each); the first line is one token a step:\n"
+        f"{as_text(table)}"
+    )
 
 
 def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, seconds: float) -> str:
