@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from .configuration_udm import PRESETS
 from .schedules import counts, step_costs
 
 NUM_SAMPLES = 8
@@ -27,6 +28,123 @@ _FIGURES = {  # of report.json: name in words, and digits
     "perplexity_bound": ("perplexity per token", 2),
 }
 _RATES = {"restored": "rows with one wrong token restored exactly", "left_alone": "rows without an error left alone"}
+
+_TEMPLATE = """\
+{%- macro figure(value, error, digits) -%}
+{{ "%.*f" % (digits, value) }}{% if error is not none %} ± {{ "%.*f" % (digits, error) }}{% endif %}
+{%- endmacro -%}
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+Text by discrete diffusion, {{ process.card.what }}{% if config.prompted -%}
+; it was trained on prompts and answers: a text is a prompt, and what comes back is its answer
+{%- endif %}. \
+A {{ config.text_config.model_type }} with a masked-LM head, {{ "%.1f" % (parameters / 1e6) }} M parameters, \
+{{ config.vocab_size }} tokens; made with udm-text.
+
+## Load it
+
+```python\nimport udm_text  # pip install udm-text
+from transformers import pipeline
+pipe = pipeline("udm-generation", model="{{ repo_id }}")
+```
+{%- if with_code %}
+
+The repository also holds the code of the model: without the package installed, read it, then
+
+```python
+from transformers import pipeline
+
+pipe = pipeline("udm-generation", model="{{ repo_id }}", trust_remote_code=True)
+```
+{%- endif %}
+
+## How good it is
+
+{% if figures -%}
+On {{ held.rows }} held-out rows of {{ data.get("name", "its data") }}, ± one standard error:
+
+| figure | value |
+| --- | --- |
+{%- for _, words, value, error, digits in figures %}
+| {{ words }} | {{ figure(value, error, digits) }} |
+{%- endfor %}
+{%- if report.validation %}
+
+These are upper bounds, never the likelihood itself, and the bounds of masks and of substitution do not compare with \
+each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}. To measure them again: \
+`udm evaluate {{ repo_id }} --data DATA`.
+{%- endif %}
+{%- else -%}
+No held-out figures were published with this model.
+{%- endif %}
+{%- if "loss.png" in images %}
+
+![training loss and held-out bound](loss.png)
+{%- endif %}
+{%- if samples %}
+
+## Samples
+
+The first {{ samples | length }} of seed 0, unedited:
+{%- for fence, text in blocks %}
+
+{{ fence }}text
+{{ text }}
+{{ fence }}
+{%- endfor %}
+{%- endif %}
+{%- if prices %}
+
+## Fewer steps
+
+The measured price of `num_steps`, in nats per token of a row of {{ length }} tokens (upper bound, random order, \
+length given). The first line is one token a step.
+
+| steps | {{ schedules | join(" | ") }} |
+| --- |{{ " --- |" * (schedules | length) }}
+{%- for row in prices %}
+| {{ row.num_steps }} |
+{%- for schedule in schedules %} {{ figure(row[schedule], row.get(schedule ~ "_stderr"), 4) }} |{% endfor %}
+{%- endfor %}
+{%- if "prices.png" in images %}
+
+![price of steps](prices.png)
+{%- endif %}
+{%- endif %}
+
+## Training
+
+{% if facts -%}
+| what | value |
+| --- | --- |
+{%- for what, value in facts.items() if value is not none %}
+| {{ what }} | {{ value }} |
+{%- endfor %}
+
+Every figure is in `report.json`.
+{%- else -%}
+Nothing was published of how this model was trained.
+{%- endif %}
+
+## Intended use and limits
+
+For writing, continuing and filling in texts like those it was trained on. It was not aligned or filtered: it repeats \
+what its data says, true or not, and may repeat rows of it. It answers no questions and follows no instructions. \
+{{ process.card.limits }}
+
+## Licence
+
+{% if license %}The weights: {{ license }}.\
+{% else %}No licence was stated for the weights: ask before you use them.{% endif %}
+{%- if data.license %} The data: {{ data.license }}.{% endif %}
+{%- if with_code %} The code files are those of udm-text: Apache-2.0.{% endif %}
+"""
+"""The card in Jinja, inside a module since only modules travel with the weights. No line may begin by importing this
+package, which a copy of this file elsewhere does not have; hence the one written-out line break."""
 
 
 def is_local(name: str) -> bool:
@@ -66,7 +184,7 @@ def describe_data(data: str | None) -> dict[str, str]:
 def base_model(report: dict[str, Any]) -> str | None:
     """What the training started from, or None for a model from scratch: not one of the sizes of `udm train`."""
     name = report.get("model_arguments", {}).get("model")
-    return None if name in (None, "tiny", "mini", "small", "base") else name
+    return None if name is None or name in PRESETS else name
 
 
 def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
@@ -214,16 +332,14 @@ def draw_prices(length: int, rows: list[dict[str, Any]], path: Path) -> bool:
 
 
 def _schedules(rows: list[dict[str, Any]]) -> list[str]:
-    return [name for name in ("linear", "cosine", "optimal") if name in rows[0]]
+    return [name for name in ("linear", "cosine", "optimal") if rows and name in rows[0]]
 
 
-def _figure(value: float, error: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-
-
-def _fenced(text: str) -> str:
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}text\n{text}\n{fence}"
+def _blocks(samples: list[str]) -> list[tuple[str, str]]:
+    """(fence, text) of the blocks that hold the samples as they are: one, or one for each if any has line breaks."""
+    whole = "\n".join(samples)
+    texts = [whole] if len(whole.splitlines()) == len(samples) else samples
+    return [("`" * max(3, *(1 + len(run) for run in ["", *re.findall(r"`+", text)])), text) for text in texts]
 
 
 def make_card(
@@ -248,109 +364,68 @@ def make_card(
     Raises:
         ValueError: where the Hub would refuse the metadata.
     """
-    report, config, process = report or {}, model.config, model.config.build_process()
-    data, start = describe_data(report.get("data")), base_model(report)
-    clean = public(report)
-    start_name = None if start is None else public(start)
-    name = repo_id.split("/")[-1]
+    process, data = model.config.build_process(), describe_data((report or {}).get("data"))
+    clean, start = public(report or {}), base_model(report or {})
+    length, prices = price_rows(model.config, report or {})
+    card = ModelCard.from_template(
+        card_data=_metadata(repo_id, process, clean, data, start, with_code, licence, tags),
+        template_str=_TEMPLATE,
+        name=repo_id.split("/")[-1],
+        repo_id=repo_id,
+        config=model.config,
+        process=process,
+        parameters=sum(p.numel() for p in model.parameters()),
+        report=clean,
+        data=data,
+        figures=measured(clean),
+        held=clean.get("validation") or clean.get("repair"),
+        samples=samples,
+        blocks=_blocks(samples or []),
+        length=length,
+        prices=prices,
+        schedules=_schedules(prices),
+        facts=_facts(clean, data, start),
+        images=images,
+        with_code=with_code,
+    )
+    body = f"{card}\n"
+    check_metadata(body)
+    return f"{body}\n<!-- udm-text card {_digest(body)}: an edited card is kept by the next push -->\n"
+
+
+def _metadata(
+    repo_id: str,
+    process: Any,
+    report: dict[str, Any],
+    data: dict[str, str],
+    start: str | None,
+    with_code: bool,
+    licence: str | None,
+    tags: list[str] | None,
+) -> ModelCardData:
+    """The YAML of a card; `report` is the published one, `start` of `base_model`."""
     kinds = ["udm", "discrete-diffusion", process.card.tag]
-    metadata = ModelCardData(
-        model_name=name,
+    return ModelCardData(
+        model_name=repo_id.split("/")[-1],
         library_name="udm-text",
         pipeline_tag="text-generation",
         license=licence,
         base_model=start if start is not None and not is_local(start) and _HUB_NAME.fullmatch(start) else None,
         datasets=[data["hub"]] if "hub" in data else None,
         tags=[*kinds, *(["custom_code"] if with_code else []), *(tag for tag in tags or [] if tag not in kinds)],
-        eval_results=eval_results(clean, data) or None,
+        eval_results=eval_results(report, data) or None,
     )
-    what = process.card.what
-    if config.prompted:
-        what += "; it was trained on prompts and answers: a text is a prompt, and what comes back is its answer"
-    parameters = sum(p.numel() for p in model.parameters())
-    sections = [
-        f"# {name}",
-        f"Text by discrete diffusion, {what}. A {config.text_config.model_type} with a masked-LM head, "
-        f"{parameters / 1e6:.1f} M parameters, {config.vocab_size} tokens; made with udm-text.",
-        "## Load it",
-        _how_to_load(repo_id, with_code),
-        "## How good it is",
-        _how_good(repo_id, clean, data, images),
-    ]
-    if samples:
-        whole = "\n".join(samples)
-        shown = [_fenced(whole)] if len(whole.splitlines()) == len(samples) else [_fenced(text) for text in samples]
-        sections += ["## Samples", f"The first {len(samples)} of seed 0, unedited:", *shown]
-    length, rows = price_rows(config, report)
-    if rows:
-        sections += ["## Fewer steps", _price_section(length, rows, images)]
-    sections += ["## Training", _training(clean, data, start_name), "## Intended use and limits", _limits(process)]
-    sections += ["## Licence", _licence(licence, data, with_code)]
-    body = f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
-    check_metadata(body)
-    return f"{body}\n<!-- udm-text card {_digest(body)}: an edited card is kept by the next push -->\n"
 
 
-def _how_to_load(repo_id: str, with_code: bool) -> str:
-    lines = [
-        "import udm_text  # pip install udm-text",
-        "from transformers import pipeline",
-        f'pipe = pipeline("udm-generation", model="{repo_id}")',
-    ]
-    text = "```python\n" + "\n".join(lines) + "\n```"
-    if with_code:
-        text += (
-            "\n\nThe repository also holds the code of the model: without the package installed, read it, then\n\n"
-            "```python\nfrom transformers import pipeline\n\n"
-            f'pipe = pipeline("udm-generation", model="{repo_id}", trust_remote_code=True)\n```'
-        )
-    return text
-
-
-def _how_good(repo_id: str, report: dict[str, Any], data: dict[str, str], images: tuple[str, ...]) -> str:
-    figures = measured(report)
-    if not figures:
-        text = "No held-out figures were published with this model."
-    else:
-        held = report.get("validation") or report["repair"]
-        table = "\n".join(
-            f"| {words} | {_figure(value, error, digits)} |" for _, words, value, error, digits in figures
-        )
-        text = (
-            f"On {held['rows']} held-out rows of {data.get('name', 'its data')}, ± one standard error:\n\n"
-            f"| figure | value |\n| --- | --- |\n{table}"
-        )
-        if report.get("validation"):
-            lengths = "included" if held.get("length_included") else "given, not predicted"
-            text += (
-                "\n\nThese are upper bounds, never the likelihood itself, and the bounds of masks and of substitution "
-                f"do not compare with each other. Row lengths: {lengths}. To measure them again: "
-                f"`udm evaluate {repo_id} --data DATA`."
-            )
-    return text + ("\n\n![training loss and held-out bound](loss.png)" if "loss.png" in images else "")
-
-
-def _price_section(length: int, rows: list[dict[str, Any]], images: tuple[str, ...]) -> str:
-    schedules = _schedules(rows)
-    lines = ["| steps | " + " | ".join(schedules) + " |", "| --- |" + " --- |" * len(schedules)]
-    for row in rows:
-        cells = [_figure(row[name], row.get(f"{name}_stderr"), 4) for name in schedules]
-        lines.append(f"| {row['num_steps']} | " + " | ".join(cells) + " |")
-    text = (
-        f"The measured price of `num_steps`, in nats per token of a row of {length} tokens (upper bound, random order, "
-        "length given). The first line is one token a step.\n\n" + "\n".join(lines)
-    )
-    return text + ("\n\n![price of steps](prices.png)" if "prices.png" in images else "")
-
-
-def _training(report: dict[str, Any], data: dict[str, str], start: str | None) -> str:
+def _facts(report: dict[str, Any], data: dict[str, str], start: str | None) -> dict[str, Any]:
+    """What is known of the training, None where it is not; {} without a report."""
     if not report:
-        return "Nothing was published of how this model was trained."
+        return {}
     machine = report.get("machine", {})
     place = machine.get("accelerator") or f"{machine.get('processor', 'a CPU')}, {machine.get('threads')} threads"
-    facts = {
+    return {
         "data": data.get("name"),
-        "started from": start or "scratch",
+        "started from": (start and public(start)) or "scratch",
         "process": report.get("process"),
         "rows": report.get("train_rows"),
         "steps": report.get("steps"),
@@ -361,21 +436,3 @@ def _training(report: dict[str, Any], data: dict[str, str], start: str | None) -
         "machine": place if machine else None,
         "torch": machine.get("torch"),
     }
-    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items() if value is not None)
-    return f"| what | value |\n| --- | --- |\n{rows}\n\nEvery figure is in `report.json`."
-
-
-def _limits(process: Any) -> str:
-    text = (
-        "For writing, continuing and filling in texts like those it was trained on. It was not aligned or filtered: it "
-        "repeats what its data says, true or not, and may repeat rows of it. It answers no questions and follows no "
-        "instructions. "
-    )
-    return text + process.card.limits
-
-
-def _licence(licence: str | None, data: dict[str, str], with_code: bool) -> str:
-    text = f"The weights: {licence}." if licence else "No licence was stated for the weights: ask before you use them."
-    if data.get("license"):
-        text += f" The data: {data['license']}."
-    return text + (" The code files are those of udm-text: Apache-2.0." if with_code else "")

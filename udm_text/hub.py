@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,7 +20,6 @@ from huggingface_hub import (
     get_token,
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, validate_repo_id, yaml_dump
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -131,7 +129,7 @@ def push(
             )
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = _listing(api, repo_id, revision)
+        there = api.list_repo_files(repo_id, revision=revision)
         if "README.md" in there and is_edited(_read_card(api, repo_id, revision)):
             logger.warning(f"the card of {repo_id} was edited by a person and is kept; delete it to get a new one")
             (made / "README.md").unlink()
@@ -146,7 +144,7 @@ def push(
             revision=revision,
             create_pr=create_pr,
         )
-        _confirm(api, repo_id, commit.oid, files, stale)
+        _confirm(api, repo_id, commit.oid, made, stale)
     return commit
 
 
@@ -185,7 +183,7 @@ def write_repository(
     if rows and draw_prices(length, rows, directory / "prices.png"):
         images.append("prices.png")
     if report is not None:
-        _write_json(directory / "report.json", public(report))
+        (directory / "report.json").write_text(json.dumps(public(report), indent=2) + "\n", encoding="utf-8")
         entries = eval_entries(report, describe_data(report.get("data")))
         if entries:
             (directory / ".eval_results").mkdir()
@@ -213,8 +211,7 @@ def write_code(directory: str | Path) -> None:
                 "'udm-generation', model=..., trust_remote_code=True) first, which reads all of its code"
             )
         shutil.copyfile(path, Path(directory) / path.name)
-    config = Path(directory) / "config.json"
-    _write_json(config, json.loads(config.read_text(encoding="utf-8")) | _CODE_FIELDS)
+    _name_code(Path(directory), _CODE_FIELDS)
 
 
 def _modules() -> list[Path]:
@@ -227,9 +224,15 @@ def _modules() -> list[Path]:
 def _drop_code(directory: Path) -> None:
     for path in directory.glob("*.py"):
         path.unlink()
+    _name_code(directory, {})
+
+
+def _name_code(directory: Path, fields: dict[str, Any]) -> None:
+    """Puts these in place of the fields of config.json that name code; written as transformers writes it."""
     config = directory / "config.json"
-    fields = json.loads(config.read_text(encoding="utf-8"))
-    _write_json(config, {name: value for name, value in fields.items() if name not in _CODE_FIELDS})
+    stored = json.loads(config.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in stored.items() if name not in _CODE_FIELDS}
+    config.write_text(json.dumps(kept | fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
@@ -322,10 +325,6 @@ def _same_weights(model: Any, source: str) -> bool:
     return {name for name, _ in model.named_parameters()} <= seen
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=path.name == "config.json") + "\n", encoding="utf-8")
-
-
 def _is_ours(name: str) -> bool:
     """Whether a file that an earlier push may have left behind would contradict or mislead beside the new ones."""
     if "/" in name:
@@ -335,38 +334,20 @@ def _is_ours(name: str) -> bool:
     return weights or code or name in ("loss.png", "prices.png", "report.json")
 
 
-def _listing(api: HfApi, repo_id: str, revision: str | None) -> dict[str, RepoFile]:
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision)
-    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
 def _read_card(api: HfApi, repo_id: str, revision: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder)
         return Path(path).read_text(encoding="utf-8")
 
 
-def _confirm(api: HfApi, repo_id: str, commit: str, files: dict[str, Path], stale: list[str]) -> None:
-    """Raises PushError unless the commit holds every file, by its hash."""
-    there = _listing(api, repo_id, commit)
-    for name, path in files.items():
-        entry = there.get(name)
-        if entry is None or not _holds(entry, path):
-            raise PushError(f"the Hub does not hold {name} of {repo_id} as it was sent: {_AGAIN}")
+def _confirm(api: HfApi, repo_id: str, commit: str, made: Path, stale: list[str]) -> None:
+    """Raises PushError unless the commit holds every file of a folder, by its hash, and none of the stale ones."""
+    seen = api.verify_repo_checksums(repo_id, revision=commit, local_dir=made)
+    for name in (*seen.extra_paths, *(found["path"] for found in seen.mismatches)):  # extra: here, and not there
+        raise PushError(f"the Hub does not hold {name} of {repo_id} as it was sent: {_AGAIN}")
     for name in stale:
-        if name in there:
+        if name in seen.missing_paths:
             raise PushError(f"the Hub still holds {name} of {repo_id}, which was deleted: {_AGAIN}")
-
-
-def _holds(entry: RepoFile, path: Path) -> bool:
-    size = path.stat().st_size
-    if entry.size != size:
-        return False
-    digest = hashlib.sha256() if entry.lfs is not None else hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest() == (entry.lfs.sha256 if entry.lfs is not None else entry.blob_id)
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from .configuration_udm import UDMConfig
 from .framing import LOCATION_ARGUMENTS, has_file
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
-from .hub import push
 
 logger = logging.get_logger(__name__)
 
@@ -196,6 +195,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Publishes the model, its tokenizer and a card in one commit; for the arguments see `udm_text.hub.push`."""
+        from .hub import push
+
         return push(self, repo_id, **kwargs)
 
     def get_input_embeddings(self):

@@ -14,7 +14,6 @@ from transformers.pipelines.base import GenericTensor
 
 from .configuration_udm import UDMConfig
 from .generation_configuration_udm import UDMGenerationConfig
-from .hub import push, write_code
 
 
 class UDMGenerationPipeline(Pipeline):
@@ -122,10 +121,14 @@ class UDMGenerationPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory, **kwargs)
         if self.model.is_remote_code():  # then the code came with the model, and goes with it
+            from .hub import write_code
+
             write_code(save_directory)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Publishes model, tokenizer and card in one commit; for the arguments see `udm_text.hub.push`."""
+        from .hub import push
+
         return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
     def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, GenericTensor]:

@@ -15,4 +15,5 @@ try:
     pipeline("udm-generation", model="user/never-seen")
 except OSError as error:
     found["refusal"] = str(error)
+found["pushers"] = sorted({"udm_text.hub", "udm_text.card"} & sys.modules.keys())
 print(json.dumps(found))

@@ -10,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.utils import yaml_dump
+from jinja2 import Environment
+from jinja2.meta import find_undeclared_variables
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_imports
@@ -102,6 +104,41 @@ def test_samples_stand_in_the_card_as_they_are(model):
     assert "````text\nplain\nwith ``` marks\n---\n````" in make_card(model, "user/name", samples=samples)
     broken = make_card(model, "user/name", samples=["two\nlines", "one"])
     assert "```text\ntwo\nlines\n```" in broken and "```text\none\n```" in broken
+    marked = ["{{ name }}", "{% if %} <b>&", "  "]
+    assert "```text\n{{ name }}\n{% if %} <b>&\n  \n```" in make_card(model, "user/name", samples=marked)
+
+
+def test_the_template_is_given_every_name_that_it_uses_and_no_other(model, monkeypatch):
+    given, made = {}, ModelCard.from_template
+    monkeypatch.setattr(ModelCard, "from_template", lambda **how: given.update(how) or made(**how))
+    make_card(model, "user/name", licence="mit")
+    used = find_undeclared_variables(Environment().parse(given.pop("template_str")))
+    assert used - {"card_data", "license"} == given.keys() - {"card_data"}
+    assert given["card_data"].to_dict()["license"] == "mit"
+
+
+@pytest.mark.parametrize("with_code", [False, True])
+@pytest.mark.parametrize("images", [(), ("loss.png", "prices.png")])
+@pytest.mark.parametrize("report", [None, REPORT])
+def test_one_blank_line_stands_between_the_parts_of_a_card(report, images, with_code):
+    model = make_udm(length_counts=COUNTS, step_curve=[1.0, 2.0])
+    text = make_card(model, "user/name", report=report, samples=["one"], images=images, with_code=with_code)
+    assert "\n\n\n" not in text and not [line for line in text.splitlines() if line != line.rstrip()]
+    parts = text.split("\n\n")
+    heads = [part for part in parts if part.startswith("#")]
+    assert heads == [
+        "# name",
+        "## Load it",
+        "## How good it is",
+        "## Samples",
+        "## Fewer steps",
+        "## Training",
+        "## Intended use and limits",
+        "## Licence",
+    ]
+    tables = [part for part in parts if "| --- |" in part]
+    assert len(tables) == (1 if report is None else 3)
+    assert all(line.startswith("| ") and line.endswith(" |") for table in tables for line in table.splitlines())
 
 
 def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):

@@ -120,6 +120,7 @@ def test_a_cached_model_needs_no_hub(reader, run_script, cache, pinned, local_te
     found = run_script("offline.py", given, home=cache, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
     assert found["texts"] == local_texts and found["pinned"] == 1.0
     assert "couldn't connect" in found["refusal"] or "offline" in found["refusal"]
+    assert found["pushers"] == [], "what a push needs is imported by a push"
 
 
 def test_a_pushed_model_is_trained_further_whole_or_by_lora(reader):
