@@ -1,12 +1,14 @@
-"""Small random masked LMs with real tokenizers, as directories that transformers itself wrote."""
+"""The alphabet, the tiny random models and the rows that tests share; small masked LMs with real tokenizers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -17,6 +19,21 @@ from transformers import (
 )
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.randomness import RowRandom
+
+# The alphabet of models without a tokenizer: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP], 4 [MASK], then words.
+PAD, UNK, CLS, SEP, MASK = range(5)
+SPECIAL = {PAD, UNK, CLS, SEP, MASK}
+FIRST = 5
+VOCAB = 24
+
+COUNTS = [0, 1, 0, 4, 5, 2]
+ROWS = (  # three to fill in, the last to continue
+    [CLS, 7, MASK, 9, MASK, MASK, SEP],
+    [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
+    [CLS, UNK, MASK, SEP],
+    [CLS, 11, SEP],
+)
 
 FAMILIES = ("bert", "roberta", "modernbert")
 PROCESSES = ("mask", "substitute")
@@ -24,7 +41,7 @@ TEXTS = ("the cat sat on the mat", "a dog ran to the cat", "the mat is red", "a 
 MAX_POSITIONS = 40
 
 
-def _framed(core: Tokenizer, kind: str, first: str, last: str) -> None:
+def _framed(core: Tokenizer, first: str, last: str) -> None:
     core.post_processor = processors.TemplateProcessing(
         single=f"{first} $A {last}",
         pair=f"{first} $A {last} $B:1 {last}:1",
@@ -55,7 +72,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
             show_progress=False,
         )
     core.train_from_iterator(TEXTS, trainer)
-    _framed(core, family, names["cls"], names["sep"])
+    _framed(core, names["cls"], names["sep"])
     mask = AddedToken(names.pop("mask"), lstrip=family != "bert")
     special: dict[str, Any] = {f"{name}_token": token for name, token in names.items()}
     kinds = ["input_ids", "token_type_ids", "attention_mask"] if family == "bert" else ["input_ids", "attention_mask"]
@@ -69,7 +86,20 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     )
 
 
-def text_config(family: str = "bert", vocab_size: int = 24, pad_token_id: int = 0, **how: Any) -> PreTrainedConfig:
+def word_tokenizer(words: Iterable[str], lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """The alphabet with these words: [CLS] in front, [SEP] behind, as BERT's."""
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    vocabulary = {word: i for i, word in enumerate((*names.values(), *sorted(set(words))))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    core.normalizer = normalizers.Lowercase() if lowercase else None
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    _framed(core, "[CLS]", "[SEP]")
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def text_config(
+    family: str = "bert", vocab_size: int = VOCAB, pad_token_id: int = PAD, dropout: float = 0.0, **how: Any
+) -> PreTrainedConfig:
     """A small configuration; weights wide enough that no two positions are predicted alike."""
     # Padding stands behind <s> in RoBERTa, whose positions start behind the padding index.
     extra = pad_token_id + 1 if family == "roberta" else 0
@@ -84,23 +114,22 @@ def text_config(family: str = "bert", vocab_size: int = 24, pad_token_id: int = 
         "initializer_range": 0.3,
     }
     if family == "modernbert":
+        own = {f"{place}_dropout": dropout for place in ("attention", "embedding", "mlp")}
         # its default special ids lie near 50,000
-        ids = {"bos_token_id": None, "eos_token_id": None, "cls_token_id": None, "sep_token_id": None}
-        return ModernBertConfig(
-            **{
-                **common,
-                **ids,
-                "local_attention": 8,
-                "global_attn_every_n_layers": 2,
-                "initializer_cutoff_factor": 2.0,
-            },
-            **how,
-        )
-    return {"bert": BertConfig, "roberta": RobertaConfig}[family](**common, **how)
+        own |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+        own |= {"local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 2.0}
+        return ModernBertConfig(**{**common, **own, **how})
+    own = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return {"bert": BertConfig, "roberta": RobertaConfig}[family](**{**common, **own, **how})
 
 
 def make_masked_lm(config: PreTrainedConfig, seed: int = 0):
     """A random masked LM in evaluation mode, its biases and norms random too."""
+    with torch.random.fork_rng(devices=[]):
+        return _draw_masked_lm(config, seed)
+
+
+def _draw_masked_lm(config: PreTrainedConfig, seed: int):
     torch.manual_seed(seed)
     model = AutoModelForMaskedLM.from_config(config).eval()
     with torch.no_grad():
@@ -121,35 +150,74 @@ def save_masked_lm(directory: Path, family: str) -> Path:
 
 
 def wake_time(model: UDMForMaskedGeneration) -> UDMForMaskedGeneration:
-    """Gives the time embedding, zero at the start, something to say."""
+    """Gives the time embedding, zero at the start and so silent about mistakes in t, something to say."""
     if model.time_embedding is not None:
-        torch.manual_seed(7)
-        torch.nn.init.normal_(model.time_embedding.output.weight, std=0.3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(7)
+            torch.nn.init.normal_(model.time_embedding.output.weight, std=0.3)
     return model
 
 
-# A vocabulary without a tokenizer: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP], 4 [MASK], then words.
-PAD, UNK, CLS, SEP, MASK = range(5)
-
-COUNTS = [0, 1, 0, 4, 5, 2]
-ROWS = (  # three to fill in, the last to continue
-    [CLS, 7, MASK, 9, MASK, MASK, SEP],
-    [CLS, MASK, MASK, MASK, MASK, MASK, 6, 7, 8, SEP],
-    [CLS, UNK, MASK, SEP],
-    [CLS, 11, SEP],
-)
+def wrap(config: PreTrainedConfig, process: str = "mask", seed: int = 0, **fields: Any) -> UDMForMaskedGeneration:
+    """A random model of the alphabet around any masked LM, in evaluation mode, its time embedding awake."""
+    alphabet = {"mask_token_id": MASK, "pad_token_id": PAD, "special_token_ids": [UNK]}
+    frame = {"prefix_token_ids": [CLS], "suffix_token_ids": [SEP]}
+    with torch.random.fork_rng(devices=[]):
+        backbone = _draw_masked_lm(config, seed)
+        own = UDMConfig(text_config=backbone.config, process=process, **{**alphabet, **frame, **fields})
+        return wake_time(UDMForMaskedGeneration(own, backbone=backbone).eval())
 
 
-def make_udm(process: str = "mask", *, family: str = "bert", seed: int = 0, **fields: Any) -> UDMForMaskedGeneration:
-    """A random model of that vocabulary in evaluation mode, its time embedding awake."""
-    fields = {
-        "mask_token_id": MASK,
-        "pad_token_id": PAD,
-        "special_token_ids": [UNK],
-        "prefix_token_ids": [CLS],
-        "suffix_token_ids": [SEP],
-        **fields,
-    }
-    backbone = make_masked_lm(text_config(family), seed)
-    config = UDMConfig(text_config=backbone.config, process=process, **fields)
-    return wake_time(UDMForMaskedGeneration(config, backbone=backbone).eval())
+def make_udm(
+    process: str = "mask",
+    *,
+    family: str = "bert",
+    vocab_size: int = VOCAB,
+    hidden_size: int = 32,
+    layers: int = 2,
+    dropout: float = 0.0,
+    scale: float = 1.0,
+    seed: int = 0,
+    **fields: Any,
+) -> UDMForMaskedGeneration:
+    """The tiny model of the tests, with any fields of `UDMConfig`.
+
+    `scale` multiplies the spread of its weights: below 1 predictions are nearer to uniform, above surer of themselves.
+    """
+    sizes = {"hidden_size": hidden_size, "num_hidden_layers": layers, "initializer_range": 0.3 * scale}
+    return wrap(text_config(family, vocab_size, dropout=dropout, **sizes), process, seed, **fields)
+
+
+def make_rows(
+    count: int, longest: int = 12, vocab_size: int = VOCAB, seed: int = 0, shortest: int = 1
+) -> list[dict[str, Any]]:
+    """Rows [CLS] ... [SEP] of random lengths, every fifth with an unknown token inside."""
+    u = RowRandom(seed, torch.arange(count)).uniform(longest + 1)
+    rows = []
+    for i, row in enumerate(u.tolist()):
+        length = shortest + int(row[0] * (longest - shortest + 1))
+        ids = [FIRST + int(x * (vocab_size - FIRST)) for x in row[1 : length + 1]]
+        if i % 5 == 4:
+            ids.insert(length // 2, UNK)
+        rows.append({"input_ids": [CLS, *ids, SEP], "num_chars": 3 * length})
+    return rows
+
+
+def fixed_logits(monkeypatch, model: UDMForMaskedGeneration, table: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """The model predicts `table` (L, V) whatever it reads; what it is asked is appended to the returned list."""
+    calls = []
+
+    def forward(input_ids, positions, attention_mask=None, t=None, num_editable=None):
+        calls.append({"input_ids": input_ids.clone(), "positions": positions.clone(), "t": t.clone()})
+        whole = table[: input_ids.shape[1]].expand(len(input_ids), -1, -1)
+        return SimpleNamespace(logits=whole[positions])
+
+    monkeypatch.setattr(model, "forward", forward)
+    return calls
+
+
+class Adapted(torch.nn.Linear):
+    """What a library of adapters puts in the place of a linear map."""
+
+    def forward(self, x):
+        return super().forward(x) + 1

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import BertModel
 
+from tests.helpers import assert_equal_weights, weights_in
+from tests.models import CLS, PROCESSES, SEP, make_udm
 from tests.test_corpus import framed_tokenizer
 from tests.test_train_text import few_words, plain_bert, train  # noqa: F401
-from tests.training_helpers import make_model, make_trainer, weights
+from tests.training_helpers import make_trainer, say_it_is_sharded, weights
 from udm_text import UDMForMaskedGeneration
 from udm_text.backbones import recognise
 from udm_text.fastpath import plain_path
@@ -18,7 +19,7 @@ from udm_text.training.adapters import add_adapter, merge_adapter
 
 def adapted(target=None, **own):
     """A model with adapters that are no longer zero."""
-    model = add_adapter(make_model(**own), 4, target=target)
+    model = add_adapter(make_udm(**own), 4, target=target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         for name, p in model.named_parameters():
@@ -27,23 +28,22 @@ def adapted(target=None, **own):
     return model.eval()
 
 
-@pytest.mark.parametrize("process", ["mask", "substitute"])
+@pytest.mark.parametrize("process", PROCESSES)
 def test_only_the_adapter_learns_and_a_resumed_run_is_bit_equal(tmp_path, process):
-    base = make_model(process=process).state_dict()
+    base = make_udm(process).state_dict()
     how = {"save_strategy": "steps", "save_steps": 4, "max_steps": 8, "ema_decay": 0.9, "learning_rate": 1e-2}
-    whole = make_trainer(tmp_path / "a", model=add_adapter(make_model(process=process), 4), **how)
+    whole = make_trainer(tmp_path / "a", model=add_adapter(make_udm(process), 4), **how)
     whole.train()
     moved = {n for n, p in weights(whole).items() if "lora_" in n or "modules_to_save" in n}
     for name, value in whole.model.state_dict().items():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".original_module", "")
         assert name in moved or plain not in base or torch.equal(value, base[plain]), name
     assert len(moved) == (30 if process == "substitute" else 26)
-    resumed = make_trainer(tmp_path / "b", model=add_adapter(make_model(process=process), 4), **how)
+    resumed = make_trainer(tmp_path / "b", model=add_adapter(make_udm(process), 4), **how)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
-    a, b = weights(whole), weights(resumed)
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-    assert all(torch.equal(value, resumed.average.average[n]) for n, value in whole.average.average.items())
-    stored = load_file(tmp_path / "a" / "checkpoint-8" / "adapter_model.safetensors")
+    assert_equal_weights(weights(whole), weights(resumed))
+    assert_equal_weights(whole.average.average, resumed.average.average)
+    stored = weights_in(tmp_path / "a" / "checkpoint-8", "adapter_model.safetensors")
     assert sum(value.numel() for value in stored.values()) < sum(value.numel() for value in base.values())
 
 
@@ -55,7 +55,7 @@ def test_generating_with_an_adapter_takes_its_part_into_account_merged_or_not(ta
     with plain_path():
         assert torch.equal(model.generate(length=12, num_return_sequences=8, seed=3), drawn)
     logits = model(drawn).logits
-    assert not torch.allclose(logits, make_model(scale=20.0)(drawn).logits, atol=1e-2)
+    assert not torch.allclose(logits, make_udm()(drawn).logits, atol=1e-2)
     merged = merge_adapter(model)
     assert type(merged) is UDMForMaskedGeneration and recognise(merged) is not None
     torch.testing.assert_close(merged(drawn).logits, logits, rtol=1e-4, atol=1e-4)
@@ -70,12 +70,12 @@ def test_udm_train_writes_the_merged_model_and_the_adapter_beside_it(few_words, 
     report = train(few_words, output, "--model", plain_bert, *lora)
     assert report["trained_parameters"] < report["parameters"] / 2
     merged = UDMForMaskedGeneration.from_pretrained(output)
-    assert not [name for name in load_file(output / "model.safetensors") if "lora" in name]
+    assert not [name for name in weights_in(output) if "lora" in name]
     assert json.loads((output / "adapter" / "adapter_config.json").read_text())["r"] == 4
     base = UDMForMaskedGeneration.from_pretrained(plain_bert)
     base.config.update({"length_counts": merged.config.length_counts})
     again = PeftModel.from_pretrained(base, output / "adapter").eval()
-    ids = torch.tensor([[2, 7, 8, 9, 3]])
+    ids = torch.tensor([[CLS, 7, 8, 9, SEP]])
     torch.testing.assert_close(again(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(
         UDMForMaskedGeneration.from_pretrained(plain_bert)(ids).logits, merged(ids).logits, atol=1e-5
@@ -85,10 +85,8 @@ def test_udm_train_writes_the_merged_model_and_the_adapter_beside_it(few_words, 
 
 
 def test_an_adapter_of_weights_that_no_process_has_whole_is_refused(tmp_path, monkeypatch):
-    model = make_model()
-    monkeypatch.setattr(
-        type(model), "is_distributed_loading_by_transformers", True
-    )  # as a sharded model says of itself
+    model = make_udm()
+    say_it_is_sharded(monkeypatch, model)
     with pytest.raises(ValueError, match="LoRA goes with one process or with DDP: .* to merge the adapter into"):
         make_trainer(tmp_path, model=add_adapter(model, 2), save_strategy="no")
     make_trainer(tmp_path, model=model, save_strategy="no")  # without one it is not

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
-from transformers import AutoModelForMaskedLM, ElectraConfig
+from transformers import ElectraConfig
 
-from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_masked_lm, make_udm, text_config
-from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig, backbones, fastpath
+from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, Adapted, make_udm, wrap
+from udm_text import UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.cli.terminal import describe_speed
 from udm_text.fastpath import plain_path
@@ -33,25 +32,7 @@ HOWS = [
 
 def deep(family="bert", process="mask", time=False):
     """Four layers, in double precision."""
-    config = text_config(family)
-    config.num_hidden_layers = 4
-    if family == "modernbert":
-        config.layer_types = ["full_attention", "sliding_attention"] * 2
-    backbone = make_masked_lm(config)
-    own = UDMConfig(
-        text_config=config,
-        process=process,
-        time_conditioning=time,
-        mask_token_id=MASK,
-        pad_token_id=PAD,
-        special_token_ids=[UNK],
-        prefix_token_ids=[CLS],
-        suffix_token_ids=[SEP],
-    )
-    model = UDMForMaskedGeneration(own, backbone=backbone).eval()
-    if time:
-        nn.init.normal_(model.time_embedding.output.weight, std=0.3)
-    return model.double()
+    return make_udm(process, family=family, layers=4, time_conditioning=time).double()
 
 
 def full(model, attended, lengths, xt, t, positions):
@@ -278,15 +259,9 @@ def test_weights_changed_on_the_way_are_seen_at_once(errors):
     assert max(float(gap.max()) for _, gap in errors) < 1e-10
 
 
-class Adapted(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) + 1
-
-
 def test_what_cannot_be_cached_is_refused_and_never_exact_in_silence():
     config = ElectraConfig(vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=PAD)
-    own = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=PAD)
-    other = UDMForMaskedGeneration(own, backbone=AutoModelForMaskedLM.from_config(config).eval())
+    other = wrap(config)
     with pytest.raises(ValueError, match="cache_refresh=4 .* BERT, RoBERTa or ModernBERT .*ElectraForMaskedLM"):
         other.generate(ROWS, cache_refresh=4)
     assert other.generate(ROWS, cache_refresh=1) is not None

@@ -6,19 +6,20 @@ import math
 import pytest
 import torch
 
-from tests.training_helpers import CLS, FIRST, MASK, SEP, UNK, history, make_model, make_rows, make_trainer, weights
+from tests.helpers import assert_close_weights
+from tests.models import CLS, FIRST, MASK, SEP, UNK, make_rows, make_udm
+from tests.training_helpers import UNTRAINED, history, make_trainer, weights
 from udm_text.training.causal import CausalObjective, causal_twin, evaluate_causal
 
 
-def make_twin(vocab_size=24, scale=1.0, **own):
-    """The twin of `make_model` and its objective."""
-    model = make_model(vocab_size=vocab_size, **own)
+def make_twin(**how):
+    """The twin of `make_udm` and its objective."""
+    model = make_udm(**how)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         twin = causal_twin(model.config).eval()
-    with torch.no_grad():
-        twin.get_output_embeddings().weight.mul_(scale)
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters()) + 2 * 16  # places
+    places = 2 * model.config.text_config.hidden_size
+    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters()) + places
     return twin, CausalObjective(model.config)
 
 
@@ -35,7 +36,7 @@ def one_by_one(model, objective, tokens, end):
 
 
 def test_a_rows_nats_are_those_of_its_tokens_one_after_the_other():
-    twin, objective = make_twin(scale=20.0, length_counts=[0, 1, 2, 3])
+    twin, objective = make_twin(length_counts=[0, 1, 2, 3])
     assert objective.ends
     rows = [{"input_ids": ids} for ids in ([CLS, 9, 8, UNK, 7, SEP], [CLS, 11, SEP], [CLS, *[6] * 9, SEP])]
     nats = objective.row_nats(twin, rows)
@@ -47,7 +48,7 @@ def test_a_rows_nats_are_those_of_its_tokens_one_after_the_other():
 
 
 def test_only_the_answer_is_scored_given_its_prompt():
-    twin, objective = make_twin(scale=20.0, length_counts=[0, 1, 2, 3], separator_token_ids=[SEP])
+    twin, objective = make_twin(length_counts=[0, 1, 2, 3], separator_token_ids=[SEP])
     row = {"input_ids": [CLS, 9, 8, SEP, 7, 6, SEP]}
     tokens = [(9, False), (8, False), (SEP, False), (7, True), (6, True)]
     expected = one_by_one(twin, objective, tokens, True)
@@ -57,7 +58,7 @@ def test_only_the_answer_is_scored_given_its_prompt():
 @pytest.mark.parametrize("counts", [[0, 0, 0, 5], None])
 def test_the_probabilities_of_all_rows_of_one_length_sum_to_one(counts):
     """Where all rows are as long, none is spent on the end; else the ends make the sum over lengths one."""
-    twin, objective = make_twin(vocab_size=8, scale=20.0, length_counts=counts)
+    twin, objective = make_twin(vocab_size=8, length_counts=counts)
     rows = [{"input_ids": [CLS, *ids, SEP]} for ids in itertools.product(range(FIRST, 8), repeat=3)]
     inside, end = objective.row_nats(twin, rows).T
     if counts:
@@ -76,14 +77,13 @@ def test_the_probabilities_of_all_rows_of_one_length_sum_to_one(counts):
 def test_the_twin_learns_on_the_rows_of_diffusion_however_a_step_is_split(tmp_path):
     rows, runs = make_rows(90), []
     for batch, accumulated in ((16, 1), (4, 4)):
-        twin, objective = make_twin(length_counts=[0, 1, 2])
+        twin, objective = make_twin(scale=UNTRAINED, length_counts=[0, 1, 2])
         how = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "learning_rate": 1e-2}
         trainer = make_trainer(tmp_path / str(batch), model=twin, objective=objective, rows=rows, **how)
         before = trainer.evaluate(rows)
         trainer.train()
         runs.append((weights(trainer), history(trainer, "loss")))
-    for name, value in runs[0][0].items():
-        torch.testing.assert_close(runs[1][0][name], value, rtol=0, atol=1e-4, msg=name)
+    assert_close_weights(runs[0][0], runs[1][0], atol=1e-4)
     after = trainer.evaluate(rows)
     assert after["eval_loss"] < before["eval_loss"] - 0.1
     report = evaluate_causal(trainer.model, rows, objective)
@@ -94,12 +94,5 @@ def test_the_twin_learns_on_the_rows_of_diffusion_however_a_step_is_split(tmp_pa
 
 
 def test_what_has_no_causal_twin_is_named():
-    from transformers import ModernBertConfig
-
-    from udm_text import UDMConfig
-
-    small = {"vocab_size": 24, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
-    names = {f"{name}_token_id": 0 for name in ("bos", "eos", "cls", "sep")}
-    config = UDMConfig(text_config=ModernBertConfig(**small, **names), mask_token_id=MASK, pad_token_id=0)
     with pytest.raises(ValueError, match="objective 'ar' needs a backbone .* bert or roberta; got 'modernbert'"):
-        causal_twin(config)
+        causal_twin(make_udm(family="modernbert").config)

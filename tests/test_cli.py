@@ -2,23 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def udm(*arguments: str, cwd: Path = ROOT, code: int = 0) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, "-m", "udm_text.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
-
+from tests.helpers import ROOT, listing, python, udm, write_shapes
 
 TRAIN = (
     "--max_steps 12 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --disable_tqdm true".split()
@@ -27,17 +16,13 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "rows.txt"
-    words = ["red", "green", "blue", "small", "large", "circle", "square"]
-    rows = [f"{a} {b} {c}" for a in words for b in words for c in words if len({a, b, c}) == 3]
-    path.write_text("\n".join(rows), encoding="utf-8")
-    return path
+    return write_shapes(tmp_path_factory.mktemp("corpus") / "rows.txt")
 
 
 @pytest.fixture(scope="module")
 def mask_model(corpus):
     output = corpus.parent / "mask"
-    udm("train", "--data", str(corpus), "--output", str(output), *TRAIN, "--save_steps", "6", "--seed", "1")
+    udm("train", "--data", corpus, "--output", output, *TRAIN, "--save_steps", "6", "--seed", "1")
     return output
 
 
@@ -45,19 +30,14 @@ def mask_model(corpus):
 def repair_model(corpus):
     output = corpus.parent / "repair"
     options = ["--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.2"]
-    udm("train", "--data", str(corpus), "--output", str(output), *TRAIN, *options)
+    udm("train", "--data", corpus, "--output", output, *TRAIN, *options)
     return output
 
 
 def test_help_answers_without_importing_torch():
     command = Path(sys.executable).parent / "udm"
-    result = subprocess.run(
-        [sys.executable, "-X", "importtime", command, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert "repair" in result.stdout, result.stderr[-2000:]
+    result = python("-X", "importtime", command, "--help")
+    assert "repair" in result.stdout
     imported = {
         line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines() if line.startswith("import time")
     }
@@ -78,10 +58,7 @@ def test_importing_the_package_registers_it_in_every_program_but_our_command(tmp
     app.mkdir()
     for file in (app / "__init__.py", app / "run.py", app / "__main__.py", tmp_path / "udm"):
         file.write_text(REGISTERED)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    result = subprocess.run(
-        [sys.executable, *program.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    result = python(*program.split(), cwd=tmp_path, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert set(result.stdout.split()) == {"True"}
 
 
@@ -95,7 +72,7 @@ def test_train_writes_the_model_and_every_figure(mask_model):
 
 
 def test_evaluate_repeats_the_figures_of_the_report_exactly(mask_model):
-    printed = json.loads(udm("evaluate", str(mask_model), "--json").stdout)
+    printed = json.loads(udm("evaluate", mask_model, "--json").stdout)
     report = json.loads((mask_model / "report.json").read_text())["validation"]
     assert {name: printed[name] for name in report} == report
     for name in ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound"):
@@ -103,7 +80,7 @@ def test_evaluate_repeats_the_figures_of_the_report_exactly(mask_model):
 
 
 def test_generate_is_reproduced_by_a_seed_and_mixes_uses_in_one_call(mask_model):
-    call = ["generate", str(mask_model), "red [MASK] circle", "small", "--json", "-n", "2", "--seed", "3"]
+    call = ["generate", mask_model, "red [MASK] circle", "small", "--json", "-n", "2", "--seed", "3"]
     first, second = udm(*call).stdout, udm(*call).stdout
     assert first == second
     filled, continued = json.loads(first)
@@ -113,25 +90,22 @@ def test_generate_is_reproduced_by_a_seed_and_mixes_uses_in_one_call(mask_model)
 
 
 def test_watch_shows_the_text_as_it_appears(mask_model):
-    shown = udm("generate", str(mask_model), "--watch", "--seed", "0", "--length", "3").stdout
-    plain = udm("generate", str(mask_model), "--seed", "0", "--length", "3").stdout.strip()
+    shown = udm("generate", mask_model, "--watch", "--seed", "0", "--length", "3").stdout
+    plain = udm("generate", mask_model, "--seed", "0", "--length", "3").stdout.strip()
     assert plain in shown
 
 
 def test_repair_prints_the_text_and_its_edits(repair_model):
-    [record] = json.loads(udm("repair", str(repair_model), "red greem circle", "--json", "--max-edits", "2").stdout)
+    [record] = json.loads(udm("repair", repair_model, "red greem circle", "--json", "--max-edits", "2").stdout)
     assert record["edits"][0] == "red greem circle" and record["edits"][-1] == record["repaired"]
     assert len(record["repaired"]) == len("red greem circle")
     assert sum(a != b for a, b in zip(record["repaired"], record["input"], strict=True)) <= 2
 
 
 def test_a_second_run_into_a_folder_neither_overwrites_nor_mixes(mask_model, corpus):
-    def listing():
-        return sorted((str(p), p.stat().st_mtime_ns) for p in mask_model.rglob("*"))
-
-    before = listing()
-    result = udm("train", "--data", str(corpus), "--output", str(mask_model), *TRAIN, code=1)
-    assert "--resume" in result.stderr and listing() == before
+    before = listing(mask_model)
+    result = udm("train", "--data", corpus, "--output", mask_model, *TRAIN, code=1)
+    assert "--resume" in result.stderr and listing(mask_model) == before
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,19 @@ import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor, pipeline
 
-from tests.models import CLS, MASK, PAD, PROCESSES, SEP, UNK, make_tokenizer, make_udm, save_masked_lm
-from tests.test_generation_udm import fixed_logits
+from tests.models import (
+    CLS,
+    MASK,
+    PAD,
+    PROCESSES,
+    SEP,
+    SPECIAL,
+    UNK,
+    fixed_logits,
+    make_tokenizer,
+    make_udm,
+    save_masked_lm,
+)
 from udm_text import UDMForMaskedGeneration, UDMGenerationConfig, register
 from udm_text.decoding import ORDERS
 from udm_text.kernels import KERNELS
@@ -40,7 +51,7 @@ def test_no_sampler_draws_a_forbidden_token_or_one_outside_its_positions_set(mod
             **sampler,
             **setting,
         )
-        assert not set(rows[:, 1:-1].flatten().tolist()) & {PAD, UNK, CLS, SEP, MASK, *FORBIDDEN}
+        assert not set(rows[:, 1:-1].flatten().tolist()) & {*SPECIAL, *FORBIDDEN}
         assert set(rows[:, 1].tolist()) <= {11, 12} and set(rows[:, 3].tolist()) <= {20, 21}
         assert set(rows[:, 4].tolist()) == {13}
 

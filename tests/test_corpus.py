@@ -1,15 +1,15 @@
 """Every kind of source becomes the same rows, every tokenizer gives the text back, and bad input is named."""
 
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.helpers import python
+from tests.models import CLS, SEP, word_tokenizer
 from udm_text.corpus import (
     CorpusError,
     hold_out,
@@ -38,14 +38,8 @@ def write(path: Path, text: str) -> Path:
 
 
 def framed_tokenizer(lowercase=True) -> PreTrainedTokenizerFast:
-    """As BERT's: [CLS] in front, [SEP] behind."""
-    words = ["[PAD]", "[UNK]", "[MASK]", "[CLS]", "[SEP]", *sorted({w for line in LINES[:3] for w in line.split()})]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    core.normalizer = normalizers.Lowercase() if lowercase else None
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)])
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "mask", "cls", "sep")}
-    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+    """Of the words of the first three lines."""
+    return word_tokenizer((word for line in LINES[:3] for word in line.split()), lowercase)
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -311,9 +305,7 @@ def test_a_tokenizer_is_the_same_in_every_process():
         "import hashlib, json; from udm_text.corpus import train_tokenizer; from tests.test_corpus import vocab_hash;"
         "print(vocab_hash())"
     )
-    root = Path(__file__).resolve().parents[1]
-    other = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120)
-    assert other.stdout.strip() == vocab_hash(), other.stderr
+    assert python("-c", code).stdout.strip() == vocab_hash()
 
 
 def vocab_hash() -> str:
@@ -411,7 +403,7 @@ def test_rows_of_a_bert_like_tokenizer_keep_what_stands_around_them():
         assert tokenizer.decode(ids[1:-1]) == " ".join(line.split()[:3])
     assert list(rows["length"]) == [3, 3]
     packed, _ = make_rows(TEXTS.select([0, 1]), tokenizer, rows="packed", row_length=4)
-    assert [(ids[0], len(ids), ids[-1]) for ids in packed["input_ids"]] == [(3, 6, 4)] * 2
+    assert [(ids[0], len(ids), ids[-1]) for ids in packed["input_ids"]] == [(CLS, 6, SEP)] * 2
 
 
 def test_rows_of_a_real_bert_tokenizer():

@@ -8,19 +8,15 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from tests.models import CLS as CLS_
-from tests.models import MASK as MASK_
-from tests.models import PAD as PAD_
-from tests.models import SEP as SEP_
-from tests.models import TEXTS, make_tokenizer, make_udm, save_masked_lm
+from tests.helpers import udm_here as udm
+from tests.models import CLS, MASK, PAD, SEP, TEXTS, make_rows, make_tokenizer, make_udm, save_masked_lm
 from tests.oracle.chains import mask_sampler_law, mask_term_means
-from tests.oracle.outcomes import MASK, Board
+from tests.oracle.outcomes import MASK as MASK_DIGIT
+from tests.oracle.outcomes import Board
 from tests.oracle.world import all_rows, entropy, make_world, random_predictor
-from tests.training_helpers import CLS, SEP, make_model, make_rows, make_trainer
+from tests.training_helpers import make_trainer
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
-from udm_text.cli.commands import app
 from udm_text.cli.terminal import describe_prices
 from udm_text.evaluation import evaluate_bound, fit_curve, measure_curve, price_table, store_curve
 from udm_text.processes import MaskProcess
@@ -52,7 +48,7 @@ def test_the_price_of_every_grid_bounds_the_sampler_that_walks_it(sure):
         predictor = {t: p / p.sum(-1, keepdims=True) for t in range(5)}.__getitem__
     curves = mask_term_means(world, predictor) / world.length  # (x0, t): mean CE of a masked token
     for grid in all_grids(4):
-        law = mask_sampler_law(MaskProcess(MASK), board, predictor, grid)
+        law = mask_sampler_law(MaskProcess(MASK_DIGIT), board, predictor, grid)
         bound = np.array([step_costs(column(grid), curve.tolist()).item() for curve in curves])
         assert (bound + np.log(law)).min() > -EXACT
 
@@ -84,7 +80,9 @@ IDS = [CLS, 5, 8, 6, 7, SEP]
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model(vocab_size=VOCAB, scale=20.0)
+    """Its curve is all but flat: where all is masked a row's price has no noise, and what the fit pulls neighbours
+    together by, which a steep curve shows, is in no standard error."""
+    return make_udm(vocab_size=VOCAB, scale=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +138,7 @@ def test_the_bound_of_few_steps_is_measured_without_bias(model, truth, schedule,
     grid = counts(schedule, torch.tensor([4]), 2, exact)
     error = report.nelbo_nats_per_token_stderr
     assert abs(report.nelbo_nats_per_token - step_costs(grid, exact).item() / 4) < 4.5 * error
-    law = mask_sampler_law(MaskProcess(MASK), Board(4, 4), lambda t: p, grid[:, 0].tolist())
+    law = mask_sampler_law(MaskProcess(MASK_DIGIT), Board(4, 4), lambda t: p, grid[:, 0].tolist())
     assert report.nelbo_nats_per_token * 4 > -math.log(law[number]) - 4 * 4.5 * error
 
 
@@ -189,7 +187,7 @@ def test_one_row_has_a_curve_without_an_error(model):
 
 def test_what_cannot_be_measured_is_refused_by_name(model):
     rows = [{"input_ids": IDS}]
-    substitute = make_model(vocab_size=VOCAB, process="substitute")
+    substitute = make_udm(vocab_size=VOCAB, process="substitute")
     for call, word in (
         (lambda: measure_curve(model, rows, draws=0), "draws"),
         (lambda: measure_curve(model, rows, points=0), "points"),
@@ -210,7 +208,7 @@ CURVE = [0.5, 1.0, 1.5, 4.0]
 
 
 def test_the_curve_stays_with_the_model_until_it_is_trained(tmp_path):
-    made = make_model(step_curve=CURVE)
+    made = make_udm(step_curve=CURVE)
     made.save_pretrained(tmp_path / "a")
     again = UDMForMaskedGeneration.from_pretrained(tmp_path / "a")
     assert again.config.step_curve == CURVE
@@ -222,7 +220,7 @@ def test_the_curve_stays_with_the_model_until_it_is_trained(tmp_path):
 
 
 def test_storing_changes_the_curve_alone_and_is_whole_or_nothing(tmp_path, monkeypatch):
-    make_model().save_pretrained(tmp_path)
+    make_udm().save_pretrained(tmp_path)
     before = json.loads((tmp_path / "config.json").read_text())
     store_curve(tmp_path, CURVE)
     assert json.loads((tmp_path / "config.json").read_text()) == {**before, "step_curve": CURVE}
@@ -262,7 +260,7 @@ def test_the_steps_of_a_schedule_are_those_of_its_grid(generator, schedule):
         generator, length=12, num_return_sequences=3, num_steps=4, schedule=schedule, output_trajectory=True
     )
     grid = counts(schedule, torch.tensor([12]), 4, CURVE)[:, 0]
-    masks = [int((xt[0] == MASK_).sum()) for xt in output.trajectory]
+    masks = [int((xt[0] == MASK).sum()) for xt in output.trajectory]
     assert masks == grid.tolist() and output.num_calls == 4 and output.steps.tolist() == [4] * 3
     assert output.expected_nats.tolist() == pytest.approx([step_costs(grid[:, None], CURVE).item() / 12] * 3)
 
@@ -280,7 +278,7 @@ def test_the_expected_price_falls_with_the_steps_and_optimal_is_the_lowest(gener
 
 
 def test_a_row_is_priced_by_its_own_share_of_masks_whatever_its_neighbours(generator):
-    rows = [[CLS_, 7, MASK_, 9, MASK_, SEP_, PAD_, PAD_], [CLS_, MASK_, MASK_, MASK_, MASK_, MASK_, 8, SEP_]]
+    rows = [[CLS, 7, MASK, 9, MASK, SEP, PAD, PAD], [CLS, MASK, MASK, MASK, MASK, MASK, 8, SEP]]
     both = generate(generator, torch.tensor(rows), num_steps=2, schedule="optimal")
     for i, row in enumerate(rows):
         alone = generate(
@@ -305,7 +303,7 @@ def test_what_the_curve_does_not_price_has_no_expected_price(generator, how):
 
 def revealed_at_each_step(output, row):
     for before, after in pairwise(xt[row] for xt in output.trajectory):
-        opened = (before == MASK_) & (after != MASK_)
+        opened = (before == MASK) & (after != MASK)
         if opened.any():
             yield before, after, opened
 
@@ -343,7 +341,7 @@ def test_a_threshold_with_num_steps_takes_at_most_so_many(generator):
 
 
 def test_with_a_threshold_neighbours_do_not_matter(generator):
-    rows = [[CLS_, 7, MASK_, 9, MASK_, SEP_, PAD_, PAD_], [CLS_, MASK_, MASK_, MASK_, MASK_, MASK_, 8, SEP_]]
+    rows = [[CLS, 7, MASK, 9, MASK, SEP, PAD, PAD], [CLS, MASK, MASK, MASK, MASK, MASK, 8, SEP]]
     both = generate(generator, torch.tensor(rows), threshold=0.3)
     for i, row in enumerate(rows):
         alone = generate(generator, torch.tensor([row]), threshold=0.3, sample_index=torch.tensor([i]))
@@ -355,7 +353,7 @@ def test_with_a_threshold_the_callback_hears_the_counts_that_came_about(generato
 
     def listen(model, step, s, tensors):
         heard.append((step, int(s[0])))
-        assert int((tensors["xt"] == MASK_).sum()) == int(s[0])
+        assert int((tensors["xt"] == MASK).sum()) == int(s[0])
 
     output = generate(generator, length=9, threshold=0.3, callback_on_step_end=listen)
     assert [step for step, _ in heard] == list(range(output.num_calls)) and heard[-1][1] == 0
@@ -408,12 +406,6 @@ def directory(tmp_path_factory):
     make_tokenizer("bert").save_pretrained(path / "model")
     (path / "rows.txt").write_text("\n".join(f"{a} {b}" for a in TEXTS for b in TEXTS if a != b), encoding="utf-8")
     return path
-
-
-def udm(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
 
 
 def test_the_command_measures_stores_and_prints_and_then_prices_what_it_generates(directory):

@@ -1,24 +1,17 @@
 """The demo, shortened: all of it, with a few seconds of training."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import udm
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "udm_text.cli", "demo", "--output", str(output), "--steps", "120"]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return output, result.stdout, command, environment
+    command = ["demo", "--output", output, "--steps", "120"]
+    return output, udm(*command).stdout, command
 
 
 def test_the_demo_shows_bound_samples_infilling_repair_and_curve(demo):
@@ -38,9 +31,8 @@ def test_the_demo_learns_even_in_a_few_steps(demo):
 
 
 def test_a_second_demo_uses_the_models_that_are_there(demo):
-    output, _, command, environment = demo
+    output, _, command = demo
     weights = output / "unicode-names" / "model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert again.returncode == 0 and "is there already" in again.stdout
+    assert "is there already" in udm(*command).stdout
     assert weights.stat().st_mtime_ns == before

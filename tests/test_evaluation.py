@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import MaskedLMOutput
 
-from tests.training_helpers import CLS, FIRST, PAD, SEP, UNK, make_model, make_rows
+from tests.models import CLS, FIRST, PAD, SEP, UNK, make_rows, make_udm
 from udm_text.corpus import collate
 from udm_text.evaluation import evaluate_bound, evaluate_repair, ratio_with_stderr, row_draws
 from udm_text.kernels import KERNELS
@@ -69,7 +69,7 @@ CASES = [("mask", "site"), *(("substitute", kernel) for kernel in KERNELS)]
 
 @pytest.mark.parametrize(("process", "kernel"), CASES)
 def test_the_bound_of_a_row_equals_the_sum_over_all_corruptions(process, kernel):
-    model = make_model(vocab_size=9, scale=20.0, process=process, kernel=kernel)
+    model = make_udm(vocab_size=9, process=process, kernel=kernel)
     ids = [CLS, 5, 8, UNK, 6, SEP]
     exact = exact_bound(model, ids)
     report = evaluate_bound(model, [{"input_ids": ids}] * 3000, batch_size=1000, draws=3)
@@ -81,7 +81,7 @@ def test_the_bound_of_a_row_equals_the_sum_over_all_corruptions(process, kernel)
 @pytest.mark.parametrize("kernel", list(KERNELS))
 def test_a_kernel_may_be_chosen_for_the_evaluation(kernel):
     other = next(name for name in KERNELS if name != kernel)
-    model, same = (make_model(process="substitute", kernel=k, scale=20.0) for k in (other, kernel))
+    model, same = (make_udm("substitute", kernel=k) for k in (other, kernel))
     rows = make_rows(6)
     assert evaluate_bound(model, rows, kernel=kernel) == evaluate_bound(same, rows)
     assert evaluate_bound(model, rows).nelbo_nats_per_token != evaluate_bound(same, rows).nelbo_nats_per_token
@@ -89,7 +89,7 @@ def test_a_kernel_may_be_chosen_for_the_evaluation(kernel):
 
 def test_one_stratum_for_each_count_sums_the_counts_exactly():
     """With l draws a row of length l sees every t once; where S does not matter the estimate is then exact."""
-    model = make_model(process="mask", scale=20.0)
+    model = make_udm("mask")
     ids = [CLS, 9, SEP]
     report = evaluate_bound(model, [{"input_ids": ids}] * 5, draws=1)
     assert report.nelbo_nats_per_token == pytest.approx(exact_bound(model, ids), rel=1e-6)
@@ -98,7 +98,7 @@ def test_one_stratum_for_each_count_sums_the_counts_exactly():
 
 @pytest.mark.parametrize(("process", "kernel"), CASES)
 def test_figures_do_not_depend_on_the_batch_size_or_the_order_of_batches(process, kernel):
-    model, rows = make_model(process=process, kernel=kernel, scale=5.0), make_rows(17, seed=2)
+    model, rows = make_udm(process, kernel=kernel, scale=0.25), make_rows(17, seed=2)
     reports = [evaluate_bound(model, rows, batch_size=size, draws=2).to_dict() for size in (1, 5, 64)]
     for report in reports[1:]:
         for name, value in reports[0].items():
@@ -106,7 +106,7 @@ def test_figures_do_not_depend_on_the_batch_size_or_the_order_of_batches(process
 
 
 def test_a_rows_noise_is_its_own():
-    model, rows = make_model(scale=5.0), make_rows(8, seed=2)
+    model, rows = make_udm(scale=0.25), make_rows(8, seed=2)
     how = {"batch_size": 4, "draws": 2, "seed": 3, "kernel": "site"}
     whole = row_draws(model, rows, range(8), **how).nats.mean(dim=1)
     part = row_draws(model, rows[5:7], [5, 6], **how).nats.mean(dim=1)
@@ -114,7 +114,7 @@ def test_a_rows_noise_is_its_own():
 
 
 def test_the_seed_repeats_the_figures_and_another_changes_them():
-    model, rows = make_model(scale=5.0), make_rows(8)
+    model, rows = make_udm(scale=0.25), make_rows(8)
     assert evaluate_bound(model, rows, seed=1) == evaluate_bound(model, rows, seed=1)
     assert evaluate_bound(model, rows, seed=1) != evaluate_bound(model, rows, seed=2)
 
@@ -122,7 +122,7 @@ def test_the_seed_repeats_the_figures_and_another_changes_them():
 @pytest.mark.parametrize(("process", "kernel"), [("mask", "site"), ("substitute", "hamming")])
 def test_the_standard_error_is_the_spread_of_repeated_evaluations(process, kernel):
     """Each repetition draws its rows and its noise afresh."""
-    model = make_model(process=process, kernel=kernel, scale=20.0)
+    model = make_udm(process, kernel=kernel)
     reports = [
         evaluate_bound(model, make_rows(30, longest=8, seed=100 + seed), draws=1, seed=seed) for seed in range(100)
     ]
@@ -134,7 +134,7 @@ def test_the_standard_error_is_the_spread_of_repeated_evaluations(process, kerne
 
 
 def test_more_draws_make_the_error_smaller_and_keep_the_mean():
-    model, rows = make_model(scale=20.0), [{"input_ids": [CLS, 5, 8, 6, 7, 9, SEP]}] * 400
+    model, rows = make_udm(), [{"input_ids": [CLS, 5, 8, 6, 7, 9, SEP]}] * 400
     few, many = (evaluate_bound(model, rows, draws=draws) for draws in (1, 8))
     assert many.nelbo_nats_per_token_stderr < few.nelbo_nats_per_token_stderr / 2
     assert abs(few.nelbo_nats_per_token - many.nelbo_nats_per_token) < 4 * few.nelbo_nats_per_token_stderr
@@ -144,8 +144,8 @@ def test_lengths_are_counted_exactly_as_minus_log_of_their_probability():
     counts = [0, 1, 5, 2, 9]
     lengths = (1, 3, 4, 7)
     rows = [{"input_ids": [CLS, *range(FIRST, FIRST + length), SEP], "num_chars": 2 * length} for length in lengths]
-    without = evaluate_bound(make_model(), rows)
-    included = evaluate_bound(make_model(length_counts=counts), rows)
+    without = evaluate_bound(make_udm(), rows)
+    included = evaluate_bound(make_udm(length_counts=counts), rows)
     assert (without.length_included, included.length_included) == (False, True)
     assert without.length_nats_per_token == 0.0
     law = [(counts[n] if n < len(counts) else 0) + 1 / 8 for n in range(1, 9)]  # one more row, spread over 1..2 Lmax
@@ -158,7 +158,7 @@ def test_lengths_are_counted_exactly_as_minus_log_of_their_probability():
 
 
 def test_a_row_longer_than_any_length_of_the_model_has_an_infinite_bound_and_valid_json():
-    report = evaluate_bound(make_model(length_counts=[0, 3]), make_rows(4, shortest=9))
+    report = evaluate_bound(make_udm(length_counts=[0, 3]), make_rows(4, shortest=9))
     assert report.nelbo_nats_per_token == math.inf
     fields = report.to_dict()
     assert fields["nelbo_nats_per_token"] is None
@@ -167,7 +167,7 @@ def test_a_row_longer_than_any_length_of_the_model_has_an_infinite_bound_and_val
 
 def test_bits_per_character_and_perplexity_are_the_same_nats_in_other_units():
     rows = make_rows(13, seed=3)
-    report = evaluate_bound(make_model(scale=5.0), rows)
+    report = evaluate_bound(make_udm(scale=0.25), rows)
     tokens = sum(token >= FIRST for row in rows for token in row["input_ids"])
     assert (report.rows, report.tokens, report.chars) == (13, tokens, sum(row["num_chars"] for row in rows))
     nats = report.nelbo_nats_per_token * tokens
@@ -180,12 +180,12 @@ def test_bits_per_character_and_perplexity_are_the_same_nats_in_other_units():
 def test_bits_per_character_need_the_characters_of_every_row():
     rows = make_rows(4)
     del rows[2]["num_chars"]
-    report = evaluate_bound(make_model(), rows)
+    report = evaluate_bound(make_udm(), rows)
     assert report.chars is report.bits_per_char is report.bits_per_char_stderr is None
 
 
 def test_rows_with_nothing_to_score_are_left_out_and_change_no_other_row():
-    model, rows = make_model(), make_rows(6)
+    model, rows = make_udm(), make_rows(6)
     blank = {"input_ids": [CLS, UNK, UNK, SEP], "num_chars": 9}
     assert evaluate_bound(model, [*rows, blank]) == evaluate_bound(model, rows)
 
@@ -193,7 +193,7 @@ def test_rows_with_nothing_to_score_are_left_out_and_change_no_other_row():
 @pytest.mark.parametrize("rows", [[], [{"input_ids": [CLS, UNK, SEP]}], iter(())])
 def test_no_row_to_evaluate_raises(rows):
     with pytest.raises(ValueError, match="no row with an editable token"):
-        evaluate_bound(make_model(), rows)
+        evaluate_bound(make_udm(), rows)
 
 
 @pytest.mark.parametrize(
@@ -206,26 +206,26 @@ def test_no_row_to_evaluate_raises(rows):
 )
 def test_wrong_arguments_are_refused(how, error):
     with pytest.raises(ValueError, match=error):
-        evaluate_bound(make_model(), make_rows(3), **how)
+        evaluate_bound(make_udm(), make_rows(3), **how)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_the_models_mode_is_restored(training):
-    model = make_model(dropout=0.5).train(training)
-    assert evaluate_bound(model, make_rows(5)) == evaluate_bound(make_model(dropout=0.5), make_rows(5))
+    model = make_udm(dropout=0.5).train(training)
+    assert evaluate_bound(model, make_rows(5)) == evaluate_bound(make_udm(dropout=0.5), make_rows(5))
     assert model.training == training
 
 
 def test_one_row_has_no_standard_error():
-    report = evaluate_bound(make_model(), make_rows(1))
+    report = evaluate_bound(make_udm(), make_rows(1))
     assert math.isnan(report.nelbo_nats_per_token_stderr)
     assert report.to_dict()["nelbo_nats_per_token_stderr"] is None
 
 
 def test_the_report_names_everything_it_was_made_with():
-    report = evaluate_bound(make_model(process="substitute"), make_rows(3), draws=5, seed=9, kernel="free")
+    report = evaluate_bound(make_udm("substitute"), make_rows(3), draws=5, seed=9, kernel="free")
     assert (report.process, report.kernel, report.draws, report.seed) == ("substitute", "free", 5, 9)
-    assert evaluate_bound(make_model(), make_rows(3)).kernel is None
+    assert evaluate_bound(make_udm(), make_rows(3)).kernel is None
     assert set(report.to_dict()) == {field.name for field in dataclasses.fields(report)}
 
 
@@ -240,7 +240,7 @@ def test_a_ratio_of_sums_and_its_error_by_the_delta_method():
 
 
 def test_collate_pads_on_the_right_and_labels_editable_tokens_only():
-    config = make_model().config
+    config = make_udm().config
     rows = [{"input_ids": [CLS, 9, SEP], "num_chars": 3}, {"input_ids": [CLS, 7, UNK, 8, SEP]}]
     batch = collate(rows, PAD, config.editable)
     assert {name: value.tolist() for name, value in batch.items()} == {
@@ -252,13 +252,13 @@ def test_collate_pads_on_the_right_and_labels_editable_tokens_only():
 
 
 def test_collate_takes_tensors_and_tuples():
-    config = make_model().config
+    config = make_udm().config
     rows = [{"input_ids": torch.tensor([CLS, 9, SEP])}, {"input_ids": (CLS, SEP)}]
     assert collate(rows, PAD, config.editable)["input_ids"].tolist() == [[CLS, 9, SEP], [CLS, SEP, PAD]]
 
 
 def test_collate_without_padding_token_takes_rows_of_one_length_only():
-    config = make_model().config
+    config = make_udm().config
     same = [{"input_ids": [CLS, 9, SEP]}, {"input_ids": [CLS, 8, SEP]}]
     assert collate(same, None, config.editable)["attention_mask"].all()
     with pytest.raises(ValueError, match="pad_token_id"):
@@ -282,7 +282,7 @@ class _Sorted(torch.nn.Module):
 
 
 def test_repair_rates_are_one_where_the_predictor_knows_the_rows(monkeypatch):
-    model = make_model(process="substitute")
+    model = make_udm("substitute")
     monkeypatch.setattr(model, "forward", _Sorted(model).forward)
     rows = [{"input_ids": [CLS, *[FIRST + i % 5] * (4 + i % 3), SEP]} for i in range(20)]
     report = evaluate_repair(model, rows, batch_size=7)
@@ -291,17 +291,17 @@ def test_repair_rates_are_one_where_the_predictor_knows_the_rows(monkeypatch):
 
 
 def test_repair_rates_do_not_depend_on_the_batch_and_a_seed_repeats_them():
-    model = make_model(process="substitute").double()
+    model = make_udm("substitute").double()
     reports = [evaluate_repair(model, make_rows(30, shortest=2), batch_size=size, seed=3) for size in (4, 30)]
     assert reports[0] == reports[1]
     assert reports[0].restored < 0.5  # random weights know nothing
 
 
 def test_repair_rates_choose_rows_evenly_and_refuse_what_cannot_be():
-    model = make_model(process="substitute")
+    model = make_udm("substitute")
     assert evaluate_repair(model, make_rows(30, shortest=2), max_rows=7).rows == 7
     with pytest.raises(ValueError, match="substitute"):
-        evaluate_repair(make_model(), make_rows(3))
+        evaluate_repair(make_udm(), make_rows(3))
     with pytest.raises(ValueError, match="errors"):
         evaluate_repair(model, make_rows(3), errors=0)
     with pytest.raises(ValueError, match="at least 99"):

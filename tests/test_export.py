@@ -5,12 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from tests.helpers import udm, udm_here
 from tests.models import make_tokenizer, make_udm
-from tests.test_cli import udm
 from udm_text.cli import export
-from udm_text.cli.commands import app
 from udm_text.cli.export import as_html, check_target, gif_frames, save_trajectories
 from udm_text.cli.terminal import BLOCK, readable
 
@@ -144,7 +142,7 @@ def test_states_are_shown_without_frame_and_padding_masks_as_blocks():
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tokenizer = make_tokenizer("bert")
-    make_udm(special_token_ids=[0, 1, 2, 3, 4], length_counts=[0, 0, 0, 0, 1]).save_pretrained(folder)
+    make_udm(length_counts=[0, 0, 0, 0, 1]).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -152,8 +150,8 @@ def model_folder(tmp_path_factory):
 def test_the_command_saves_how_its_texts_came_to_be_and_prints_what_it_prints_without(model_folder, tmp_path):
     call = ["generate", str(model_folder), "-n", "2", "--length", "4", "--seed", "0", "--order", "confidence"]
     call += ["--order-noise", "0.5", "--revise", "1", "--forbid", "t", "--json"]
-    page, plain = (CliRunner().invoke(app, [*call, *more]) for more in (["--save", str(tmp_path / "out.html")], []))
-    assert page.exit_code == plain.exit_code == 0 and page.stdout == plain.stdout
+    page, plain = (udm_here(*call, *more) for more in (["--save", tmp_path / "out.html"], []))
+    assert page.stdout == plain.stdout
     texts = Page((tmp_path / "out.html").read_text(encoding="utf-8")).texts
     [group] = [one["generated"] for one in json.loads(plain.stdout)]
     assert [track[-1] for track in texts] == [record["generated_text"].removeprefix("##") for record in group]

@@ -2,23 +2,21 @@
 
 import copy
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForMaskedLM, DistilBertConfig, ElectraConfig
+from transformers import DistilBertConfig, ElectraConfig
 
-from udm_text import UDMConfig, UDMForMaskedGeneration, fastpath, predictors
+from tests.helpers import python
+from tests.models import CLS, FAMILIES, MASK, PAD, SEP, Adapted, make_udm, wrap
+from tests.oracle.world import all_rows, index_of, total_variation
+from udm_text import fastpath, predictors
 from udm_text.backbones import Linear
 from udm_text.decoding import log_probabilities
 from udm_text.fastpath import FastForward, plain_path, round_up
-
-from .models import CLS, FAMILIES, MASK, PAD, SEP, make_masked_lm, make_udm, text_config
-from .oracle.world import all_rows, index_of, total_variation
 
 ROWS = torch.tensor(
     [
@@ -110,19 +108,17 @@ def test_bfloat16_follows_its_own_full_forward(errors):
 
 
 def test_a_long_head_is_packed_and_exact(errors):
-    config = text_config("bert", vocab_size=3000)
-    own = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=PAD)
-    UDMForMaskedGeneration(own, backbone=make_masked_lm(config)).eval().generate(ROWS, seed=1)
+    make_udm(vocab_size=3000).generate(ROWS, seed=1)
     assert max(errors) < 1e-4
 
 
 def test_weights_changed_between_and_within_calls_are_seen(errors):
-    model = make_udm(length_counts=[0, 1])
+    model, generator = make_udm(length_counts=[0, 1]), torch.Generator().manual_seed(0)
 
     def shake(*_):
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(0.1 * torch.randn_like(weight))
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
 
     model.generate(ROWS, seed=1)
     shake()
@@ -201,11 +197,7 @@ class LargestTensor(TorchDispatchMode):
 )
 def test_logits_of_all_positions_are_never_held_at_once(process, how, monkeypatch):
     vocab, asked = 2000, 8 * 20
-    config = text_config("bert", vocab_size=vocab)
-    own = UDMConfig(
-        text_config=config, process=process, mask_token_id=MASK, pad_token_id=PAD, special_token_ids=[CLS, SEP]
-    )
-    model = UDMForMaskedGeneration(own, backbone=make_masked_lm(config)).eval().double()
+    model = make_udm(process, vocab_size=vocab).double()
     rows = torch.full((8, 24), 7).index_fill(1, torch.arange(20), MASK)
     whole = model.generate(rows, seed=0, **how)
     monkeypatch.setattr(predictors, "_CHUNK_ELEMENTS", 32 * vocab)
@@ -221,8 +213,7 @@ def test_logits_of_all_positions_are_never_held_at_once(process, how, monkeypatc
 @pytest.mark.slow
 def test_an_adaptive_order_keeps_to_a_tenth_of_the_naive_peak(repository):
     """512 tokens, 32 rows, 30,522 words, every position asked about (once, by a fragmented heap, 7 GiB)."""
-    command = [sys.executable, "benchmarks/generation.py", "--peak", "mini", "confidence"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    done = python("benchmarks/generation.py", "--peak", "mini", "confidence", cwd=repository, timeout=None)
     assert int(done.stdout.split()[-1]) < 5829 * 1024 / 10  # KiB; the naive loop's as measured in docs/benchmarks.md
 
 
@@ -277,13 +268,6 @@ def test_the_law_through_the_fast_path_is_that_of_exhaustive_enumeration_for_eve
     assert max(total_variation(laws[0], law) for law in laws[1:]) > 1e-3, "orders differ, so each was a test of its own"
 
 
-class Adapted(nn.Linear):
-    """What a library of adapters puts in the place of a linear map."""
-
-    def forward(self, x):
-        return super().forward(x) + 1
-
-
 def last_attention(model) -> tuple[nn.Module, str]:
     """The last layer's attention, and the name of its first projection."""
     body = model.backbone.base_model
@@ -330,8 +314,7 @@ def test_training_mode_gradients_and_autocast_decline():
 @pytest.mark.parametrize("kind", (DistilBertConfig, ElectraConfig))
 def test_unknown_backbones_decline_and_generate_all_the_same(kind):
     config = kind(vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=PAD)
-    own = UDMConfig(text_config=config, mask_token_id=MASK, pad_token_id=PAD)
-    model = UDMForMaskedGeneration(own, backbone=AutoModelForMaskedLM.from_config(config).eval())
+    model = wrap(config)
     assert declines(model)
     assert not (model.generate(ROWS, seed=1) == MASK).any()
 

@@ -1,7 +1,6 @@
 """`generate`: only what may change changes; a row's result is its own; orders, steps and settings do what they say."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,9 @@ from tests.models import (
     PROCESSES,
     ROWS,
     SEP,
+    SPECIAL,
     UNK,
+    fixed_logits,
     make_tokenizer,
     make_udm,
     save_masked_lm,
@@ -26,8 +27,6 @@ from tests.models import (
 from udm_text import UDMForMaskedGeneration, UDMGenerateOutput, UDMGenerationConfig
 from udm_text.decoding import ORDERS
 from udm_text.kernels import KERNELS
-
-SPECIAL = {PAD, UNK, CLS, SEP, MASK}
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +47,6 @@ def generated_rows(model, rows, index, width=0, **how):
         **batch_of(rows, width), sample_index=torch.tensor(index), seed=3, return_dict_in_generate=True, **how
     )
     return [tokens[keep].tolist() for tokens, keep in zip(output.sequences, output.attention_mask, strict=True)]
-
-
-def fixed_logits(monkeypatch, model, table):
-    """The model predicts `table` (L, V) whatever it reads."""
-    calls = []
-
-    def forward(input_ids, positions, attention_mask=None, t=None, num_editable=None):
-        calls.append({"input_ids": input_ids.clone(), "positions": positions.clone(), "t": t.clone()})
-        whole = table[: input_ids.shape[1]].expand(len(input_ids), -1, -1)
-        return SimpleNamespace(logits=whole[positions])
-
-    monkeypatch.setattr(model, "forward", forward)
-    return calls
 
 
 # ---- a row's result is its own

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
-from typer.testing import CliRunner
 
+from tests.helpers import udm_here
 from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, make_udm
 from tests.oracle.world import all_rows, index_of
 from tests.test_speculative import one_token_law
@@ -248,8 +248,5 @@ def test_the_command_passes_the_scale_on(monkeypatch):
         return [[{"generated_text": "a"}]]
 
     monkeypatch.setattr(commands, "_pipeline", lambda *args: pipe)
-    run = CliRunner().invoke(
-        commands.app, ["generate", "m", "a [MASK]", "--guidance-scale", "2.5", "--cache-refresh", "8"]
-    )
-    assert run.exit_code == 0, run.output
+    udm_here("generate", "m", "a [MASK]", "--guidance-scale", 2.5, "--cache-refresh", 8)
     assert seen[0]["guidance_scale"] == 2.5 and seen[0]["cache_refresh"] == 8

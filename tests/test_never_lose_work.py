@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from tests.training_helpers import history, make_model, make_rows, make_trainer, weights
+from tests.helpers import assert_equal_weights, weights_in
+from tests.models import make_rows, make_udm
+from tests.training_helpers import history, make_trainer, say_it_is_sharded, weights
 from udm_text.training import OutOfMemoryError
 from udm_text.training import trainer as training
 from udm_text.training.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
@@ -61,8 +62,7 @@ def assert_same_end(one: Path, other: Path, step=9):
     one, other = one / f"checkpoint-{step}", other / f"checkpoint-{step}"
     assert why_unusable(one) is why_unusable(other) is None
     for name in ("model.safetensors", "ema.safetensors"):
-        a, b = load_file(one / name), load_file(other / name)
-        assert a.keys() == b.keys() and [n for n in a if not torch.equal(a[n], b[n])] == []
+        assert_equal_weights(weights_in(one, name), weights_in(other, name))
     a, b = (torch.load(folder / "optimizer.pt", weights_only=True) for folder in (one, other))
     assert len(a["state"]) > 30 and a["param_groups"] == b["param_groups"]
     for number, state in a["state"].items():
@@ -354,8 +354,8 @@ def test_the_average_is_what_is_evaluated_and_written_and_the_weights_stay_what_
     own = weights(trainer)
     figures = trainer.evaluate()
     trainer.save_model()
-    assert all(torch.equal(value, own[name]) for name, value in weights(trainer).items())
-    written, stored = (load_file(folder / "model.safetensors") for folder in (tmp_path, tmp_path / "checkpoint-9"))
+    assert_equal_weights(own, weights(trainer))
+    written, stored = (weights_in(folder) for folder in (tmp_path, tmp_path / "checkpoint-9"))
     assert all(torch.equal(written[name], value) for name, value in trainer.average.average.items())
     assert all(torch.equal(stored[name], value) for name, value in own.items())
     again = trainer_in(tmp_path / "b", model=type(trainer.model).from_pretrained(tmp_path), eval_dataset=rows)
@@ -381,10 +381,8 @@ def test_a_run_without_an_average_is_not_resumed_with_one(tmp_path):
 
 
 def test_an_average_of_weights_that_no_process_has_whole_is_refused(tmp_path, monkeypatch):
-    model = make_model()
-    monkeypatch.setattr(
-        type(model), "is_distributed_loading_by_transformers", True
-    )  # as a sharded model says of itself
+    model = make_udm()
+    say_it_is_sharded(monkeypatch, model)
     with pytest.raises(ValueError, match="ema_decay goes with one process or with DDP"):
         trainer_in(tmp_path, model=model, save_strategy="no")
 

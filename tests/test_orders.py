@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.models import CLS, MASK, PAD, SEP, make_udm
-from tests.test_generation_udm import SURE, fixed_logits
+from tests.models import CLS, MASK, PAD, SEP, fixed_logits, make_udm
+from tests.test_generation_udm import SURE
 from udm_text import UDMGenerationConfig
 from udm_text.decoding import ADAPTIVE_ORDERS, confidence, negative_entropy, perturb
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from tests.models import CLS, FAMILIES, MASK, PAD, make_udm
-from tests.training_helpers import make_model, make_rows, make_trainer, weights
+from tests.models import CLS, FAMILIES, MASK, PAD, make_rows, make_udm
+from tests.training_helpers import make_trainer, weights
 from udm_text.randomness import RowRandom
 from udm_text.training.packing import check_packing, first_fit, layout, packed_predict
 
@@ -76,10 +76,10 @@ def test_a_packed_run_learns_what_a_padded_one_learns(tmp_path):
 
 def test_models_that_cannot_be_packed_say_why():
     with pytest.raises(ValueError, match="pack_rows must be at least 1, got 0"):
-        check_packing(make_model(), 0)
+        check_packing(make_udm(), 0)
     with pytest.raises(ValueError, match="models without time_conditioning"):
-        check_packing(make_model(process="substitute"), 64)
-    model = make_model()
+        check_packing(make_udm("substitute"), 64)
+    model = make_udm()
     model.backbone.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation eager or sdpa, got 'flash_attention_2'"):
         check_packing(model, 64)

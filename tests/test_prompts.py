@@ -8,11 +8,22 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, pipeline
 
-from tests.models import CLS, MASK, PAD, SEP, TEXTS, UNK, make_tokenizer, make_udm, save_masked_lm, wake_time
-from tests.training_helpers import CLS as CLS_T
-from tests.training_helpers import FIRST, make_model, make_trainer
-from tests.training_helpers import MASK as MASK_T
-from tests.training_helpers import SEP as SEP_T
+from tests.models import (
+    CLS,
+    COUNTS,
+    FIRST,
+    MASK,
+    PAD,
+    SEP,
+    TEXTS,
+    UNK,
+    make_tokenizer,
+    make_udm,
+    save_masked_lm,
+    text_config,
+    wake_time,
+)
+from tests.training_helpers import make_trainer
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import CorpusError, collate, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
@@ -24,7 +35,6 @@ from udm_text.training.objective import DROP_SEED, TextObjective, drop_prompts
 
 PAIRS = [("the cat sat", "on the mat"), ("a dog", "ran to the cat"), ("", "a red dog"), ("the mat", "sat")]
 DATA = Dataset.from_dict({"prompt": [a for a, _ in PAIRS], "text": [b for _, b in PAIRS]})
-COUNTS = [0, 2, 3, 1, 2]
 
 
 def tokenizers():
@@ -43,7 +53,7 @@ def test_a_row_is_the_pair_as_the_tokenizer_frames_it_and_the_answer_alone_may_c
     rows, counts = make_rows(DATA, tokenizer)
     assert counts == {"truncated": 0, "left_out": 0, "unknown": 0, "truncated_prompts": 0}
     fields = {**tokenizer_fields(tokenizer), "separator_token_ids": tokenizer_separator(tokenizer)}
-    config = UDMConfig(text_config=make_udm().config.text_config.__class__(vocab_size=len(tokenizer)), **fields)
+    config = UDMConfig(text_config=text_config(vocab_size=len(tokenizer)), **fields)
     for row, (prompt, answer) in zip(rows, PAIRS, strict=True):
         assert row["input_ids"] == tokenizer(prompt, answer)["input_ids"]
         ids = torch.tensor([row["input_ids"]])
@@ -205,12 +215,12 @@ def test_the_loss_of_a_row_is_that_of_its_hidden_prompt_where_the_draw_says_so(p
 
 def test_a_model_trained_with_hidden_prompts_knows_the_answer_and_without_its_prompt_how_often_it_comes(tmp_path):
     words = [FIRST + i // 3 for i in range(12)] * 8  # four words; the answer repeats the prompt
-    rows = [{"input_ids": [CLS_T, word, SEP_T, word, SEP_T]} for word in words]
-    model = make_model(separator_token_ids=[SEP_T], prompt_dropout=0.25)
+    rows = [{"input_ids": [CLS, word, SEP, word, SEP]} for word in words]
+    model = make_udm(separator_token_ids=[SEP], prompt_dropout=0.25)
     how = {"max_steps": 160, "learning_rate": 5e-3, "per_device_train_batch_size": 48, "lr_scheduler_type": "cosine"}
     trainer = make_trainer(tmp_path, model=model, rows=rows, **how)
     trainer.train()
-    prompts = torch.tensor([[CLS_T, word, SEP_T, MASK_T, SEP_T] for word in (*range(FIRST, FIRST + 4), MASK_T)])
+    prompts = torch.tensor([[CLS, word, SEP, MASK, SEP] for word in (*range(FIRST, FIRST + 4), MASK)])
     with torch.no_grad():
         scores = model.eval()(input_ids=prompts).logits[:, 3].masked_fill(model.config.forbidden_tokens(), -torch.inf)
     law = scores.softmax(-1)[:, FIRST : FIRST + 4]

@@ -28,9 +28,9 @@ def test_there_is_a_test_for_every_configuration():
 
 
 def test_the_layers_that_are_wrapped_are_known():
-    from tests.training_helpers import make_model
+    from tests.models import make_udm
 
-    assert "BertLayer" in make_model()._no_split_modules
+    assert "BertLayer" in make_udm()._no_split_modules
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ import itertools
 import pytest
 import torch
 
-from tests.models import CLS, MASK, PAD, SEP, UNK, make_udm
-from tests.test_generation_udm import fixed_logits
+from tests.models import CLS, MASK, PAD, SEP, SPECIAL, fixed_logits, make_udm
 from udm_text.decoding import ORDERS
 from udm_text.kernels import KERNELS
 from udm_text.schedules import linear_counts, with_revision
 
-SPECIAL = {PAD, UNK, CLS, SEP, MASK}
 ROWS = torch.tensor(
     [
         [CLS, MASK, 7, MASK, SEP, PAD, PAD],

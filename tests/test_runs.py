@@ -1,12 +1,11 @@
 """What runs do around the training."""
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.helpers import python
 from udm_text.cli.reports import describe_evaluation
 from udm_text.training.callbacks import LossBar
 from udm_text.training.runs import keep_memory
@@ -29,8 +28,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_kept_memory_is_used_again_without_new_pages():
     said = {}
     for how in ("kept", "given back"):
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
-        said[how] = done.stdout.strip()
+        said[how] = python("-c", FAULTS, how).stdout.strip()
     if said["kept"] == "cannot":
         pytest.skip("this C library has no mallopt")
     assert int(said["kept"]) < int(said["given back"]) / 4, said

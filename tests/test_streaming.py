@@ -1,7 +1,6 @@
 """A stream gives the rows of the corpus in an order of its own, and goes on after any row as if it never stopped."""
 
 import os
-import random
 import subprocess
 import sys
 from functools import partial
@@ -13,8 +12,8 @@ import pytest
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset, DatasetDict
-from safetensors.torch import load_file
 
+from tests.helpers import assert_close_weights, assert_equal_weights, python, weights_in, write_lines
 from udm_text import UDMForMaskedGeneration
 from udm_text.cli.train_text import parse, read_texts, rows_of_split, train_text
 from udm_text.corpus import (
@@ -232,10 +231,7 @@ FAST += "--stream_buffer 30 --lr_scheduler_type constant --warmup_steps 0 --drop
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    choose = random.Random(0)
-    path = tmp_path_factory.mktemp("toy") / "toy.txt"
-    path.write_text("".join(" ".join(choose.choices(WORDS, k=choose.randint(1, 8))) + "\n" for _ in range(60)))
-    return path
+    return write_lines(tmp_path_factory.mktemp("toy") / "toy.txt", WORDS, lines=60, longest=8)
 
 
 def arguments(toy, output, rows, *options):
@@ -246,23 +242,18 @@ def train(*how):
     return train_text(*parse(arguments(*how)))
 
 
-def same(one, other, **tolerance):
-    a, b = (load_file(path / "model.safetensors") for path in (one, other))
-    close = partial(torch.allclose, **tolerance) if tolerance else torch.equal
-    return [name for name in a if not close(a[name], b[name])] == []
-
-
 @pytest.mark.parametrize("rows", ["line", "packed"])
 def test_a_streamed_run_that_is_resumed_equals_one_that_was_not_bit_for_bit(toy, tmp_path, rows):
     batch = ("--per_device_train_batch_size", 16)
     report = train(toy, tmp_path / "whole", rows, *batch, "--max_steps", 8)  # more than one epoch
     train(toy, tmp_path / "halves", rows, *batch, "--max_steps", 5)
     again = train(toy, tmp_path / "halves", rows, *batch, "--max_steps", 8, "--resume")
-    assert same(tmp_path / "whole", tmp_path / "halves")
+    assert_equal_weights(*(weights_in(tmp_path / name) for name in ("whole", "halves")))
     assert report["validation"] == again["validation"]
     if rows == "line":
         train(toy, tmp_path / "later", rows, *batch, "--max_steps", 8, "--seed", 4)
-        assert not same(tmp_path / "whole", tmp_path / "later")
+        whole, later = (weights_in(tmp_path / name) for name in ("whole", "later"))
+        assert not all(torch.equal(value, later[name]) for name, value in whole.items())
         model, tokenizer = (
             UDMForMaskedGeneration.from_pretrained(tmp_path / "whole"),
             load_tokenizer(tmp_path / "whole"),
@@ -291,11 +282,9 @@ def test_two_processes_with_a_stream_learn_what_one_learns(toy, tmp_path):
     train(toy, tmp_path / "one", "line", *how, "--per_device_train_batch_size", 16)
     two = arguments(toy, tmp_path / "two", "line", *how, "--per_device_train_batch_size", 4)
     script = "import sys; from udm_text.cli.train_text import main; main(sys.argv[1:])"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python"]
-    command = [*launcher, sys.executable, "-c", script, *two, "--gradient_accumulation_steps", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert same(tmp_path / "one", tmp_path / "two", atol=1e-5)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--no-python"]
+    python(*launcher, sys.executable, "-c", script, *two, "--gradient_accumulation_steps", "2", timeout=300)
+    assert_close_weights(*(weights_in(tmp_path / name) for name in ("one", "two")), atol=1e-5)
 
 
 @pytest.mark.parametrize(

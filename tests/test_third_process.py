@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from tests.models import CLS, MASK, SEP, make_udm
-from tests.training_helpers import make_rows, make_trainer
+from tests.models import CLS, MASK, SEP, make_rows, make_udm
+from tests.training_helpers import make_trainer
 from udm_text import UDMForMaskedGeneration, configuration_udm
 from udm_text.card import make_card
 from udm_text.core import denoise

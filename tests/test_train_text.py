@@ -3,15 +3,15 @@
 import dataclasses
 import json
 import os
-import random
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM, TrainingArguments
 
+from tests.helpers import assert_equal_weights, listing, weights_in, write_lines
+from tests.models import make_masked_lm, text_config
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
 from udm_text.cli.reports import describe
@@ -28,21 +28,13 @@ FAST = "--model tiny --max_steps 4 --per_device_train_batch_size 8 --vocab_size 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    source = random.Random(0)
-    path = tmp_path_factory.mktemp("toy") / "toy.txt"
-    path.write_text("".join(" ".join(source.choices(WORDS, k=source.randint(1, 5))) + "\n" for _ in range(160)))
-    return path
+    return write_lines(tmp_path_factory.mktemp("toy") / "toy.txt", WORDS, lines=160, longest=5)
 
 
 def train(data, output, *options, plot=False):
     plot_option = [] if plot else ["--plot", "false"]
     arguments = ["--data", str(data), "--output", str(output), *FAST, *plot_option, *map(str, options)]
     return train_text(*parse(arguments))
-
-
-def listing(folder: Path):
-    """Every path in a folder, when it was written and what it holds."""
-    return {str(p): (p.stat().st_mtime_ns, p.is_file() and p.read_bytes()) for p in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +121,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_ends(toy, tmp_path):
     train(toy, tmp_path / "halves", *steady, "--max_steps", 4)
     report = train(toy, tmp_path / "halves", *steady, "--max_steps", 8, "--resume")
     assert report["steps"] == 8
-    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "halves"))
-    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+    assert_equal_weights(weights_in(tmp_path / "whole"), weights_in(tmp_path / "halves"))
     assert report["validation"] == json.loads((tmp_path / "whole" / "report.json").read_text())["validation"]
 
 
@@ -159,8 +150,7 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(to
     report = train(toy, output, *options, "--resume")
     assert (report["stopped"], report["steps"]) == (None, 6)
     train(toy, tmp_path / "whole", *options)
-    whole, halves = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
-    assert [name for name in whole if not torch.equal(whole[name], halves[name])] == []
+    assert_equal_weights(weights_in(tmp_path / "whole"), weights_in(tmp_path / "out"))
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(toy, tmp_path, capsys):
@@ -282,9 +272,7 @@ def plain_bert(tmp_path_factory):
     path = tmp_path_factory.mktemp("bert")
     tokenizer = framed_tokenizer()
     tokenizer.save_pretrained(path)
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=16, **size)
-    BertForMaskedLM(config).save_pretrained(path)
+    make_masked_lm(text_config(vocab_size=len(tokenizer), max_position_embeddings=16)).save_pretrained(path)
     return path
 
 
@@ -319,8 +307,7 @@ def test_a_plain_bert_is_fine_tuned_with_its_own_tokenizer_and_then_ours_is_cont
 def test_rows_of_the_embedding_that_have_no_token_are_never_drawn(few_words, tmp_path):
     tokenizer = framed_tokenizer()
     tokenizer.save_pretrained(tmp_path / "padded")
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer) + 5, **size)).save_pretrained(tmp_path / "padded")
+    make_masked_lm(text_config(vocab_size=len(tokenizer) + 5)).save_pretrained(tmp_path / "padded")
     train(few_words, tmp_path / "out", "--model", tmp_path / "padded", "--max_steps", 2)
     config = UDMForMaskedGeneration.from_pretrained(tmp_path / "out").config
     assert config.vocab_size == len(tokenizer) + 5

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.helpers import assert_equal_weights, weights_in
 from tests.models import FAMILIES, make_tokenizer, save_masked_lm
-from tests.test_streaming import same
 from udm_text import UDMForMaskedGeneration
 from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import fit_vocabulary, load_tokenizer
@@ -67,7 +67,7 @@ def test_a_tokenizer_that_fits_changes_nothing(tmp_path):
     model = UDMForMaskedGeneration.from_pretrained(save_masked_lm(tmp_path, "bert"))
     before = {name: p.clone() for name, p in model.named_parameters()}
     assert fit_vocabulary(model, make_tokenizer("bert")) == []
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert_equal_weights(dict(model.named_parameters()), before)
 
 
 def test_a_run_with_a_tokenizer_that_was_added_to_trains_and_writes_the_new_words(tmp_path):
@@ -82,7 +82,7 @@ def test_a_run_with_a_tokenizer_that_was_added_to_trains_and_writes_the_new_word
         report = train_text(
             *parse(["--data", str(tmp_path / "texts.txt"), "--output", str(tmp_path / name), *how.split()])
         )
-    assert same(tmp_path / "one", tmp_path / "two")  # what is drawn for the new tokens too
+    assert_equal_weights(weights_in(tmp_path / "one"), weights_in(tmp_path / "two"))  # what new tokens draw too
     assert report["vocabulary"]["never_seen"] > 0
     trained, fresh = (UDMForMaskedGeneration.from_pretrained(path) for path in (tmp_path / "one", plain))
     words = fit_vocabulary(fresh, tokenizer)

@@ -134,7 +134,7 @@ def denoise(
     for step in range(len(times) - 1):
         t, s = times[step], times[step + 1]
         output = predict_x0(xt, t, s)
-        prediction = output if isinstance(output, Prediction) else Prediction(output)
+        prediction = Prediction(output) if isinstance(output, Tensor) else output
         t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
         step_churn = churn if prediction.churn is None else prediction.churn
         xt = reverse_step(

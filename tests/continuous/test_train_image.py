@@ -4,21 +4,17 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from continuous.modeling import ImageConfig, ImageDenoiser
 from continuous.objectives import ImageObjective
 from continuous.pipeline import ImagePipeline
 from continuous.train_image import build_process, load_splits_of, main, parse
+from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 
-ROOT = Path(__file__).resolve().parents[2]
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
 
@@ -26,10 +22,6 @@ TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--l
 def run(output, *more, steps=8):
     main(["--output", str(output), "--max_steps", str(steps), *QUIET, *TINY, *more])
     return output
-
-
-def weights(folder):
-    return load_file(folder / "model.safetensors")
 
 
 def small_config(splits):
@@ -67,8 +59,7 @@ def test_a_resumed_run_ends_on_the_bits_of_the_uninterrupted_one(trained, tmp_pa
     half.mkdir()
     shutil.copytree(trained / "checkpoint-4", half / "checkpoint-4")
     run(half, "--save_steps", "4", "--resume")
-    a, b = weights(trained), weights(half)
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert_equal_weights(weights_in(trained), weights_in(half))
 
 
 def die_at(monkeypatch, step, number):
@@ -93,8 +84,7 @@ def test_a_run_that_is_stopped_has_a_checkpoint_and_a_report_and_no_model_yet(tr
     assert names == {"checkpoint-4", "checkpoint-6", "report.json", "run.json"}
     run(output, "--save_steps", "4", "--resume")
     assert json.loads((output / "report.json").read_text())["stopped"] is None
-    a, b = weights(trained), weights(output)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_equal_weights(weights_in(trained), weights_in(output))
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, tmp_path, monkeypatch, capsys):
@@ -107,8 +97,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, tmp_path
     assert {path.name for path in output.iterdir()} == {"run.json"}
     run(output, "--save_steps", "4", "--resume")
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
-    a, b = weights(trained), weights(output)
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_equal_weights(weights_in(trained), weights_in(output))
 
 
 def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_path):
@@ -117,10 +106,10 @@ def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_p
     half = tmp_path / "half"
     half.mkdir()
     shutil.copytree(whole / "checkpoint-6", half / "checkpoint-6")
-    state = load_file(half / "checkpoint-6" / "importance.safetensors")
+    state = weights_in(half / "checkpoint-6", "importance.safetensors")
     assert state["seen"].min() >= 10 and state["square"].min() > 0  # no longer uniform
     run(half, *more, "--resume", steps=12)
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(half).values(), strict=True))
+    assert_equal_weights(weights_in(whole), weights_in(half))
 
 
 def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
@@ -152,7 +141,7 @@ def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
 def test_bfloat16_trains_and_writes_float32(tmp_path, more):
     run(tmp_path / "half", "--bf16", "--learned_variance", *more, steps=2)
     report = json.loads((tmp_path / "half" / "report.json").read_text())
-    assert report["validation"]["loss"] > 0 and {p.dtype for p in weights(tmp_path / "half").values()} == {
+    assert report["validation"]["loss"] > 0 and {p.dtype for p in weights_in(tmp_path / "half").values()} == {
         torch.float32
     }
 
@@ -165,18 +154,15 @@ def test_two_processes_train_what_one_trains(tmp_path):
     recipe = [str(ROOT / "recipes" / "train_image.py"), *options]
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
     runs = {
-        "one": [sys.executable, *recipe, "--per_device_train_batch_size", "16"],
-        "two": [sys.executable, *launch, *recipe, "--per_device_train_batch_size", "8"],
+        "one": [*recipe, "--per_device_train_batch_size", "16"],
+        "two": [*launch, *recipe, "--per_device_train_batch_size", "8"],
     }
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     for name, command in runs.items():
-        command = [*command, "--output", str(tmp_path / name)]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-        assert result.returncode == 0, result.stderr[-6000:]
+        python(*command, "--output", tmp_path / name, ACCELERATE_USE_CPU="true")
     one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in runs)
     assert one["rows_per_step"] == two["rows_per_step"] == 16
     assert one["validation"] == pytest.approx(two["validation"], rel=1e-5)
-    a, b = (weights(tmp_path / name) for name in runs)
+    a, b = (weights_in(tmp_path / name) for name in runs)
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
@@ -194,10 +180,10 @@ def test_training_learns_to_restore_blurred_digits_better_than_leaving_them(tmp_
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
-    before = sorted((str(p), p.stat().st_mtime_ns) for p in trained.rglob("*"))
+    before = listing(trained)
     with pytest.raises(FileExistsError, match="--resume"):
         run(trained)
-    assert sorted((str(p), p.stat().st_mtime_ns) for p in trained.rglob("*")) == before
+    assert listing(trained) == before
 
 
 @pytest.mark.parametrize(

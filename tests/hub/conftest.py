@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.helpers import ROOT, python, write_shapes
 from tests.hub.server import Hub
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 README = (ROOT / "README.md").read_text(encoding="utf-8").split("## Share your model")[1].split("\n## ")[0]
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -41,10 +39,7 @@ def workplace(tmp_path_factory) -> Path:
     from udm_text.training.runs import write_json
 
     place = tmp_path_factory.mktemp("secret-home")
-    words = ["red", "green", "blue", "small", "large", "circle", "square"]
-    rows = [f"{a} {b} {c}" for a in words for b in words for c in words if len({a, b, c}) == 3]
-    corpus = place / "shapes.txt"
-    corpus.write_text("\n".join(rows), encoding="utf-8")
+    corpus = write_shapes(place / "shapes.txt")
     output = place / "runs/unicode-names"
     options = (
         "--max_steps 6 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --disable_tqdm true"
@@ -74,7 +69,7 @@ def local_texts(model_directory) -> list[dict[str, Any]]:
 def environment(hub, tmp_path_factory) -> Callable[..., dict[str, str]]:
     """The environment of a fresh process: our Hub, an empty cache unless one is given, nobody logged in."""
 
-    def make(home: Path | None = None, **more: str) -> dict[str, str]:
+    def make(home: Path | None = None) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         return kept | {
             "HF_ENDPOINT": hub.url,
@@ -82,8 +77,6 @@ def environment(hub, tmp_path_factory) -> Callable[..., dict[str, str]]:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(ROOT),
-            **more,
         }
 
     return make
@@ -94,15 +87,8 @@ def run_script(environment) -> Callable[..., dict[str, Any]]:
     """Runs a script of this folder in a fresh process; what it found out is the JSON of its last line."""
 
     def run(name: str, given: dict[str, Any], *flags: str, home: Path | None = None, **more: str) -> dict[str, Any]:
-        result = subprocess.run(
-            [sys.executable, *flags, str(HERE / name), json.dumps(given)],
-            env=environment(home, **more),
-            cwd=home,
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
+        made = environment(home)
+        result = python(*flags, HERE / name, json.dumps(given), environment=made, cwd=home, **more)
         return json.loads(result.stdout.splitlines()[-1])
 
     return run
