@@ -19,7 +19,7 @@ from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
-from .processes import ColdProcess, GaussianProcess
+from .processes import GaussianProcess
 
 FEATURES = 32
 _BLOCK = 512
@@ -328,7 +328,7 @@ def evaluate_model(
     if splits.train.shape != pipe.shape:
         raise ValueError(f"the model makes images of shape {pipe.shape}, and the data has {splits.train.shape}")
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
-    if isinstance(pipe.process, ColdProcess):
+    if not pipe.process.starts_from_noise:
         found = restorations(pipe, held, classifier, seed=seed)
         return {"restorations": {name: one.to_dict() for name, one in found.items()}, "rows": len(held), "seed": seed}
     number = len(held) if number is None else number

@@ -7,7 +7,7 @@ it was trained with; `ImageDenoiser` is the network behind `predict_x0`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .degradations import per_row
 from .networks import NETWORKS, network
-from .processes import PREDICTIONS, ColdProcess, GaussianProcess, ImageProcess, process_from_dict
+from .processes import PREDICTIONS, GaussianProcess, ImageProcess, process_from_dict
 
 CONFIG_VERSION = 1
 
@@ -78,7 +78,7 @@ class ImageConfig(PreTrainedConfig):
             )
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {self.prediction!r}")
-        check_prediction(self.build_process(), self.prediction, self.learned_variance)
+        self.build_process().check_learnable(self.prediction, self.learned_variance)
 
     def build_process(self) -> ImageProcess:
         """The process object of this model."""
@@ -95,20 +95,6 @@ class ImageConfig(PreTrainedConfig):
     @property
     def num_classes(self) -> int:
         return len(self.classes or [])
-
-
-def check_prediction(process: ImageProcess, prediction: str, learned_variance: bool) -> None:
-    """Raises ValueError where a process cannot be learned by this prediction type."""
-    if isinstance(process, ColdProcess):
-        if prediction != "x0" or learned_variance:
-            raise ValueError(
-                f"a cold process is learned with prediction 'x0' and without a learned variance, got {prediction!r} "
-                f"and learned_variance {learned_variance}"
-            )
-    elif prediction == "epsilon" and float(process.a[-1]) == 0.0:
-        raise ValueError(
-            "prediction 'epsilon' cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' or 'x0'"
-        )
 
 
 class ImageDenoiser(PreTrainedModel):
@@ -163,9 +149,9 @@ class ImageDenoiser(PreTrainedModel):
     @property
     def gaussian(self) -> GaussianProcess:
         """The process, where it is a Gaussian one; else a ValueError."""
-        if not isinstance(self.process, GaussianProcess):
+        if not self.process.starts_from_noise:
             raise ValueError("this needs a model of a Gaussian process, and this one is cold: use restore")
-        return self.process
+        return cast(GaussianProcess, self.process)
 
     def label_row(self, labels: Tensor | None, rows: int) -> Tensor | None:
         """(rows,) int64 labels for the network: those given, -1 and None meaning "no class"; None without classes.
@@ -199,9 +185,7 @@ class ImageDenoiser(PreTrainedModel):
             (B, C, H, W), by `config.prediction`; (B, 2C, H, W) with a learned variance, whose share in [0, 1] between
             least (0) and largest (1) is `variance_share` of the second half.
         """
-        if isinstance(self.process, GaussianProcess):  # of unit variance whatever t: 1 where a^2 + b^2 = 1
-            a, b = self.process.coefficients(t, xt)
-            xt = xt / (a.square() + b.square()).sqrt()
+        xt = self.process.scale_input(xt, t)
         return self.network(xt.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
 
     def split_output(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -215,10 +199,8 @@ class ImageDenoiser(PreTrainedModel):
     def to_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """x0_hat out of what the network gave, in float32 or more. xt at t = 0 is its own x0."""
         xt = xt.to(torch.promote_types(xt.dtype, torch.float32))
-        if isinstance(self.process, ColdProcess):
-            x0 = model_output.to(xt.dtype)
-        else:  # in float64: b / a amplifies rounding where a_t is small
-            x0 = self.process.to_x0(self.config.prediction, model_output.double(), xt.double(), t).to(xt.dtype)
+        # in float64: b / a amplifies rounding where a_t is small
+        x0 = self.process.to_x0(self.config.prediction, model_output.double(), xt.double(), t).to(xt.dtype)
         return torch.where(per_row(t == 0, xt, torch.bool), xt, x0)
 
     def predict(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

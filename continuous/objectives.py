@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,7 +31,7 @@ from .data import collate_images
 from .degradations import per_row
 from .likelihood import discretised_log_prob
 from .modeling import ImageConfig
-from .processes import ColdProcess, GaussianProcess, ImageProcess
+from .processes import GaussianProcess, ImageProcess
 
 ERRORS = ("l2", "l1", "huber")
 WEIGHTINGS = ("simple", "snr", "min_snr", "vlb")
@@ -117,16 +117,17 @@ def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tens
         raise ValueError(f"weighting must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}")
     if weighting == "simple":
         return torch.ones(len(t), dtype=torch.float64, device=t.device)
-    if isinstance(process, ColdProcess):
+    if not process.starts_from_noise:
         raise ValueError(f"weighting {weighting!r} needs a Gaussian process; a cold one takes 'simple'")
-    now = snr(process, t)
+    hot = cast(GaussianProcess, process)
+    now = snr(hot, t)
     if weighting == "snr":
         on_x0 = now
     elif weighting == "min_snr":
         on_x0 = now.clamp(max=gamma)
     else:
-        on_x0 = 0.5 * process.T * (snr(process, t - 1) - now)
-    return on_x0 * gain(process, prediction, t).square()
+        on_x0 = 0.5 * hot.T * (snr(hot, t - 1) - now)
+    return on_x0 * gain(hot, prediction, t).square()
 
 
 # Times ---------------------------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ class ImageObjective:
             raise ValueError(f"gamma must be positive, got {gamma}")
         if not 0.0 <= label_drop <= 1.0:
             raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
-        if importance and isinstance(process, ColdProcess):
+        if importance and not process.starts_from_noise:
             raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
@@ -326,15 +327,15 @@ class ImageObjective:
         xt = process.corrupt(x0, t, noise)
         output = model(xt, t, labels)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
-        if isinstance(process, ColdProcess):
-            return self.errors(output, x0), None
         model_output, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
         share = None if share is None else (share + 1.0) / 2.0
         bound = None
         if self.weighting == "vlb" or share is not None or always_bound:
             x0_hat = process.to_x0(config.prediction, model_output.double(), xt.double(), t).to(model_output.dtype)
             hybrid = self.weighting != "vlb"
-            bound = kl_terms(process, x0, x0_hat.detach() if hybrid else x0_hat, t, share, config.levels)
+            bound = kl_terms(
+                cast(GaussianProcess, process), x0, x0_hat.detach() if hybrid else x0_hat, t, share, config.levels
+            )
             if not hybrid:
                 return process.T * bound, bound
         weights = loss_weights(process, config.prediction, self.weighting, t, self.gamma)

@@ -7,6 +7,7 @@ only, not on its neighbours nor on `batch_size`.
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from . import control, sampling
 from .data import check_images, to_pil
 from .modeling import ImageDenoiser
 from .objectives import snr, step_variances
-from .processes import ColdProcess, GaussianProcess, normal_like
+from .processes import ImageProcess, normal_like
 from .sampling import Predictor
 
 WITH_LEARNED_VARIANCE = "ddpm_learned"
@@ -105,17 +106,16 @@ class ImagePipeline:
         """What the model is and how to load it, as README.md of its repository."""
         config = self.denoiser.config
         channels, height, width = config.shape
-        cold = isinstance(self.process, ColdProcess)
-        use = "restore(images)" if cold else "generate(16, seed=0)"
+        words = self.process.card
         known = f"{config.num_classes} classes: {', '.join(config.classes or [])}" if config.classes else "no classes"
         return (
             "---\nlibrary_name: udm-text\n"
-            f"pipeline_tag: {'image-to-image' if cold else 'unconditional-image-generation'}\n"
-            f"tags:\n- udm\n- diffusion\n- {'cold-diffusion' if cold else 'gaussian-diffusion'}\n---\n\n"
+            f"pipeline_tag: {words.task}\n"
+            f"tags:\n- udm\n- diffusion\n- {words.tag}\n---\n\n"
             f"# An image model of udm-text\n\nImages of {channels} x {height} x {width} values in [-1, 1]; {known}. "
             f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n"
             "```python\nfrom continuous import ImagePipeline\n\n"
-            f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{use}\n```\n'
+            f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{words.use}\n```\n'
         )
 
     def to(self, *args: Any, **kwargs: Any) -> ImagePipeline:
@@ -128,7 +128,7 @@ class ImagePipeline:
         return self.denoiser.device
 
     @property
-    def process(self) -> GaussianProcess | ColdProcess:
+    def process(self) -> ImageProcess:
         return self.denoiser.process
 
     @property
@@ -324,8 +324,8 @@ class ImagePipeline:
         if not isinstance(degraded, Tensor) or degraded.ndim != 4 or tuple(degraded.shape[1:]) != self.shape:
             what = tuple(degraded.shape) if isinstance(degraded, Tensor) else type(degraded).__name__
             raise ValueError(f"degraded must have shape (N, {', '.join(map(str, self.shape))}), got {what}")
-        if isinstance(self.process, ColdProcess) and not self.process.sigma:  # a blur may overshoot a little
-            check_images(degraded, "degraded", self.shape, slack=0.1)
+        if math.isfinite(slack := self.process.overshoot()):
+            check_images(degraded, "degraded", self.shape, slack=slack)
         t = self.process.T if t is None else t
         if not 1 <= t <= self.process.T:
             raise ValueError(f"t must lie in 1..{self.process.T}, got {t}")

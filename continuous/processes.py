@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from udm_text.core import Process
 from udm_text.randomness import RowRandom
 
 from . import degradations, schedules
@@ -82,6 +83,43 @@ def _everything(editable: Tensor | None) -> None:
         )
 
 
+class CardWords(NamedTuple):
+    """What the card of a model says of its process: a tag and a task of the Hub, and how the model is used."""
+
+    tag: str
+    task: str
+    use: str
+
+
+class ImageProcess(Process, Protocol):
+    """A `Process` of images, complete: whatever models, training, sampling and cards ask of it, it answers."""
+
+    T: int
+    starts_from_noise: ClassVar[bool]
+    """Whether nothing of x0 is left at T: images can then be drawn from the prior, and their likelihood has a bound."""
+    default_prediction: ClassVar[str]
+    default_error: ClassVar[str]
+    card: ClassVar[CardWords]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `process_from_dict` gives an equal process back."""
+
+    def check_learnable(self, prediction: str, learned_variance: bool) -> None:
+        """Raises ValueError where it cannot be learned by this prediction type."""
+
+    def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
+        """xt as a network reads it, of about unit variance whatever t."""
+
+    def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""
+
+    def to_x0(self, prediction: str, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x0_hat from a network's answer."""
+
+    def overshoot(self) -> float:
+        """How far beyond [-1, 1] what it made of an image may lie; infinite where noise may carry it anywhere."""
+
+
 class GaussianProcess:
     """F_t(x0, noise) = a_t x0 + b_t noise, noise standard normal.
 
@@ -93,6 +131,13 @@ class GaussianProcess:
     Raises:
         ValueError: tables of another form. A UserWarning says so where x_T still shows x0 (a_T / b_T above 0.05).
     """
+
+    starts_from_noise: ClassVar[bool] = True
+    default_prediction: ClassVar[str] = "v"
+    default_error: ClassVar[str] = "l2"
+    card: ClassVar[CardWords] = CardWords(
+        "gaussian-diffusion", "unconditional-image-generation", "generate(16, seed=0)"
+    )
 
     def __init__(self, a: Tensor, b: Tensor, *, made_by: dict[str, Any] | None = None):
         a, b = (torch.as_tensor(table, dtype=torch.float64).cpu() for table in (a, b))
@@ -252,6 +297,22 @@ class GaussianProcess:
         straight = self._made_by is not None and self._made_by["family"] == "rf"
         return (torch.ones_like(a), torch.ones_like(b)) if straight else (a, b)
 
+    def check_learnable(self, prediction: str, learned_variance: bool) -> None:
+        """Raises ValueError where the noise says nothing of x0, and it is the noise that is to be predicted."""
+        if prediction == "epsilon" and float(self.a[-1]) == 0.0:
+            raise ValueError(
+                "prediction 'epsilon' cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' or 'x0'"
+            )
+
+    def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
+        """xt / sqrt(a_t^2 + b_t^2)."""
+        a, b = self.coefficients(t, xt)
+        return xt / (a.square() + b.square()).sqrt()
+
+    def overshoot(self) -> float:
+        """Noise knows no range."""
+        return math.inf
+
     def __repr__(self) -> str:
         return f"GaussianProcess({self._made_by or {'family': 'table', 'T': self.T}})"
 
@@ -268,6 +329,11 @@ class ColdProcess:
         T: the last step; None takes the degradation's own.
         sigma: >= 0, the noise beside the degradation.
     """
+
+    starts_from_noise: ClassVar[bool] = False
+    default_prediction: ClassVar[str] = "x0"
+    default_error: ClassVar[str] = "l1"
+    card: ClassVar[CardWords] = CardWords("cold-diffusion", "image-to-image", "restore(images)")
 
     def __init__(self, degradation: degradations.Degradation, T: int | None = None, sigma: float = 0.0):
         if not callable(degradation):
@@ -342,13 +408,35 @@ class ColdProcess:
         noise = self.sample_noise(x, editable=editable, random=random)
         return self.corrupt(x, torch.full((len(x),), self.T, dtype=torch.int64, device=x.device), noise)
 
+    def check_learnable(self, prediction: str, learned_variance: bool) -> None:
+        """Raises ValueError for anything but the clean image: there is no noise to predict, and no variance."""
+        if prediction != "x0" or learned_variance:
+            raise ValueError(
+                f"a cold process is learned with prediction 'x0' and without a learned variance, got {prediction!r} "
+                f"and learned_variance {learned_variance}"
+            )
+
+    def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
+        """xt itself: a degraded image is of the size of an image."""
+        return xt
+
+    def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x0."""
+        return x0
+
+    def to_x0(self, prediction: str, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The answer itself."""
+        return output
+
+    def overshoot(self) -> float:
+        """A blur may overshoot a little."""
+        return math.inf if self.sigma else 0.1
+
     def __repr__(self) -> str:
         return f"ColdProcess({self.degradation!r}, T={self.T}, sigma={self.sigma:g})"
 
 
-ImageProcess = GaussianProcess | ColdProcess
-
-PROCESSES: dict[str, Callable[[dict[str, Any]], ImageProcess]] = {
+PROCESSES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "gaussian": GaussianProcess.from_dict,
     "cold": ColdProcess.from_dict,
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,9 +69,9 @@ def grid(
     elif spacing == "quadratic":
         rising = j.square() * start
     elif spacing == "snr":
-        if not isinstance(process, GaussianProcess):
+        if not process.starts_from_noise:
             raise ValueError("spacing 'snr' needs a GaussianProcess: a cold one has no signal-to-noise ratio")
-        rising = _even_in_log_sigma(process, num_steps, start)
+        rising = _even_in_log_sigma(cast(GaussianProcess, process), num_steps, start)
     else:
         raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")
     count = torch.arange(num_steps + 1)
@@ -334,7 +335,7 @@ def sample(
         random: each row's numbers; None: from torch's default generator.
         on_step: see `core.denoise`.
     """
-    if not isinstance(process, GaussianProcess):
+    if not process.starts_from_noise:
         raise ValueError(
             "only hot processes start from noise: a cold one restores a degraded image, see sampling.restore"
         )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from .objectives import ERRORS, WEIGHTINGS, ImageObjective, ImportanceCallback
 from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
 
-FAMILIES = ("vp", "ve", "rf", "cold")
 SMALL = 256
 """Up to so many numbers an image, the default network is the small one."""
 
@@ -50,7 +50,7 @@ class DataArguments:
 class ModelArguments:
     """What to train."""
 
-    process: str = field(default="vp", metadata={"help": f"Corruption: {', '.join(FAMILIES)}."})
+    process: str = field(default="vp", metadata={"help": "Corruption: vp, ve, rf or cold."})
     schedule: str = field(default="cosine", metadata={"help": "Of vp: linear, cosine, sigmoid or sqrt."})
     times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
     process_options: str = field(
@@ -159,7 +159,7 @@ def build_objective(
     """What is minimised, as the flags say it."""
     return ImageObjective(
         config,
-        error=goal.error or ("l1" if isinstance(config.build_process(), ColdProcess) else "l2"),
+        error=goal.error or config.build_process().default_error,
         weighting=goal.weighting,
         gamma=goal.gamma,
         label_drop=goal.label_drop,
@@ -171,22 +171,41 @@ def build_objective(
     )
 
 
+def _cold(model_args: ModelArguments) -> ColdProcess:
+    how = options("degradation_options", model_args.degradation_options)
+    if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
+        how["T"] = model_args.times
+    return ColdProcess(degradation(model_args.degradation, **how), T=model_args.times, sigma=model_args.sigma)
+
+
+def _gaussian(family: str, *names: str) -> Callable[[ModelArguments], GaussianProcess]:
+    """Makes a process of this family from its options, T and the fields of these names."""
+
+    def make(model_args: ModelArguments) -> GaussianProcess:
+        more = options("process_options", model_args.process_options)
+        if model_args.sigma:
+            raise ValueError(f"sigma belongs to process 'cold', got it with {family!r}")
+        more["T"] = 1000 if model_args.times is None else model_args.times
+        return GaussianProcess.from_dict({"family": family, **more, **{n: getattr(model_args, n) for n in names}})
+
+    return make
+
+
+FAMILIES: dict[str, Callable[[ModelArguments], ImageProcess]] = {
+    "vp": _gaussian("vp", "schedule"),
+    "ve": _gaussian("ve"),
+    "rf": _gaussian("rf"),
+    "cold": _cold,
+}
+"""The one table from what `--process` names to what makes it."""
+
+
 def build_process(model_args: ModelArguments) -> ImageProcess:
     """The process that the flags name."""
-    kind, more = model_args.process, options("process_options", model_args.process_options)
-    if kind not in FAMILIES:
-        raise ValueError(f"process must be one of {', '.join(map(repr, FAMILIES))}, got {kind!r}")
-    if kind == "cold":
-        how = options("degradation_options", model_args.degradation_options)
-        if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
-            how["T"] = model_args.times
-        return ColdProcess(degradation(model_args.degradation, **how), T=model_args.times, sigma=model_args.sigma)
-    if model_args.sigma:
-        raise ValueError(f"sigma belongs to process 'cold', got it with {kind!r}")
-    more["T"] = 1000 if model_args.times is None else model_args.times
-    if kind == "vp":
-        more["schedule"] = model_args.schedule
-    return GaussianProcess.from_dict({"family": kind, **more})
+    if model_args.process not in FAMILIES:
+        raise ValueError(f"process must be one of {', '.join(map(repr, FAMILIES))}, got {model_args.process!r}")
+    options("process_options", model_args.process_options)
+    return FAMILIES[model_args.process](model_args)
 
 
 def build_config(
@@ -197,7 +216,7 @@ def build_config(
     kind = model_args.network or ("mlp" if rows.images[0].numel() <= SMALL else "unet")
     return ImageConfig(
         process=process.to_dict(),
-        prediction=model_args.prediction or ("x0" if isinstance(process, ColdProcess) else "v"),
+        prediction=model_args.prediction or process.default_prediction,
         learned_variance=model_args.learned_variance,
         image_shape=list(rows.shape),
         levels=rows.levels,
@@ -226,7 +245,7 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
     """samples.png: images from nothing, or held-out images, degraded and restored below each other."""
     if splits.train.shape[0] not in (1, 3):
         return
-    if isinstance(pipe.process, GaussianProcess):
+    if pipe.process.starts_from_noise:
         label = "all" if pipe.denoiser.config.num_classes else None
         columns = min(10, pipe.denoiser.config.num_classes or 8)
         steps = min(20, pipe.process.T)

@@ -142,11 +142,11 @@ class MaskProcess:
         mask_token_id: the id of [MASK].
     """
 
-    time_conditioned = False  # the number of masks shows t
-    kernels = ()
-    prices_steps = True
-    generation_options = frozenset(("order", "revise", "speculate", "threshold"))
-    card = CardWords(
+    time_conditioned: ClassVar[bool] = False  # the number of masks shows t
+    kernels: ClassVar[tuple[str, ...]] = ()
+    prices_steps: ClassVar[bool] = True
+    generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
+    card: ClassVar[CardWords] = CardWords(
         "masked-diffusion",
         "by masks: every token is hidden and revealed again, in any order",
         "One token a step in random order samples exactly from the model; fewer steps and other orders are "
@@ -238,11 +238,11 @@ class SubstituteProcess:
         allowed_token_ids: (V,) int64, V >= 2: the tokens that may stand at an editable position (no special tokens).
     """
 
-    time_conditioned = True
-    kernels = tuple(KERNELS)
-    prices_steps = False
-    generation_options = frozenset(("kernel", "max_edits"))
-    card = CardWords(
+    time_conditioned: ClassVar[bool] = True
+    kernels: ClassVar[tuple[str, ...]] = tuple(KERNELS)
+    prices_steps: ClassVar[bool] = False
+    generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits"))
+    card: ClassVar[CardWords] = CardWords(
         "uniform-diffusion",
         "by substitution: tokens are replaced by others, and the model undoes it; it can repair a text",
         "Fewer steps than tokens are approximations, and so is a repair, which takes the likeliest edits.",
