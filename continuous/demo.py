@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from udm_text.training.runs import write_json
+from udm_text.common import write_json
 
 from .data import ImageSplits, digits
 from .evaluation import (

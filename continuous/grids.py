@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from udm_text.common import written_whole
+
 from .data import to_bytes
 
 _CELL = 64
@@ -57,9 +59,8 @@ def save_png(path: str | Path, page: Tensor) -> None:
     path = check_target(path)
     pixels = page.permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(pixels[..., 0] if page.shape[0] == 1 else pixels)
-    temporary = path.with_name(f".{path.name}.part")
-    image.save(temporary, format="PNG")
-    temporary.replace(path)
+    with written_whole(path) as part:
+        image.save(part, format="PNG")
 
 
 def save_grid(path: str | Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
@@ -98,8 +99,6 @@ def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> None:
     axes.grid(alpha=0.3, which="both")
     if train or held:
         axes.legend()
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, dpi=150, format="png")
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
-    temporary.replace(path)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
+from udm_text.common import eval_mode, written_whole
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
@@ -207,9 +208,8 @@ class ImportanceCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            part = folder / f".{self.name}.part"
-            save_file(self.importance.state(), part)
-            part.replace(folder / self.name)
+            with written_whole(folder / self.name) as part:
+                save_file(self.importance.state(), part)
 
 
 def draw_times(
@@ -288,6 +288,9 @@ class ImageObjective:
         self.importance = Importance(process.T) if importance else None
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
 
+    def begin(self) -> None:
+        """Nothing was measured on the weights before."""
+
     def lengths(self, dataset: Any) -> None:
         """Rows are all alike."""
 
@@ -361,11 +364,9 @@ class ImageObjective:
     def evaluate(self, trainer: Any, dataset: Any) -> dict[str, float]:
         """The loss on held-out rows with all labels, t spread evenly, one fixed seed; its standard error over rows."""
         model, count = trainer.model, len(dataset)
-        was_training = model.training
-        model.eval()
         mine = trainer.own_rows(count)
         totals = torch.zeros(len(mine), dtype=torch.float64)
-        try:
+        with eval_mode(model):
             for start in range(0, len(mine), self.eval_batch_size):
                 part = mine[start : start + self.eval_batch_size]
                 batch = collate_images(dataset.__getitems__(part))
@@ -376,8 +377,6 @@ class ImageObjective:
                     t, _ = draw_times(self.process.T, index, count, 0, draw)
                     terms, _ = self.terms(model, x0, t, labels, step_random(0, draw, index))
                     totals[start : start + len(part)] += terms.double().cpu() / (self.eval_draws * x0[0].numel())
-        finally:
-            model.train(was_training)
         rows = trainer.gather_rows(totals, mine, count)
         error = float(rows.std() / math.sqrt(count)) if count > 1 else math.nan
         return {"loss": float(rows.mean()), "loss_stderr": error}

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from udm_text.common import eval_mode, written_whole
 from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
 from . import control, sampling
 from .data import check_images, to_pil
+from .degradations import per_row
 from .modeling import ImageDenoiser
 from .objectives import snr, step_variances
 from .processes import ImageProcess, normal_like
@@ -85,7 +87,8 @@ class ImagePipeline:
         self.denoiser.save_pretrained(directory)
         card = Path(directory) / "README.md"
         if not card.exists():
-            card.write_text(self.card(), encoding="utf-8")
+            with written_whole(card) as part:
+                part.write_text(self.card(), encoding="utf-8")
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
         """Creates the repository if need be and puts model and card there; returns its address.
@@ -171,11 +174,11 @@ class ImagePipeline:
             assert share is not None
             x0 = x0.clamp(-1.0, 1.0) if clip else x0
             inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
-            least, largest = (v.to(xt).view(-1, 1, 1, 1) for v in step_variances(process, upper, inner))
+            least, largest = (per_row(v, xt) for v in step_variances(process, upper, inner))
             slope = process.a[inner.cpu()] * (1 - snr(process, upper).cpu() / snr(process, inner).cpu())
             model_output = (least.log() + share * (largest.log() - least.log())).exp()
-            spread = (model_output - least).clamp(min=0) / slope.to(xt).view(-1, 1, 1, 1).square()
-            spread = torch.where((s > 0).view(-1, 1, 1, 1), spread, 0.0)
+            spread = (model_output - least).clamp(min=0) / per_row(slope, xt).square()
+            spread = torch.where(per_row(s > 0, xt, torch.bool), spread, 0.0)
             drawn = x0 + spread.sqrt() * normal_like(xt, random)
             return Prediction(drawn, churn=process.ancestral_churn(t, s))
 
@@ -441,17 +444,12 @@ class ImagePipeline:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         seed = _seed(seed)
         rows = torch.arange(num, device=self.denoiser.device)
-        was_training = self.denoiser.training
-        self.denoiser.eval()
         images = []
-        with watcher.bar(-(-num // batch_size) * calls):
-            try:
-                for first in range(0, num, batch_size):
-                    part = slice(first, min(first + batch_size, num))
-                    own = None if labels is None else labels[part].to(self.denoiser.device)
-                    images.append(watcher.finished(run(RowRandom(seed, rows[part]), part, own, watcher)))
-            finally:
-                self.denoiser.train(was_training)
+        with watcher.bar(-(-num // batch_size) * calls), eval_mode(self.denoiser):
+            for first in range(0, num, batch_size):
+                part = slice(first, min(first + batch_size, num))
+                own = None if labels is None else labels[part].to(self.denoiser.device)
+                images.append(watcher.finished(run(RowRandom(seed, rows[part]), part, own, watcher)))
         whole = torch.cat(images)
         return ImageOutput(images=whole, trajectory=watcher.trajectory()) if watcher.keeps else whole
 

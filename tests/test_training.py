@@ -7,7 +7,8 @@ import socket
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback, TrainingArguments, masking_utils
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.helpers import assert_close_weights, assert_equal_weights, python, weights_in
@@ -394,7 +395,11 @@ class Squares:
     def num_items(self, inputs):
         return inputs["x"].numel()
 
+    def begin(self):
+        self.begun = True
+
     def row_terms(self, model, inputs, *, row_index, total, step, seed):
+        assert self.begun
         self.places += [(step, p, total) for p in row_index.tolist()]
         x = inputs["x"]
         noise = step_random(seed, step, row_index).uniform(x.shape[1]).float()
@@ -565,6 +570,28 @@ def test_training_stops_at_a_nan_and_the_last_good_checkpoint_can_be_loaded(tmp_
     resumed = make_trainer(tmp_path, max_steps=6)
     resumed.train(resume_from_checkpoint=last)
     assert resumed.state.global_step == 6
+
+
+class Reads(TorchDispatchMode):
+    """The steps in which a number is read off a tensor."""
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer, self.steps = trainer, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.steps.add(self.trainer.state.global_step)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_number_off_the_device_but_where_it_is_logged(tmp_path, monkeypatch):
+    # transformers asks of a padding mask whether it is needed at all, where it makes one: not of one that is given
+    monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *args, **kwargs: False)
+    trainer = make_trainer(tmp_path, max_steps=9, logging_steps=3)
+    with Reads(trainer) as reads:
+        trainer.train()
+    assert not {1, 2, 4, 5, 7, 8} & reads.steps and {3, 6, 9} <= reads.steps
 
 
 def test_an_absurd_learning_rate_is_reported(tmp_path):

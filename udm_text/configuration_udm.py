@@ -14,8 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .common import choices
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
-from .generation_options import choices
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
 

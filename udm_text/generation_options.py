@@ -11,6 +11,8 @@ import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from .common import choices
+
 
 class Option(NamedTuple):
     """One option.
@@ -40,12 +42,6 @@ class Option(NamedTuple):
         if not self.good(value):
             wanted = self.wanted if isinstance(self.wanted, str) else self.wanted()
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
-def choices(names: Collection[str]) -> str:
-    """'a', 'b' or 'c': for error messages."""
-    *rest, last = [repr(name) for name in names]
-    return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import ModelOutput
 
+from .common import eval_mode
 from .constraints import Constraints
 from .decoding import find_order
 from .framing import LOCATION_ARGUMENTS
@@ -229,18 +229,6 @@ class Watcher:
             self.trajectory.append(xs)
         if hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(xs[:, self.prompt :].cpu())
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, each of its modules put back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:

@@ -33,10 +33,10 @@ def hub():
 def workplace(tmp_path_factory) -> Path:
     """Where the README's commands run: it holds runs/unicode-names, a model as `udm train` leaves it."""
     from udm_text.cli.train_text import parse, train_text
+    from udm_text.common import write_json
     from udm_text.corpus import load_corpus, load_tokenizer, make_rows
     from udm_text.evaluation import measure_curve, price_table, store_curve
     from udm_text.modeling_udm import UDMForMaskedGeneration
-    from udm_text.training.runs import write_json
 
     place = tmp_path_factory.mktemp("secret-home")
     corpus = write_shapes(place / "shapes.txt")

@@ -186,11 +186,11 @@ def evaluate(
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from .. import register
+    from ..common import write_json
     from ..corpus import load_tokenizer
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.arguments import DataArguments
-    from ..training.runs import write_json
     from .reports import describe, describe_repair
     from .train_text import rows_of_split
 

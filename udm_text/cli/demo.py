@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from ..common import write_json
 from ..corpus import load_corpus
 from ..training.arguments import parse
-from ..training.runs import write_json
 from .reports import describe, describe_repair
 from .terminal import load_pipeline, marks
 from .train_text import train_text

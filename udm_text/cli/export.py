@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common import written_whole
+
 SUFFIXES = (".html", ".gif")
 MAX_GIF_FRAMES = 240
 """A GIF of a longer walk leaves out steps, evenly; its first and last state are always there."""
@@ -74,18 +76,14 @@ def save_trajectories(path: str | Path, tracks: Sequence[Sequence[str]], title: 
     path = check_target(path)
     if not tracks or not all(tracks):
         raise ValueError("tracks must hold at least one text, each with at least one state")
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with written_whole(path) as part:
         if path.suffix.lower() == ".html":
-            temporary.write_text(as_html(tracks, title), encoding="utf-8")
+            part.write_text(as_html(tracks, title), encoding="utf-8")
         else:
             frames = gif_frames(tracks)
             times = [_MILLISECONDS] * (len(frames) - 1) + [_LAST]
             how: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
-            frames[0].save(temporary, format="GIF", **how)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            frames[0].save(part, format="GIF", **how)
 
 
 def as_html(tracks: Sequence[Sequence[str]], title: str) -> str:

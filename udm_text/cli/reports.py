@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..common import written_whole
+
 
 def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
     """What of the corpus training will not see, each with its share; and what of the vocabulary."""
@@ -87,7 +89,6 @@ def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] |
     axes.grid(alpha=0.3, which="both")
     if train or held:
         axes.legend()
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
-    temporary.replace(path)

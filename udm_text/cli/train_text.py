@@ -16,7 +16,8 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..configuration_udm import PRESETS, UDMConfig, choices
+from ..common import choices
+from ..configuration_udm import PRESETS, UDMConfig
 from ..corpus import (
     TOKENIZERS,
     RowCutter,

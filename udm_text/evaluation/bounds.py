@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common import eval_mode
 from ..corpus.rows import collate
-from ..generation_udm import eval_mode
 from ..kernels import KERNELS
 from ..objectives import row_losses
 from ..randomness import RowRandom

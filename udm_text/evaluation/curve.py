@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common import written_whole
 from ..schedules import SCHEDULES, counts, interpolation_weights, step_costs
 from .bounds import row_draws, scored_rows
 
@@ -147,12 +147,8 @@ def store_curve(directory: str | Path, curve: Sequence[float]) -> None:
     """Writes the curve into the config.json of a model's directory, whole or not at all."""
     file = Path(directory) / "config.json"
     fields = json.loads(file.read_text(encoding="utf-8"))
-    part = file.with_name("config.json.part")
-    try:
+    with written_whole(file) as part:
         part.write_text(json.dumps({**fields, "step_curve": list(curve)}, indent=2, sort_keys=True) + "\n", "utf-8")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def price_table(report: CurveReport, length: int | None = None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
@@ -55,18 +56,23 @@ class StepNoise(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer = trainer
-        self.losses: list[float] = []
-        self.step_loss = 0.0
+        self.losses: list[Tensor] = []
+        self.step_loss: Tensor | None = None
         self.relative: float | None = None
+
+    def add(self, loss: Tensor) -> None:
+        """The loss of a micro-step, which stays where it is."""
+        loss = loss.detach().double()
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
 
     def on_step_end(self, args, state, control, **kwargs):
         step = state.global_step - self.trainer._initial_global_step
-        if step <= self.last:
+        if step <= self.last and self.step_loss is not None:
             self.losses.append(self.step_loss)
-            self.step_loss = 0.0
+        self.step_loss = None
         if step != self.last:
             return
-        losses = torch.tensor(self.losses[self.first :], dtype=torch.float64)
+        losses = torch.stack(self.losses[self.first :]).cpu()  # once in a run
         # each process sees its own share of the global batch
         deviation = float((losses.diff().square().mean() / 2 / args.world_size).sqrt())
         mean, rows = float(losses.mean()), self.trainer.rows_per_step
@@ -78,6 +84,25 @@ class StepNoise(TrainerCallback):
                 f"step: most of what the optimiser sees is chance. gradient_accumulation_steps "
                 f"{args.gradient_accumulation_steps * times} would bring it below {self.limit:.0%}"
             )
+
+
+class LossCheck:
+    """The first loss that was not finite, kept on the device until somebody asks."""
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None  # (2,) float64: step, loss
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """A loss () of a step."""
+        now = torch.stack((torch.full_like(loss, step, dtype=torch.float64), loss.detach().double()))
+        self.found = now if self.found is None else torch.where(self.found[1].isfinite(), now, self.found)
+
+    def not_finite(self) -> tuple[int, float] | None:
+        """Step and loss, or None. Waits for the device."""
+        if self.found is None:
+            return None
+        step, loss = self.found.tolist()
+        return None if math.isfinite(loss) else (int(step), loss)
 
 
 class LossBar(ProgressCallback):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from ..common import eval_mode
 from ..configuration_udm import UDMConfig
 from ..evaluation.bounds import BoundReport, row_figures, scored_rows
-from ..generation_udm import eval_mode
 
 PROCESS = "autoregressive"
 """What a report says in place of a process."""
@@ -86,6 +86,9 @@ class CausalObjective:
         self.end_token: int = config.mask_token_id
         self.ends = sum(count > 0 for count in config.length_counts or [1, 1]) > 1
         self.collate = CausalCollate(config, self.ends)
+
+    def begin(self) -> None:
+        """Nothing was measured on the weights before."""
 
     def lengths(self, dataset) -> list[int]:
         columns = getattr(dataset, "column_names", None)

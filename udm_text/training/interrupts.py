@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainerCallback
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -105,6 +106,4 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is used up, on an accelerator or on the CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
+    return isinstance(error, Exception) and should_reduce_batch_size(error)

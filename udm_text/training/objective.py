@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..corpus.rows import collate
@@ -71,6 +70,10 @@ class TextObjective:
             collate, pad_token_id=config.pad_token_id, editable=config.editable
         )
 
+    def begin(self) -> None:
+        """The step curve goes: it was measured on the weights before."""
+        self.config.step_curve = None
+
     def lengths(self, dataset) -> list[int]:
         """Tokens of each row, to group rows of like length."""
         columns = getattr(dataset, "column_names", None)
@@ -91,8 +94,6 @@ class TextObjective:
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
         lengths = editable.sum(dim=1).clamp(min=1)
         most = (lengths.double() * self.max_corruption - 1e-9).ceil().long().clamp(min=1)
-        if torch.is_grad_enabled():
-            self.config.step_curve = None  # it was measured on the weights before
         predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation

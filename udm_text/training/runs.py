@@ -7,7 +7,6 @@ are, and hand them to `run`.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 from transformers.hf_argparser import HfArg
 
+from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
 from .checkpoints import checkpoints, last_checkpoint, why_unusable
@@ -250,13 +250,6 @@ def resolved(name: str | None, kinds: Collection[str] = ()) -> str | None:
     kinds: names with a meaning of their own, which no path takes from them.
     """
     return str(Path(name).resolve()) if name and name not in kinds and Path(name).exists() else name
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def keep_memory(device: torch.device) -> bool:

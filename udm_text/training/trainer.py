@@ -27,7 +27,7 @@ from transformers.trainer_utils import speed_metrics
 from transformers.utils import logging
 
 from .adapters import is_adapted
-from .callbacks import AverageCallback, EpochCallback, StepNoise
+from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
     STAGING,
     CheckpointError,
@@ -77,6 +77,9 @@ class UDMTrainingArguments(TrainingArguments):
     max_seconds: float | None = field(
         default=None, metadata={"help": "End training after so many seconds, the learning-rate schedule with it."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Kept off: a loss that is not finite ends the run, and is said as it is."}
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Kept off: rows carry what evaluation needs besides the model's inputs."},
@@ -116,6 +119,10 @@ class Objective(Protocol):
     """
 
     collate: Any
+
+    def begin(self) -> None:
+        """Called when training begins: what was measured on the weights before is dropped."""
+        ...
 
     def row_terms(
         self, model: Any, inputs: dict[str, Any], *, row_index: Tensor, total: int, step: int, seed: int
@@ -206,7 +213,7 @@ class UDMTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
         self.row_order: RowOrder | None = None
         self.average, self.resumed_from = None, None
-        self._micro_step = 0
+        self._micro_step, self._losses = 0, LossCheck()
         self._staging: Path | None = None
         self.add_callback(EpochCallback(self))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
@@ -269,7 +276,11 @@ class UDMTrainer(Trainer):
         self.resumed_from = resume_from_checkpoint or None
         with self.interrupts.listening():
             try:
-                return super().train(self.resumed_from, *args, **kwargs)
+                self.objective.begin()
+                self._losses = LossCheck()
+                result = super().train(self.resumed_from, *args, **kwargs)
+                self._check_losses()
+                return result
             except Exception as error:
                 if out_of_memory(error):
                     raise OutOfMemoryError(self._memory_advice()) from error
@@ -344,13 +355,24 @@ class UDMTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_step += 1
-        self.noise.step_loss += loss.item()
-        if not torch.isfinite(loss).all():
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.state.global_step}: training stops, checkpoints written "
-                "before stay. Resume from the last one with a lower learning_rate, or with max_grad_norm below 1."
-            )
+        self.noise.add(loss)
+        self._losses.add(loss, self.state.global_step)
         return loss
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As in transformers; the losses since the last time are looked at first."""
+        if self.control.should_log or self.control.should_save or self.control.should_evaluate:
+            self._check_losses()
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _check_losses(self) -> None:
+        """Raises NonFiniteLossError for the first loss that was not finite."""
+        if (found := self._losses.not_finite()) is not None:
+            step, loss = found
+            raise NonFiniteLossError(
+                f"the loss is {loss} at step {step}: training stops, checkpoints written before stay. Resume from the "
+                "last one with a lower learning_rate, or with max_grad_norm below 1."
+            )
 
     def _get_output_dir(self, trial):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -472,19 +494,19 @@ class UDMTrainer(Trainer):
             self.save_model(str(made))
             if not self.is_world_process_zero():
                 return None
-            from ..hub import push
-            from ..modeling_udm import UDMForMaskedGeneration
-
-            return push(
-                UDMForMaskedGeneration.from_pretrained(made),
-                args.hub_model_id,
-                tokenizer=self.processing_class,
-                source=output,
-                commit_message=commit_message,
-                token=args.hub_token if token is None else token,
-                revision=args.hub_revision if revision is None else revision,
-                private=args.hub_private_repo if private is None else private,
-                **kwargs,
+            return (
+                type(model)
+                .from_pretrained(made)
+                .push_to_hub(
+                    args.hub_model_id,
+                    tokenizer=self.processing_class,
+                    source=output,
+                    commit_message=commit_message,
+                    token=args.hub_token if token is None else token,
+                    revision=args.hub_revision if revision is None else revision,
+                    private=args.hub_private_repo if private is None else private,
+                    **kwargs,
+                )
             )
         finally:
             if self.is_world_process_zero():
