@@ -140,8 +140,9 @@ def largest_error(model: UDMForMaskedGeneration, rows: Tensor) -> float:
     fast = FastForward(model, attended, (rows == model.config.mask_token_id).sum(dim=1))
     worst = 0.0
     for xt, t, changed in trajectory(model, rows):
-        logits = fast(xt, t, changed)
-        assert logits is not None, "the fast path declines"
+        hidden = fast.hidden(xt, t, changed)
+        assert hidden is not None, "the fast path declines"
+        logits = fast.head(hidden)
         whole = model.backbone(input_ids=xt).logits[changed]
         worst = max(worst, float((logits - whole).abs().max()))
     return worst
@@ -161,7 +162,8 @@ def cache_error(model: UDMForMaskedGeneration, rows: Tensor, refresh: int) -> di
     last = [xt for xt, _, _ in steps[1:]] + [model.generate(rows, seed=0, cache_refresh=refresh)]
     gaps, divergences = [], []
     for (xt, t, changed), xs in zip(steps, last, strict=True):
-        q, p = (log_probabilities(forward(xt, t, changed), forbidden) for forward in (kept, exact))
+        said = (forward.head(forward.hidden(xt, t, changed)) for forward in (kept, exact))
+        q, p = (log_probabilities(logits, forbidden) for logits in said)
         drawn = xs[changed][:, None]
         gaps.append((q.gather(1, drawn) - p.gather(1, drawn)).abs()[:, 0])
         divergences.append((p.exp() * (p - q).masked_fill(forbidden, 0.0)).sum(dim=1))

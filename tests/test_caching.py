@@ -52,10 +52,11 @@ def errors(monkeypatch):
     hidden = CachedForward.hidden
 
     def checked(self, xt, t, positions):
-        ages = list(self.age) if self._stamp is not None else [0] * len(xt)
+        ages = list(self.age) if self.batch.calls else [0] * len(xt)
         rows = hidden(self, xt, t, positions)
-        attended = torch.ones_like(xt, dtype=torch.bool) if self.attended is None else self.attended
-        exact = full(self.model, attended, self.lengths, xt, t, positions)
+        batch = self.batch
+        attended = torch.ones_like(xt, dtype=torch.bool) if batch.attended is None else batch.attended
+        exact = full(batch.model, attended, batch.lengths, xt, t, positions)
         gap = (self.head(rows) - exact).abs().amax(dim=1)
         due = torch.tensor([age % self.refresh == 0 for age in ages])
         found.append((due[positions.nonzero()[:, 0]], gap))
@@ -198,7 +199,7 @@ def test_between_refreshes_the_logits_are_those_of_the_definition():
                     expected += hand[row].logits(xt[row].tolist(), where)
                     kept_as_it_was += stale[row].logits(xt[row].tolist(), where)
         assert float((logits - torch.stack(expected)).abs().max()) < 1e-9, call
-        full_gaps.append(float((logits - full(model, attended, fast.lengths, xt, None, wanted)).abs().max()))
+        full_gaps.append(float((logits - full(model, attended, fast.batch.lengths, xt, None, wanted)).abs().max()))
         stale_gaps.append(float((logits - torch.stack(kept_as_it_was)).abs().max()))
         change = attended & (torch.rand(3, 10, generator=generator) < 0.25)
         drawn = torch.randint(5, 24, xt.shape, generator=generator)
@@ -225,7 +226,8 @@ def test_memory_does_not_grow_with_the_calls():
     fast = CachedForward(model, torch.ones_like(rows, dtype=torch.bool), torch.full((3,), 12), 4)
 
     def held():
-        tensors = [x for value in vars(fast).values() for x in (value if isinstance(value, list) else [value])]
+        values = [*vars(fast).values(), *vars(fast.batch).values()]
+        tensors = [x for value in values for x in (value if isinstance(value, list) else [value])]
         return sum(x.numel() for x in tensors if isinstance(x, torch.Tensor))
 
     sizes = []
@@ -238,9 +240,9 @@ def test_memory_does_not_grow_with_the_calls():
 
 def test_between_refreshes_few_tokens_run_through_the_layers(monkeypatch):
     model, seen = deep(), []
-    after = backbones.Bert.attention_output_and_mlp
+    after = backbones.BertBody.attention_output_and_mlp
     monkeypatch.setattr(
-        backbones.Bert,
+        backbones.BertBody,
         "attention_output_and_mlp",
         lambda self, layer, c, x: (seen.append(x[..., 0].numel()), after(self, layer, c, x))[1],
     )

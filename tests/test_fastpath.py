@@ -46,8 +46,9 @@ def errors(monkeypatch):
         rows = fast(self, xt, t, positions)
         assert rows is not None
         logits = self.head(rows)
-        mask = torch.ones_like(xt) if self.attended is None else self.attended.long()
-        whole = self.model(input_ids=xt, attention_mask=mask, t=t, num_editable=self.lengths).logits
+        batch = self.batch
+        mask = torch.ones_like(xt) if batch.attended is None else batch.attended.long()
+        whole = batch.model(input_ids=xt, attention_mask=mask, t=t, num_editable=batch.lengths).logits
         assert not logits.isnan().any()
         found.append(float((logits - whole[positions]).abs().max()))
         return rows
@@ -56,11 +57,17 @@ def errors(monkeypatch):
     return found
 
 
+def asked(fast, *inputs):
+    """(N, V) logits, or None where it declines."""
+    rows = fast.hidden(*inputs)
+    return None if rows is None else fast.head(rows)
+
+
 def declines(model) -> bool:
     fast = FastForward(model, torch.ones(2, 6, dtype=torch.bool), torch.full((2,), 6))
     rows = torch.full((2, 6), 7)
     with torch.no_grad():
-        return fast(rows, torch.ones(2), rows == 7) is None
+        return asked(fast, rows, torch.ones(2), rows == 7) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,7 +146,7 @@ def test_calls_in_any_order_and_on_any_text_are_exact():
             if not positions.any():
                 continue
             with torch.no_grad():
-                logits = fast(xt, torch.ones(3), positions)
+                logits = asked(fast, xt, torch.ones(3), positions)
                 whole = model(input_ids=xt, attention_mask=attended.long()).logits
             assert (logits - whole[positions]).abs().max() < 1e-4
 
@@ -257,7 +264,7 @@ def test_the_law_through_the_fast_path_is_that_of_exhaustive_enumeration_for_eve
             rows = framed(xt)
             wanted = (torch.arange(length + 2) == 1 + place).expand_as(rows)
             with torch.no_grad():
-                logits = fast(rows, torch.full((27,), length - done), wanted)
+                logits = asked(fast, rows, torch.full((27,), length - done), wanted)
             assert logits is not None
             p = log_probabilities(logits, forbidden).exp()[:, words].numpy()
             law *= p[np.arange(27), texts[:, place]]
@@ -301,14 +308,14 @@ def test_training_mode_gradients_and_autocast_decline():
     model = make_udm()
     fast = FastForward(model, torch.ones(1, 4, dtype=torch.bool), torch.tensor([4]))
     rows, t = torch.full((1, 4), 7), torch.ones(1)
-    assert fast(rows, t, rows == 7) is None  # gradients are on
+    assert asked(fast, rows, t, rows == 7) is None  # gradients are on
     with torch.no_grad():
-        assert fast(rows.repeat(2, 1), t, rows.repeat(2, 1) == 7) is None
+        assert asked(fast, rows.repeat(2, 1), t, rows.repeat(2, 1) == 7) is None
         with torch.autocast("cpu", torch.bfloat16):
-            assert fast(rows, t, rows == 7) is None
-        assert fast(rows, t, rows == 7) is not None
+            assert asked(fast, rows, t, rows == 7) is None
+        assert asked(fast, rows, t, rows == 7) is not None
         model.train()
-        assert fast(rows, t, rows == 7) is None
+        assert asked(fast, rows, t, rows == 7) is None
 
 
 @pytest.mark.parametrize("kind", (DistilBertConfig, ElectraConfig))

@@ -1,6 +1,6 @@
 """Backbones whose parts the fast path knows, and what it does with their linear maps.
 
-A body names the modules of a backbone by their role: embeddings, projections, what a layer does behind its attention,
+A `Body` names the parts of a backbone by their role: embeddings, projections, what a layer does behind its attention,
 the head. Known are those built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT) and like ModernBERT, recognised by their
 modules.
 """
@@ -8,12 +8,14 @@ modules.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+
+Angles = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Module):
@@ -63,105 +65,151 @@ def packed_copy(module: nn.Module, rows: int) -> nn.Module:
     return clone
 
 
-class Bert:
-    """Bodies built like BERT's: normed embeddings, attention.{self, output}, intermediate, output."""
+class Sight(NamedTuple):
+    """What the attention of the layers of one kind goes by."""
 
-    rotary = False
-    """Whether queries and keys are turned by their position."""
-    length = 0
-    """Length of the rows."""
+    mask: Tensor | None
+    """The mask that the backbone makes, (b or 1, 1, L, L), bool or added; None where everything is seen."""
+    angles: Angles | None
+    """Cosine and sine (1, L, d) of the positions, where queries and keys are turned by theirs."""
+
+    def cut(self, index: Any, length: int) -> Sight:
+        """That of the rows `index` and their first `length` positions."""
+        mask, angles = self.mask, self.angles
+        if mask is not None:
+            mask = (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
+        return Sight(mask, None if angles is None else (angles[0][:, :length], angles[1][:, :length]))
+
+
+def rotate(x: Tensor, angles: Angles | None, where: Any = slice(None)) -> Tensor:
+    """Queries or keys, turned by their positions: (n, heads, d) by `where` (n,), or (b, L, heads, d) by all L."""
+    if angles is None:
+        return x
+    cos, sin = (angle[0, where, None] for angle in angles)
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class Body(Protocol):
+    """The parts of a backbone by their role, on b rows of L positions, H numbers each; heads are d = H / heads wide."""
+
+    layers: Any
+    """Its layers, from the first to the last."""
+    heads: int
+    """Heads of each layer."""
 
     def __init__(self, backbone: Any):
-        self.backbone, self.body = backbone, backbone.base_model
-        self.config, self.embeddings = self.body.config, self.body.embeddings
-        self.layers: Any = self.body.encoder.layer
-        self.heads = self.layers[0].attention.self.num_attention_heads
-        self.decoder = backbone.get_output_embeddings()
+        """backbone: a masked language model of transformers whose modules `bypassed` knows."""
 
     @staticmethod
-    def bypassed(backbone: Any, all_layers: bool = False) -> list[nn.Module] | None:
+    def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
         """The modules whose own forward is not called, or None where the structure is another one.
 
         all_layers: whether the layers between the first and the last are run by their parts, too.
         """
-        body = backbone.base_model
-        head: Any = getattr(backbone, "cls", None) or getattr(backbone, "lm_head", None)
-        if not (_children(body) <= {"embeddings", "encoder", "pooler"} and _children(backbone) - {_prefix(backbone)}):
-            return None
-        if _children(getattr(body, "embeddings", None)) != {
-            "word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm", "dropout"
-        }:  # fmt: skip
-            return None
-        layers = getattr(getattr(body, "encoder", None), "layer", None)
-        if layers is None or _children(body.encoder) != {"layer"}:
-            return None
+
+    def position_ids(self, tokens: Tensor, embedded: bool) -> Tensor:
+        """(b, L) int64, the ids that the positions of tokens (b, L) are embedded under.
+
+        embedded: whether the backbone is given embeddings, so that no id can depend on the tokens.
+        """
+
+    def embed(self, tokens: Tensor, position_ids: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """(b, L, H), the input of the first layer, from tokens (b, L).
+
+        position_ids: (b, L), or None for the backbone's own. shift: added to the embeddings of the tokens, (b, L, H)
+        or what broadcasts to it.
+        """
+
+    def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
+        """By the kind of layer. like: (b, L, 1), dtype and device of the weights. attention_mask: (b, L) int64."""
+
+    def kind(self, layer: Any) -> str:
+        """Whose sight a layer has."""
+
+    def projections(self, layer: Any) -> list[nn.Linear]:
+        """What makes the queries, keys and values of a layer: 3H outputs in this order, by one map or several."""
+
+    def attention_input(self, layer: Any, x: Tensor) -> Tensor:
+        """(..., H), what the projections of a layer see of its input x (..., H)."""
+
+    def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+        """(..., H) behind a layer with input x (..., H), from the context (..., H) that its attention gathered."""
+
+    def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
+        """(b, L, H) behind a layer, from its input x (b, L, H), by its own forward."""
+
+    def head_transform(self, x: Tensor) -> Tensor:
+        """(n, H), what the decoder sees of the last layer's output x (n, H)."""
+
+
+class BertBody:
+    """Built like BERT: normed embeddings, attention.{self, output}, intermediate, output."""
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.body = backbone, backbone.base_model
+        self.layers: Any = self.body.encoder.layer
+        self.heads: int = self.layers[0].attention.self.num_attention_heads
+
+    @staticmethod
+    def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
+        body, layers = backbone.base_model, backbone.base_model.encoder.layer
+        name = "cls" if hasattr(backbone, "cls") else "lm_head"
+        head = getattr(backbone, name)
+        inner = head.predictions if name == "cls" else head
+        output = "dense LayerNorm dropout"
+        parts = [
+            (backbone, f"{backbone.base_model_prefix} {name}"),
+            (body.embeddings, "word_embeddings position_embeddings token_type_embeddings LayerNorm dropout"),
+            (body.encoder, "layer"),
+            (inner, "transform decoder" if name == "cls" else "dense layer_norm decoder"),
+        ]
         for layer in layers:
-            if _children(layer) != {"attention", "intermediate", "output"}:
-                return None
             attention = layer.attention
-            if _children(attention) != {"self", "output"} or layer.is_decoder:
-                return None
-            if _children(attention.self) != {"query", "key", "value", "dropout"}:
-                return None
-            if not {"dense", "LayerNorm", "dropout"} == _children(attention.output) == _children(layer.output):
-                return None
-        inner: Any = getattr(head, "predictions", head)
-        known = _children(inner) == {"transform", "decoder"} or _children(inner) == {"dense", "layer_norm", "decoder"}
-        if not known or _children(backbone) != {_prefix(backbone), "cls" if inner is not head else "lm_head"}:
+            parts += [(layer, "attention intermediate output"), (layer.output, output)]
+            parts += [(attention, "self output"), (attention.output, output)]
+            parts += [(attention.self, "query key value dropout")]
+        known = _built(parts) and _children(body) <= {"embeddings", "encoder", "pooler"}
+        if not known or any(layer.is_decoder for layer in layers):
             return None
         passed = list(layers) if all_layers else [layers[0], layers[-1]]
-        passed += [layer.attention for layer in passed]
-        own = [module.self for module in passed if hasattr(module, "self")]
+        own = [layer.attention.self for layer in passed]
         own += [map_ for module in own for map_ in (module.query, module.key, module.value)]
-        return [backbone, body, body.encoder, head, inner, inner.decoder, *passed, *own]
+        return [backbone, body, body.encoder, head, inner, inner.decoder, *passed, *(x.attention for x in passed), *own]
 
-    def position_ids(self, tokens: Tensor) -> Tensor | None:
-        """(B, L) position ids where they depend on the tokens (RoBERTa counts what is not padding)."""
-        count = getattr(self.embeddings, "create_position_ids_from_input_ids", None)
-        return None if count is None else count(tokens, self.embeddings.padding_idx)
+    def position_ids(self, tokens: Tensor, embedded: bool) -> Tensor:
+        embeddings = self.body.embeddings
+        if not hasattr(embeddings, "create_position_ids_from_input_ids"):
+            return _in_order(tokens)
+        if embedded:
+            return _in_order(tokens, embeddings.padding_idx + 1)
+        return embeddings.create_position_ids_from_input_ids(tokens, embeddings.padding_idx)  # counts all but padding
 
-    @property
-    def first_position_id(self) -> int:
-        """Position id of the first token where places do not depend on the tokens (given embeddings)."""
-        counts = hasattr(self.embeddings, "create_position_ids_from_input_ids")
-        return self.embeddings.padding_idx + 1 if counts else 0
+    def embed(self, tokens: Tensor, position_ids: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.body.embeddings(position_ids=position_ids, **_words(self.backbone, tokens, shift))
 
-    def embed(self, tokens: Tensor, position_ids: Tensor, shift: Tensor | None = None) -> Tensor:
-        """(N, H) from tokens (N,) at position ids (N,). shift: (N, H), added to the embeddings of the tokens."""
-        if shift is None:
-            return self.embeddings(input_ids=tokens[None], position_ids=position_ids[None])[0]
-        word = self.backbone.get_input_embeddings()(tokens) + shift
-        return self.embeddings(inputs_embeds=word[None], position_ids=position_ids[None])[0]
-
-    def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        """The masks that the backbone makes, (B or 1, 1, L, L) or None, by the kind of layer. like: (B, L, 1)."""
-        return {"": create_bidirectional_mask(self.config, like, attention_mask)}
+    def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
+        mask: Any = create_bidirectional_mask(self.body.config, like, attention_mask)
+        return {"": Sight(mask, angles=None)}
 
     def kind(self, layer: Any) -> str:
         return ""
 
-    def project(self, layer: Any, start: int = 0, end: int | None = None) -> Linear:
-        """Outputs start to end of the queries, keys and values of a layer."""
+    def projections(self, layer: Any) -> list[nn.Linear]:
         own = layer.attention.self
-        return Linear(own.query, own.key, own.value, start=start, end=end)
+        return [own.query, own.key, own.value]
 
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
-        """What the projections of a layer see of x (..., H)."""
         return x
-
-    def apply_rotary(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
-        """Queries or keys (N, heads, d), made to know their positions (N,)."""
-        return x
-
-    def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-        return layer(x, mask)
 
     def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
-        """(..., H) after a layer: attention output, MLP, residuals. context: what its attention gathered."""
         return layer.feed_forward_chunk(layer.attention.output(context, x))
 
+    def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
+        return layer(x, sight.mask)
+
     def head_transform(self, x: Tensor) -> Tensor:
-        """What the decoder sees of the last layer's output (N, H)."""
         head = getattr(self.backbone, "cls", None)
         if head is not None:
             return head.predictions.transform(x)
@@ -169,98 +217,89 @@ class Bert:
         return head.layer_norm(F.gelu(head.dense(x)))
 
 
-class ModernBert(Bert):
-    """Bodies built like ModernBERT's: norms before, rotary positions, one projection, local and global attention."""
-
-    rotary = True
+class ModernBertBody:
+    """Built like ModernBERT: norms before, rotary positions, one projection, local and global attention."""
 
     def __init__(self, backbone: Any):
         self.backbone, self.body = backbone, backbone.base_model
-        self.config, self.embeddings = self.body.config, self.body.embeddings
-        self.layers = self.body.layers
-        self.heads = self.config.num_attention_heads
-        self.decoder = backbone.get_output_embeddings()
-        self._angles: dict[str, tuple[Tensor, Tensor]] = {}
+        self.layers: Any = self.body.layers
+        self.heads: int = self.body.config.num_attention_heads
 
     @staticmethod
-    def bypassed(backbone: Any, all_layers: bool = False) -> list[nn.Module] | None:
-        body = backbone.base_model
-        if _children(backbone) != {_prefix(backbone), "head", "decoder"}:
+    def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
+        body, layers = backbone.base_model, backbone.base_model.layers
+        parts = [
+            (backbone, f"{backbone.base_model_prefix} head decoder"),
+            (body, "embeddings layers final_norm rotary_emb"),
+            (body.embeddings, "tok_embeddings norm drop"),
+        ]
+        for layer in layers:
+            parts += [(layer, "attn_norm attn mlp_norm mlp"), (layer.attn, "Wqkv Wo out_drop")]
+        if not _built(parts) or not len(layers) or not isinstance(layers[0].attn_norm, nn.Identity):
             return None
-        if _children(body) != {"embeddings", "layers", "final_norm", "rotary_emb"}:
+        if set(body.rotary_emb.rope_type.values()) != {"default"}:
             return None
-        if _children(body.embeddings) != {"tok_embeddings", "norm", "drop"} or not len(body.layers):
-            return None
-        for layer in body.layers:
-            if _children(layer) != {"attn_norm", "attn", "mlp_norm", "mlp"}:
-                return None
-            if _children(layer.attn) != {"Wqkv", "Wo", "out_drop"}:
-                return None
-        ropes = set(body.rotary_emb.rope_type.values())
-        if ropes != {"default"} or not isinstance(body.layers[0].attn_norm, nn.Identity):
-            return None
-        passed = list(body.layers) if all_layers else [body.layers[0], body.layers[-1]]
+        passed = list(layers) if all_layers else [layers[0], layers[-1]]
         own = [module for layer in passed for module in (layer.attn, layer.attn.Wqkv)]
         return [backbone, body, backbone.decoder, *passed, *own]
 
-    def position_ids(self, tokens: Tensor) -> Tensor | None:
-        return None
+    def position_ids(self, tokens: Tensor, embedded: bool) -> Tensor:
+        return _in_order(tokens)
 
-    def embed(self, tokens: Tensor, position_ids: Tensor, shift: Tensor | None = None) -> Tensor:
-        if shift is None:
-            return self.embeddings(input_ids=tokens[None])[0]
-        return self.embeddings(inputs_embeds=(self.backbone.get_input_embeddings()(tokens) + shift)[None])[0]
+    def embed(self, tokens: Tensor, position_ids: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.body.embeddings(**_words(self.backbone, tokens, shift))
 
-    def masks(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        return {
-            "full_attention": create_bidirectional_mask(self.config, like, attention_mask),
-            "sliding_attention": create_bidirectional_sliding_window_mask(self.config, like, attention_mask),
+    def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
+        config, where = self.body.config, torch.arange(like.shape[1], device=like.device)[None]
+        masks: dict[str, Any] = {
+            "full_attention": create_bidirectional_mask(config, like, attention_mask),
+            "sliding_attention": create_bidirectional_sliding_window_mask(config, like, attention_mask),
         }
+        kinds = {self.kind(layer) for layer in self.layers}
+        return {kind: Sight(masks[kind], self.body.rotary_emb(like, where, kind)) for kind in kinds}
 
     def kind(self, layer: Any) -> str:
         return layer.attention_type
 
-    def project(self, layer: Any, start: int = 0, end: int | None = None) -> Linear:
-        return Linear(layer.attn.Wqkv, start=start, end=end)
+    def projections(self, layer: Any) -> list[nn.Linear]:
+        return [layer.attn.Wqkv]
 
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return layer.attn_norm(x)
-
-    def angles(self, layer: Any, like: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (1, length, d) of the positions."""
-        kind = layer.attention_type
-        if kind not in self._angles or self._angles[kind][0].shape[1] < length:
-            number = torch.arange(length, device=like.device)[None]
-            self._angles[kind] = self.body.rotary_emb(like, number, kind)
-        cos, sin = self._angles[kind]
-        return cos[:, :length], sin[:, :length]
-
-    def apply_rotary(self, layer: Any, x: Tensor, where: Tensor) -> Tensor:
-        cos, sin = (angle[0, where, None] for angle in self.angles(layer, x, self.length))
-        first, second = x.float().chunk(2, dim=-1)
-        return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-    def run(self, layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-        return layer(x, attention_mask=mask, position_embeddings=self.angles(layer, x, x.shape[1]))
 
     def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
         x = x + layer.attn.out_drop(layer.attn.Wo(context))
         return x + layer.mlp(layer.mlp_norm(x))
 
+    def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
+        return layer(x, attention_mask=sight.mask, position_embeddings=sight.angles)
+
     def head_transform(self, x: Tensor) -> Tensor:
         return self.backbone.head(self.body.final_norm(x))
 
 
-def _children(module: Any) -> set[str]:
-    return set() if module is None else {name for name, child in module.named_children() if not _is_loss(child)}
+_KNOWN: tuple[type[Body], ...] = (BertBody, ModernBertBody)
 
 
-def _is_loss(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.loss._Loss)
+def _in_order(tokens: Tensor, start: int = 0) -> Tensor:
+    """The positions (b, L) of tokens (b, L), counted from `start`."""
+    return torch.arange(start, start + tokens.shape[1], device=tokens.device).expand_as(tokens)
 
 
-def _prefix(backbone: Any) -> str:
-    return backbone.base_model_prefix
+def _words(backbone: Any, tokens: Tensor, shift: Tensor | None) -> dict[str, Tensor]:
+    """What embeddings of transformers are called with: the tokens, or their embeddings where a shift is added."""
+    if shift is None:
+        return {"input_ids": tokens}
+    return {"inputs_embeds": backbone.get_input_embeddings()(tokens) + shift}
+
+
+def _built(parts: list[tuple[nn.Module, str]]) -> bool:
+    """Whether each module has the children named beside it, and no others."""
+    return all(_children(module) == set(names.split()) for module, names in parts)
+
+
+def _children(module: nn.Module) -> set[str]:
+    return {name for name, child in module.named_children() if not isinstance(child, nn.modules.loss._Loss)}
 
 
 def untouched(module: nn.Module, own: bool = False) -> bool:
@@ -273,7 +312,7 @@ def untouched(module: nn.Module, own: bool = False) -> bool:
     return plain and (own or type(module) is nn.Linear or home == "transformers")
 
 
-def recognise(model: Any, all_layers: bool = False) -> Bert | None:
+def recognise(model: Any, all_layers: bool = False) -> Body | None:
     """The structure of the model's backbone, where it is a known one and nothing in it was changed.
 
     all_layers: whether all layers are run by their parts, so that nothing may have been changed in any of them.
@@ -281,14 +320,13 @@ def recognise(model: Any, all_layers: bool = False) -> Bert | None:
     backbone = getattr(model, "backbone", None)
     if backbone is None or type(model).forward.__module__ != f"{__package__}.modeling_udm":
         return None
-    for kind in (Bert, ModernBert):
+    for kind in _KNOWN:
         try:
             bypassed = kind.bypassed(backbone, all_layers)
         except (AttributeError, TypeError):  # a module of that name, built otherwise
             continue
         if bypassed is not None:
-            body = kind(backbone)
-            config = body.config
+            body, config = kind(backbone), backbone.base_model.config
             if config._attn_implementation not in ("sdpa", "eager") or len(body.layers) < 2:
                 return None
             if config.output_attentions or config.output_hidden_states:

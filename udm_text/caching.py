@@ -15,112 +15,110 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .fastpath import FastForward, attend
+from .backbones import Angles, Linear, rotate
+from .fastpath import Batch, Group, attend, attend_all, known_body
 
 
-class CachedForward(FastForward):
-    """`FastForward` with the keys and values of all layers kept between calls.
+class CachedForward:
+    """The `Forward` with the keys and values of all layers kept between calls.
 
     Memory beside the model's: 2 * layers * B * L * hidden numbers, whatever the number of calls.
 
     Args:
+        model, attention_mask, lengths: see `FastForward`.
         refresh: r >= 1, calls of a row from one refresh to the next; 1 keeps nothing that is used (exact).
 
     Raises:
         ValueError: where the model is not one whose layers can be run by their parts.
     """
 
-    all_layers = True
-
     def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor, refresh: int):
-        super().__init__(model, attention_mask, lengths)
-        if self.body is None:
+        body = known_body(model, all_layers=True)
+        if body is None:
             raise refused(refresh, f"{type(getattr(model, 'backbone', model)).__name__} as it is here is none of them")
-        self.refresh = refresh
+        self.batch, self.refresh = Batch(body, model, attention_mask, lengths), refresh
 
-    def _make_room(self, body: Any, like: Tensor) -> None:
-        self.age = [0] * self.shape[0]  # calls of each row
-        self.projections = [body.project(layer) for layer in self.layers]
-        width = body.config.hidden_size // body.heads
-        self.kept = [like.new_zeros(*self.shape, 2, body.heads, width) for _ in self.layers]
+    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        """See `Forward`; never None.
 
-    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
-        rows = super().hidden(xt, t, positions)
-        if rows is None:
+        Raises:
+            ValueError: under autocast, with gradients, or in training mode.
+        """
+        if not self.batch.takes(xt):
             raise refused(self.refresh, "not under autocast, with gradients, or in training mode")
-        return rows
-
-    def _pack_projections(self, tokens: int) -> None:
-        for projection in self.projections:
-            projection.pack(tokens)
-
-    def _hidden(self, body: Any, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+        if self.batch.begin():
+            self._prepare()
         asked = positions.any(dim=1).nonzero()[:, 0].tolist()
         due = [row for row in asked if self.age[row] % self.refresh == 0]
         rest = [row for row in asked if self.age[row] % self.refresh]
         number = positions.nonzero()[:, 0]
-        out = self.kept[0].new_empty(len(number), body.config.hidden_size)
-        size = self.group
-        for rows, run in ((due, self._refresh_rows), (rest, self._update_rows)):
-            for group in (rows[start : start + size] for start in range(0, len(rows), size)):
-                here = torch.zeros(self.shape[0], dtype=torch.bool, device=out.device)
-                here[group] = True
-                out[here[number]] = run(body, self._index(group), group, xt, t, positions)
+        out = self.kept[0].new_empty(len(number), self.batch.hidden_size)
+        for rows, run in ((due, self._refresh), (rest, self._update)):
+            for group in self.batch.groups(rows, xt, t, positions):
+                here = torch.zeros(len(xt), dtype=torch.bool, device=out.device)
+                here[group.index] = True
+                out[here[number]] = run(group)
         for row in asked:
             self.age[row] += 1
         return out
 
-    def _refresh_rows(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def head(self, rows: Tensor) -> Tensor:
+        return self.batch.head(rows, self.projections)
+
+    def _prepare(self) -> None:
+        batch, heads = self.batch, self.batch.body.heads
+        self.age = [0] * batch.shape[0]  # calls of each row
+        self.projections = [Linear(*batch.body.projections(layer)) for layer in batch.layers]
+        self.kept = [batch.weight.new_zeros(*batch.shape, 2, heads, batch.hidden_size // heads) for _ in batch.layers]
+
+    def _refresh(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, exact; all keys and values of the rows of the group are kept."""
-        length = max(self.row_lengths[row] for row in rows)
-        tokens, wanted = xt[index, :length], positions[index, :length]
-        masks, where = self._masks(index, length), self.where[:length].repeat(len(rows))
-        *_, position_ids = self._changes(body, index, tokens)
-        shift = self._shift(index, t, self.kept[0])
-        shift = None if shift is None else shift.repeat_interleave(length, dim=0)
-        x = body.embed(tokens.flatten(), position_ids.flatten(), shift).view(*tokens.shape, -1)
-        row, column = wanted.nonzero(as_tuple=True)
-        for number, layer in enumerate(self.layers):
-            mask, last = masks[body.kind(layer)], number == len(self.layers) - 1
-            projected = self.projections[number](body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
-            query, key, value = projected.unbind(dim=2)
-            if body.rotary:
-                query, key = (
-                    body.apply_rotary(layer, part.flatten(0, 1), where).view_as(part) for part in (query, key)
-                )
-            self.kept[number][index, :length] = torch.stack((key, value), dim=2)
-            if last:
-                x, context = x[row, column], attend(query[row, column], key, value, mask, wanted)
+        body, layers = self.batch.body, self.batch.layers
+        *_, position_ids = self.batch.changes(group)
+        x = body.embed(group.tokens, position_ids, None if group.shift is None else group.shift[:, None])
+        here, wanted = (group.index, slice(x.shape[1])), group.wanted.nonzero(as_tuple=True)
+        for number, layer in enumerate(layers):
+            mask, angles = group.sights[body.kind(layer)]
+            query, key, value = self._project(number, x, angles, here)
+            if number < len(layers) - 1:
+                context = attend_all(query, key, value, mask)
             else:
-                query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-                context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+                x, context = x[wanted], attend(query[wanted], key, value, mask, group.wanted)
             x = body.attention_output_and_mlp(layer, context, x)
         return x
 
-    def _update_rows(self, body: Any, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def _update(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, from what changed and what is asked about alone."""
-        length = max(self.row_lengths[row] for row in rows)
-        tokens, wanted = xt[index, :length], positions[index, :length]
-        masks = self._masks(index, length)
-        row, column, number_of, position_ids = self._changes(body, index, tokens, wanted)
-        active = torch.zeros_like(wanted)
-        active[row, column] = True
-        shift = self._shift(index, t, self.kept[0])
-        x = body.embed(tokens[row, column], position_ids[row, column], None if shift is None else shift[row])
-        asked = wanted[row, column]
-        for number, layer in enumerate(self.layers):
-            projected = self.projections[number](body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
-            query, key, value = projected.unbind(dim=1)
-            query, key = body.apply_rotary(layer, query, column), body.apply_rotary(layer, key, column)
-            self.kept[number][number_of, column] = torch.stack((key, value), dim=1)
-            keys, values = self.kept[number][index, :length].unbind(dim=2)
-            where = active
-            if number == len(self.layers) - 1:
-                query, x, where = query[asked], x[asked], wanted
-            x = body.attention_output_and_mlp(layer, attend(query, keys, values, masks[body.kind(layer)], where), x)
+        body, layers = self.batch.body, self.batch.layers
+        row, column, number_of, position_ids = self.batch.changes(group, besides=group.wanted)
+        where = torch.zeros_like(group.wanted)
+        where[row, column] = True
+        shift = None if group.shift is None else group.shift[row]
+        x = body.embed(group.tokens[row, column][None], position_ids[row, column][None], shift)[0]
+        for number, layer in enumerate(layers):
+            mask, angles = group.sights[body.kind(layer)]
+            query, *_ = self._project(number, x, angles, (number_of, column), column)
+            key, value = self.kept[number][group.index, : where.shape[1]].unbind(dim=2)
+            if number == len(layers) - 1:
+                asked, where = group.wanted[row, column], group.wanted
+                query, x = query[asked], x[asked]
+            x = body.attention_output_and_mlp(layer, attend(query, key, value, mask, where), x)
         return x
+
+    def _project(
+        self, number: int, x: Tensor, angles: Angles | None, here: Any, where: Any = slice(None)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (..., heads, d) of a layer with input x (..., H).
+
+        here: where the keys and values are kept, of all rows. where: the positions that x holds.
+        """
+        body = self.batch.body
+        seen = body.attention_input(self.batch.layers[number], x)
+        query, key, value = self.projections[number](seen).unflatten(-1, (3, body.heads, -1)).unbind(dim=-3)
+        query, key = rotate(query, angles, where), rotate(key, angles, where)
+        self.kept[number][here] = torch.stack((key, value), dim=-3)
+        return query, key, value
 
 
 def refused(refresh: int, why: str) -> ValueError:

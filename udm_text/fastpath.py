@@ -8,20 +8,20 @@
 
 Nothing is approximated: what is skipped does not reach the logits that are asked for, or was computed before from the
 same tokens. It works on the backbones of `backbones.py`; every other model takes the plain path, `model(...,
-positions=...)`, which stays the reference.
+positions=...)`, which stays the reference. What it shares with the approximation of `caching.py` is a `Batch`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backbones import Bert, Linear, packed_copy, recognise
+from .backbones import Body, Linear, Sight, packed_copy, recognise, rotate
 
 _ROOM = {"cpu": 1 << 20}
 """Numbers of a hidden state that run through the layers at a time, whole rows each: bounds what a large batch needs."""
@@ -46,14 +46,133 @@ def plain_path() -> Iterator[None]:
         _enabled = before
 
 
+def known_body(model: Any, all_layers: bool = False) -> Body | None:
+    """`recognise`, but None within `plain_path`."""
+    return recognise(model, all_layers) if _enabled else None
+
+
 def round_up(count: int) -> int:
     """Rows that a CPU's matrix kernels are given for `count` rows: kernels are prepared for each new number."""
     block = 64 if count > 64 else 8 if count > 8 else 1
     return -(-count // block) * block
 
 
+class Forward(Protocol):
+    """The network in the calls of one `generate`, by way of its backbone's parts: `FastForward`, `CachedForward`."""
+
+    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
+        """(N, H) behind the last layer in the order of `positions.nonzero()`, for `head`; None: ask the model itself.
+
+        xt: (B, L) int64. t: (B,). positions: (B, L) bool.
+        """
+
+    def head(self, rows: Tensor) -> Tensor:
+        """(n, V) logits of rows (n, H) that `hidden` gave: any of them, as many at a time as there is room for."""
+
+
+class Group(NamedTuple):
+    """Rows that run through the layers together, b of them, cut at the longest."""
+
+    index: Any
+    """Which they are in the batch: a slice where they lie side by side (a view), else a tensor (a copy)."""
+    tokens: Tensor
+    """(b, L) int64."""
+    wanted: Tensor
+    """(b, L) bool, the positions that are asked about."""
+    sights: dict[str, Sight]
+    """By the kind of layer."""
+    shift: Tensor | None
+    """(b, H), what a model conditioned on time adds to the embeddings of a row's tokens."""
+
+
+class Batch:
+    """The rows of one `generate` before a backbone of known parts, and what any `Forward` needs to run them.
+
+    Args:
+        body: the parts of the model's backbone.
+        model, attention_mask, lengths: see `FastForward`.
+    """
+
+    def __init__(self, body: Body, model: Any, attention_mask: Tensor, lengths: Tensor):
+        self.body, self.model, self.lengths, self.shape = body, model, lengths, attention_mask.shape
+        self.attended = None if bool(attention_mask.all()) else attention_mask
+        self.row_lengths = attention_mask.sum(dim=1).tolist()
+        self.timed = model.time_embedding is not None
+        self.weight: Tensor = model.get_input_embeddings().weight
+        self.hidden_size = self.weight.shape[1]
+        rows, length = self.shape
+        like = self.weight.new_empty(1, 1, 1).expand(rows, length, 1)
+        self.group = max(1, _ROOM.get(like.device.type, _ROOM_ELSEWHERE) // (length * self.hidden_size))  # rows
+        self.sights = body.sights(like, None if self.attended is None else self.attended.long())
+        self._weights, self._stamp = list(model.parameters()), -1
+        self.calls = 0  # since the weights are what they are
+
+    def takes(self, xt: Tensor) -> bool:
+        """Whether the parts compute what the model would now: its rows, no gradients, training mode or autocast."""
+        plain = xt.shape == self.shape and not torch.is_grad_enabled() and not self.model.training
+        return plain and not torch.is_autocast_enabled(xt.device.type)
+
+    def begin(self) -> bool:
+        """Counts a call; whether nothing that was kept holds: it is the first, or a callback changed the weights."""
+        stamp = sum(weight._version for weight in self._weights if not weight.is_inference())
+        if stamp == self._stamp:
+            self.calls += 1
+            return False
+        self._stamp, self.calls = stamp, 1
+        self.layers: list[Any] = list(self.body.layers)
+        self.decoder, self.packed = Linear(self.model.get_output_embeddings()), False
+        self.tokens, self.position_ids = (torch.full(self.shape, -1, device=self.weight.device) for _ in range(2))
+        return True
+
+    def groups(self, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Iterator[Group]:
+        """The rows of those numbers, as many at a time as there is room for."""
+        for some in (rows[start : start + self.group] for start in range(0, len(rows), self.group)):
+            side_by_side = some[-1] - some[0] == len(some) - 1
+            index = slice(some[0], some[-1] + 1) if side_by_side else torch.tensor(some, device=xt.device)
+            length = max(self.row_lengths[row] for row in some)
+            sights = {kind: sight.cut(index, length) for kind, sight in self.sights.items()}
+            shift = None
+            if self.timed:
+                ratio = t[index] / self.lengths[index].clamp(min=1)
+                shift = self.model.time_embedding(ratio).to(self.weight.dtype)
+            yield Group(index, xt[index, :length], positions[index, :length], sights, shift)
+
+    def changes(self, group: Group, besides: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Where the tokens of a group differ from those of its last call, which they take the place of.
+
+        besides: (b, L) bool, positions that count as changed. Returns row (n,) in the group, column (n,), row (n,) in
+        the batch; and the position ids (b, L).
+        """
+        index, tokens = group.index, group.tokens
+        here = index, slice(tokens.shape[1])
+        position_ids = self.body.position_ids(tokens, embedded=self.timed)
+        changed = (tokens != self.tokens[here]) | (position_ids != self.position_ids[here])
+        row, column = (changed if besides is None else changed | besides).nonzero(as_tuple=True)
+        number = row + index.start if isinstance(index, slice) else index[row]
+        self.tokens[number, column], self.position_ids[number, column] = tokens[row, column], position_ids[row, column]
+        return row, column, number, position_ids
+
+    def head(self, rows: Tensor, projections: list[Linear]) -> Tensor:
+        """See `Forward.head`. projections: those that whole rows go through, packed where the layers are."""
+        surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
+        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)))
+        if self.calls >= _PACK_FROM and not self.packed:
+            self.packed = True
+            self._pack(len(x), projections)
+        return self.decoder(x)[: len(rows)]
+
+    def _pack(self, rows: int, projections: list[Linear]) -> None:
+        """The head always, which few rows go through; in bfloat16 the layers too (a product takes a fifth less)."""
+        self.decoder.pack(rows)
+        if self.decoder.packed is not None and self.decoder.weight.dtype == torch.bfloat16:
+            tokens = min(self.shape[0], self.group) * self.shape[1]
+            self.layers = [packed_copy(layer, tokens) for layer in self.layers]
+            for projection in projections:
+                projection.pack(tokens)
+
+
 class FastForward:
-    """The network for the calls of one `generate`: what it remembers lasts as long as it.
+    """The exact `Forward`: what it remembers lasts as long as it.
 
     Args:
         model: a `UDMForMaskedGeneration`; its weights stay as they are meanwhile.
@@ -61,177 +180,73 @@ class FastForward:
         lengths: (B,) editable positions of each row, for models conditioned on time.
     """
 
-    all_layers = False
-    """Whether all layers are run by their parts."""
-
     def __init__(self, model: Any, attention_mask: Tensor, lengths: Tensor):
-        self.body = recognise(model, self.all_layers) if _enabled else None
-        self.model, self.shape, self.calls = model, attention_mask.shape, 0
-        self.attended = None if bool(attention_mask.all()) else attention_mask
-        self.row_lengths, self.lengths = attention_mask.sum(dim=1).tolist(), lengths
-        self._weights = list(model.parameters()) if self.body is not None else []
-        self._stamp: int | None = None
-
-    def _prepare(self, body: Bert) -> None:
-        """Weights side by side, masks, and room for what is kept."""
-        rows, length = self.shape
-        embedding = self.model.get_input_embeddings().weight
-        like = embedding.new_empty(1, 1, 1).expand(rows, length, 1)
-        body.length = length
-        room = _ROOM.get(embedding.device.type, _ROOM_ELSEWHERE)
-        self.group = max(1, room // (length * body.config.hidden_size))  # rows
-        self.masks = body.masks(like, None if self.attended is None else self.attended.long())
-        self.layers: list[Any] = list(body.layers)
-        self.decoder, self.packed = Linear(body.decoder), False
-        self.where = torch.arange(length, device=embedding.device)
-        self.tokens = torch.full(self.shape, -1, device=embedding.device)
-        self.position_ids = torch.full(self.shape, -1, device=embedding.device)
-        self._make_room(body, embedding)
-
-    def _make_room(self, body: Bert, like: Tensor) -> None:
-        """The first and the last layer's projections, and what is kept of the first. like: of the weights' kind."""
-        hidden = body.config.hidden_size
-        self.query, self.key_value = (body.project(self.layers[-1], *part) for part in ((0, hidden), (hidden, None)))
-        if self.model.time_embedding is None:
-            self.first = body.project(self.layers[0])
-            self.input = like.new_empty(*self.shape, hidden)
-            self.projected = like.new_empty(*self.shape, 3 * hidden)
-
-    def __call__(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
-        """(N, V) logits in the order of `positions.nonzero()`, or None: ask the model itself. See `hidden`."""
-        rows = self.hidden(xt, t, positions)
-        return None if rows is None else self.head(rows)
+        self.body = known_body(model)
+        if self.body is not None:
+            self.batch = Batch(self.body, model, attention_mask, lengths)
 
     def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
-        """(N, H) behind the last layer in the order of `positions.nonzero()`, for `head`; None: ask the model itself.
-
-        xt: (B, L) int64. t: (B,). positions: (B, L) bool.
-        """
-        body = self.body
-        if body is None or xt.shape != self.shape or torch.is_grad_enabled() or self.model.training:
+        if self.body is None or not self.batch.takes(xt):
             return None
-        if torch.is_autocast_enabled(xt.device.type):
-            return None
-        stamp = sum(weight._version for weight in self._weights if not weight.is_inference())
-        if stamp != self._stamp:  # the first call, or a callback changed the weights
-            self._prepare(body)
-            self._stamp, self.calls = stamp, 0
-        self.calls += 1
-        return self._hidden(body, xt, t, positions)
-
-    def head(self, rows: Tensor) -> Tensor:
-        """(n, V) logits of rows (n, H) that `hidden` gave: any of them, as many at a time as there is room for."""
-        assert self.body is not None
-        surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
-        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)))
-        if self.calls >= _PACK_FROM and not self.packed:
-            self.packed = True
-            self._pack(len(x))
-        return self.decoder(x)[: len(rows)]
-
-    def _pack(self, rows: int) -> None:
-        """The head always, which few rows go through; in bfloat16 the layers too (a product takes a fifth less)."""
-        self.decoder.pack(rows)
-        if self.decoder.packed is not None and self.decoder.weight.dtype == torch.bfloat16:
-            tokens = min(self.shape[0], self.group) * self.shape[1]
-            self.layers = [packed_copy(layer, tokens) for layer in self.layers]
-            self._pack_projections(tokens)
-
-    def _pack_projections(self, tokens: int) -> None:
-        self.key_value.pack(tokens)
-
-    def _hidden(self, body: Bert, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        """(N, H) behind the last layer, by groups of rows."""
+        if self.batch.begin():
+            self._prepare()
         asked = positions.any(dim=1).nonzero()[:, 0].tolist()
-        groups = [asked[start : start + self.group] for start in range(0, len(asked), self.group)]
-        parts = [self._group(body, self._index(rows), rows, xt, t, positions) for rows in groups]
+        parts = [self._run(group) for group in self.batch.groups(asked, xt, t, positions)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _index(self, rows: list[int]) -> Any:
-        """The rows as a slice where they lie side by side (a view), else as a tensor (a copy)."""
-        if rows[-1] - rows[0] == len(rows) - 1:
-            return slice(rows[0], rows[-1] + 1)
-        return torch.tensor(rows, device=self.where.device)
+    def head(self, rows: Tensor) -> Tensor:
+        return self.batch.head(rows, [self.key_value])
 
-    def _masks(self, index: Any, length: int) -> dict[str, Any]:
-        """The masks of some rows, cut at a length, by the kind of layer."""
-        return {
-            kind: mask if mask is None else (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
-            for kind, mask in self.masks.items()
-        }
+    def _prepare(self) -> None:
+        """The first and the last layer's projections, and room for what is kept of the first."""
+        batch, hidden = self.batch, self.batch.hidden_size
+        first, last = (batch.body.projections(batch.layers[end]) for end in (0, -1))
+        self.query, self.key_value = Linear(*last, end=hidden), Linear(*last, start=hidden)
+        if not batch.timed:
+            self.first = Linear(*first)
+            self.input = batch.weight.new_empty(*batch.shape, hidden)
+            self.projected = batch.weight.new_empty(*batch.shape, 3, batch.body.heads, hidden // batch.body.heads)
 
-    def _shift(self, index: Any, t: Tensor, like: Tensor) -> Tensor | None:
-        """(b, H): what a model conditioned on time adds to the embeddings of a row's tokens."""
-        if self.model.time_embedding is None:
-            return None
-        return self.model.time_embedding(t[index] / self.lengths[index].clamp(min=1)).to(like.dtype)
-
-    def _group(self, body: Bert, index: Any, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
-        """(n, H) behind the last layer, of the rows of one group, cut at the longest of them."""
-        length = max(self.row_lengths[row] for row in rows)
-        tokens, wanted = xt[index, :length], positions[index, :length]
-        masks, layers = self._masks(index, length), self.layers
-        kept = self.model.time_embedding is None
-        if kept:
-            x, projected = self._first(body, index, rows, tokens)
-            kind = body.kind(layers[0])
-            parts = projected.unflatten(-1, (3, body.heads, -1)).unbind(dim=2)
-            query, key, value = (part.transpose(1, 2) for part in parts)
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=masks[kind])
-            x = body.attention_output_and_mlp(layers[0], context.transpose(1, 2).flatten(2), x)
+    def _run(self, group: Group) -> Tensor:
+        """(n, H) behind the last layer, of the rows of one group."""
+        body, layers = self.batch.body, self.batch.layers
+        if group.shift is not None:  # the first layer's input changes with the time, everywhere
+            x, between = body.embed(group.tokens, shift=group.shift[:, None]), layers[:-1]
         else:
-            x = self.model.get_input_embeddings()(tokens)
-            shift = self._shift(index, t, x)
-            x = body.embeddings(inputs_embeds=x if shift is None else x + shift[:, None])
-        for layer in layers[1:-1] if kept else layers[:-1]:
-            x = body.run(layer, x, masks[body.kind(layer)])
-        return self._last(body, layers[-1], x, masks[body.kind(layers[-1])], wanted)
+            x, projected = self._first(group)
+            query, key, value = projected.unbind(dim=2)
+            context = attend_all(query, key, value, group.sights[body.kind(layers[0])].mask)
+            x, between = body.attention_output_and_mlp(layers[0], context, x), layers[1:-1]
+        for layer in between:
+            x = body.run(layer, x, group.sights[body.kind(layer)])
+        return self._last(group, layers[-1], x)
 
-    def _first(self, body: Bert, index: Any, rows: list[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (b, L, H) and queries, keys and values (b, L, 3H) of the first layer, brought up to date."""
-        length = tokens.shape[1]
-        row, column, number, position_ids = self._changes(body, index, tokens)
+    def _first(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Input (b, L, H) and queries, keys and values (b, L, 3, heads, d) of the first layer, brought up to date."""
+        body, layer = self.batch.body, self.batch.layers[0]
+        row, column, number, position_ids = self.batch.changes(group)
         if len(row):
-            x = body.embed(tokens[row, column], position_ids[row, column])
+            x = body.embed(group.tokens[row, column][None], position_ids[row, column][None])[0]
             self.input[number, column] = x
-            first = self.layers[0]
-            projected = self.first(body.attention_input(first, x)).unflatten(-1, (3, body.heads, -1))
-            query, key, value = projected.unbind(dim=1)
-            parts = (body.apply_rotary(first, query, column), body.apply_rotary(first, key, column), value)
-            self.projected[number, column] = torch.stack(parts, dim=1).flatten(1)
-        return self.input[index, :length], self.projected[index, :length]
+            query, key, value = self.first(body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1)).unbind(1)
+            angles = group.sights[body.kind(layer)].angles
+            parts = rotate(query, angles, column), rotate(key, angles, column), value
+            self.projected[number, column] = torch.stack(parts, dim=1)
+        here = group.index, slice(group.tokens.shape[1])
+        return self.input[here], self.projected[here]
 
-    def _changes(
-        self, body: Bert, index: Any, tokens: Tensor, besides: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Where tokens (b, L) differ from those of the last call, which they take the place of.
-
-        besides: (b, L) bool, positions that count as changed. Returns row (n,) in the group, column (n,), row (n,) in
-        the batch; and the position ids (b, L).
-        """
-        length = tokens.shape[1]
-        position_ids = body.position_ids(tokens) if self.model.time_embedding is None else None
-        if position_ids is None:
-            position_ids = (self.where[:length] + body.first_position_id).expand_as(tokens)
-        changed = (tokens != self.tokens[index, :length]) | (position_ids != self.position_ids[index, :length])
-        row, column = (changed if besides is None else changed | besides).nonzero(as_tuple=True)
-        number = row + index.start if isinstance(index, slice) else index[row]
-        self.tokens[number, column], self.position_ids[number, column] = tokens[row, column], position_ids[row, column]
-        return row, column, number, position_ids
-
-    def _last(self, body: Bert, layer: Any, x: Tensor, mask: Tensor | None, wanted: Tensor) -> Tensor:
-        """(n, H) behind the last layer at the wanted positions (b, L), from its input x (b, L, H)."""
+    def _last(self, group: Group, layer: Any, x: Tensor) -> Tensor:
+        """(n, H) behind the last layer at the wanted positions, from its input x (b, L, H)."""
+        body, wanted = self.batch.body, group.wanted
+        mask, angles = group.sights[body.kind(layer)]
         seen = body.attention_input(layer, x)
         row, column = wanted.nonzero(as_tuple=True)
-        query = body.apply_rotary(layer, self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), column)
-        if not body.rotary and cheaper_unprojected(wanted, body.heads, x.shape[-1]):
+        query = rotate(self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), angles, column)
+        if angles is None and cheaper_unprojected(wanted, body.heads, x.shape[-1]):
             context = attend_unprojected(query, seen, self.key_value, mask, wanted)
         else:
             key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-            if body.rotary:
-                flat = self.where[: x.shape[1]].expand_as(wanted).flatten()
-                key = body.apply_rotary(layer, key.flatten(0, 1), flat).view_as(key)
-            context = attend(query, key, value, mask, wanted)
+            context = attend(query, rotate(key, angles), value, mask, wanted)
         return body.attention_output_and_mlp(layer, context, x[row, column])
 
 
@@ -262,6 +277,12 @@ def attend_unprojected(query: Tensor, x: Tensor, key_value: Linear, mask: Tensor
     gathered = gathered[:, 0].unflatten(1, (-1, heads))[row, slot]
     context = torch.bmm(gathered.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1).flatten(1)
     return context if key_value.bias is None else context + key_value.bias[heads * width :]
+
+
+def attend_all(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """(b, L, H): what all queries gather. query, key, value: (b, L, heads, d). mask: (b or 1, 1, L, L) or None."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
