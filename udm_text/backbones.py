@@ -318,7 +318,8 @@ def recognise(model: Any, all_layers: bool = False) -> Body | None:
     all_layers: whether all layers are run by their parts, so that nothing may have been changed in any of them.
     """
     backbone = getattr(model, "backbone", None)
-    if backbone is None or type(model).forward.__module__ != f"{__package__}.modeling_udm":
+    # by the name of the file alone: transformers copies what a folder carries once for each class that it loads from it
+    if backbone is None or type(model).forward.__module__.rpartition(".")[2] != "modeling_udm":
         return None
     for kind in _KNOWN:
         try:

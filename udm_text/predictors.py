@@ -17,7 +17,7 @@ from .caching import CachedForward
 from .constraints import Constraints
 from .core import Prediction, recover_noise
 from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
-from .fastpath import FastForward
+from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
@@ -69,7 +69,7 @@ class Predictor:
         self.lengths = inputs.editable.sum(dim=1).repeat(self.readings)
         self.full = bool(inputs.attention_mask.all())
         if approximate(config):
-            self.fast: FastForward = CachedForward(model, self.attention_mask, self.lengths, config.cache_refresh or 1)
+            self.fast: Forward = CachedForward(model, self.attention_mask, self.lengths, config.cache_refresh or 1)
         else:
             self.fast = FastForward(model, self.attention_mask, self.lengths)
         self.num_calls = 0

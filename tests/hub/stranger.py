@@ -40,6 +40,8 @@ found["inferred"] = [type(inferred).__name__, inferred("", **given["samples"])]
 pipe.save_pretrained(given["place"] + "/saved")
 saved = pipeline("udm-generation", model=given["place"] + "/saved", trust_remote_code=True)
 found["saved"] = saved("", **given["samples"])
+beside = type(saved.model.config).__module__.rpartition(".")[0]  # where the predictors are, not where the model is
+found["fast"] = importlib.import_module(f"{beside}.backbones").recognise(saved.model) is not None
 pipe.push_to_hub("user/passed-on", token=given["token"])
 again = AutoModelForMaskedLM.from_pretrained("user/passed-on", trust_remote_code=True)
 found["passed-on"] = type(again).__module__

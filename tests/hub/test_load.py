@@ -151,7 +151,7 @@ def test_carried_code_writes_the_same_texts_where_the_package_cannot_be_imported
 
 
 def test_carried_code_goes_on_when_the_model_is_saved_or_pushed(hub, stranger, local_texts):
-    assert stranger["saved"] == local_texts
+    assert stranger["saved"] == local_texts and stranger["fast"]
     before, after = (hub.repositories[name].files() for name in ("user/with-code", "user/passed-on"))
     assert {name for name in before if name.endswith(".py")} <= after.keys()
     # and so do the figures, for the weights are the same
