@@ -14,6 +14,8 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from udm_text.common import choices
+
 from .degradations import per_row
 from .networks import NETWORKS, network
 from .processes import PREDICTIONS, GaussianProcess, ImageProcess, process_from_dict
@@ -73,11 +75,9 @@ class ImageConfig(PreTrainedConfig):
         if self.levels < 2:
             raise ValueError(f"levels must be at least 2, got {self.levels}")
         if self.network.get("kind") not in NETWORKS:
-            raise ValueError(
-                f"network must have a kind, one of {', '.join(map(repr, NETWORKS))}, got {self.network.get('kind')!r}"
-            )
+            raise ValueError(f"network must have a kind, {choices(NETWORKS)}, got {self.network.get('kind')!r}")
         if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {self.prediction!r}")
+            raise ValueError(f"prediction must be {choices(PREDICTIONS)}, got {self.prediction!r}")
         self.build_process().check_learnable(self.prediction, self.learned_variance)
 
     def build_process(self) -> ImageProcess:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from udm_text.common import eval_mode, written_whole
+from udm_text.common import choices, eval_mode, written_whole
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
@@ -115,7 +115,7 @@ def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tens
     `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance.
     """
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}")
+        raise ValueError(f"weighting must be {choices(WEIGHTINGS)}, got {weighting!r}")
     if weighting == "simple":
         return torch.ones(len(t), dtype=torch.float64, device=t.device)
     if not process.starts_from_noise:
@@ -270,7 +270,7 @@ class ImageObjective:
     ):
         process = config.build_process()
         if error not in ERRORS:
-            raise ValueError(f"error must be one of {', '.join(map(repr, ERRORS))}, got {error!r}")
+            raise ValueError(f"error must be {choices(ERRORS)}, got {error!r}")
         loss_weights(process, config.prediction, weighting, torch.tensor([min(2, process.T)]), gamma)
         if weighting == "vlb" and error != "l2":
             raise ValueError(f"weighting 'vlb' is a bound and goes with error 'l2', got {error!r}")

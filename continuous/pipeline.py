@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import eval_mode, written_whole
+from udm_text.common import choices, eval_mode, written_whole
 from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
@@ -264,7 +264,7 @@ class ImagePipeline:
             progress: show a bar.
         """
         if sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {sampler!r}")
+            raise ValueError(f"sampler must be {choices(SAMPLERS)}, got {sampler!r}")
         process = self.denoiser.gaussian
         labels = self.labels(label, num)
         if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:

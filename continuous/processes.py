@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from udm_text.common import choices
 from udm_text.core import Process
 from udm_text.randomness import RowRandom
 
@@ -447,13 +448,13 @@ def process_from_dict(saved: dict[str, Any]) -> ImageProcess:
     """The process that `to_dict` of either kind wrote."""
     word = saved.get("process")
     if word not in PROCESSES:
-        raise ValueError(f"process must be one of {', '.join(map(repr, PROCESSES))}, got {word!r}")
+        raise ValueError(f"process must be {choices(PROCESSES)}, got {word!r}")
     return PROCESSES[word](saved)
 
 
 def _known(prediction: str) -> str:
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction must be one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
+        raise ValueError(f"prediction must be {choices(PREDICTIONS)}, got {prediction!r}")
     return prediction
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.runs import RunArguments, prepare, resolved
 from udm_text.training.runs import parse as parse_run
@@ -203,7 +204,7 @@ FAMILIES: dict[str, Callable[[ModelArguments], ImageProcess]] = {
 def build_process(model_args: ModelArguments) -> ImageProcess:
     """The process that the flags name."""
     if model_args.process not in FAMILIES:
-        raise ValueError(f"process must be one of {', '.join(map(repr, FAMILIES))}, got {model_args.process!r}")
+        raise ValueError(f"process must be {choices(FAMILIES)}, got {model_args.process!r}")
     options("process_options", model_args.process_options)
     return FAMILIES[model_args.process](model_args)
 

@@ -276,7 +276,7 @@ def test_what_is_too_rare_becomes_no_token():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="must be one of wordpiece, char, bpe or a model directory, got 'word'"):
+    with pytest.raises(ValueError, match="must be 'wordpiece', 'char' or 'bpe', or a model directory, got 'word'"):
         train_tokenizer("word", LINES)
 
 
@@ -427,7 +427,7 @@ def test_length_counts():
 @pytest.mark.parametrize(
     ("how", "error"),
     [
-        ({"rows": "lines"}, "rows must be one of line, fixed, packed, got 'lines'"),
+        ({"rows": "lines"}, "rows must be 'line', 'fixed' or 'packed', got 'lines'"),
         ({"rows": "packed"}, "rows='packed' needs row_length"),
         ({"row_length": 0}, "row_length must be at least 1, got 0"),
     ],

@@ -195,7 +195,10 @@ def test_what_cannot_be_measured_is_refused_by_name(model):
         (lambda: evaluate_bound(substitute, rows, num_steps=2), "num_steps"),
         (lambda: evaluate_bound(model, rows, num_steps=0), "num_steps"),
         (lambda: evaluate_bound(model, rows, schedule="cosine"), "give num_steps"),
-        (lambda: evaluate_bound(model, rows, num_steps=2, schedule="square"), "schedule must be one of"),
+        (
+            lambda: evaluate_bound(model, rows, num_steps=2, schedule="square"),
+            "schedule must be 'linear', 'cosine' or 'optimal'",
+        ),
         (lambda: evaluate_bound(model, rows, num_steps=2, schedule="optimal"), "--curve"),
     ):
         with pytest.raises(ValueError, match=word):

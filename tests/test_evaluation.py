@@ -201,7 +201,7 @@ def test_no_row_to_evaluate_raises(rows):
     [
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"kernel": "sight"}, "kernel must be one of site, hamming, free, got 'sight'"),
+        ({"kernel": "sight"}, "kernel must be 'site', 'hamming' or 'free', got 'sight'"),
     ],
 )
 def test_wrong_arguments_are_refused(how, error):

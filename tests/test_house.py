@@ -1,4 +1,4 @@
-"""The house in order: imports point down the floors, and the README's tree is the tree."""
+"""The house in order: folders import what stands below them, and the tree in CONTRIBUTING is the tree."""
 
 import ast
 import re

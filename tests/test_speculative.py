@@ -554,7 +554,7 @@ def test_constraints_hold_for_drafts_and_conditionals(model):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"order": "confidence"}, "order must be one of 'random', 'left_to_right'"),
+        ({"order": "confidence"}, "order must be 'random' or 'left_to_right'"),
         ({"num_steps": 3}, "num_steps=3"),
         ({"churn": 0.5}, "churn=0.5"),
         ({"max_edits": 2}, "max_edits=2"),

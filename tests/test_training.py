@@ -629,7 +629,7 @@ def test_no_pickle_of_the_arguments_is_left_behind(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"loss": "mse"}, "loss must be one of"),
+        ({"loss": "mse"}, "loss must be 'cross_entropy' or 'nelbo', got 'mse'"),
         ({"eval_draws": 0}, "eval_draws must be at least 1"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0"),
         ({"loss_chunk": 0}, "loss_chunk must be at least 1"),

@@ -42,7 +42,7 @@ class TimeEmbedding(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, ratio: Tensor) -> Tensor:
-        """share: (B,) float in [0, 1]; returns (B, hidden_size) in the parameters' dtype."""
+        """ratio: (B,) float in [0, 1]; returns (B, hidden_size) in the parameters' dtype."""
         k = torch.arange(1, self.num_frequencies + 1, device=ratio.device, dtype=torch.float32)
         angle = math.pi * ratio.float()[:, None] * k
         features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .common import choices
 from .constraints import Constraints
 from .core import recover_noise
 from .decoding import STATIC_ORDERS, draw, log_probabilities, truncate
@@ -254,7 +255,6 @@ def check_speculation(config) -> None:
     """Raises ValueError for settings that speculative steps cannot keep the law of."""
     if config.order not in STATIC_ORDERS:
         raise ValueError(
-            f"speculate draws the order first, so order must be one of {', '.join(map(repr, STATIC_ORDERS))}, got "
-            f"{config.order!r}"
+            f"speculate draws the order first, so order must be {choices(STATIC_ORDERS)}, got {config.order!r}"
         )
     refuse_beside_speculation(config)

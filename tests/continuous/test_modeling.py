@@ -119,11 +119,11 @@ def test_a_checkpoint_with_other_weights_than_its_config_says_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"prediction": "noise"}, "prediction must be one of 'epsilon', 'x0', 'v', got 'noise'"),
+        ({"prediction": "noise"}, "prediction must be 'epsilon', 'x0' or 'v', got 'noise'"),
         ({"process": GaussianProcess.rf(9), "prediction": "epsilon"}, "'epsilon' cannot tell x0 where a_t = 0"),
         ({"process": ColdProcess(Blur(T=4)), "prediction": "v"}, "a cold process is learned with prediction 'x0'"),
         ({"shape": (8, 8)}, "image_shape must be channels, height and width"),
-        ({"network": {"kind": "transformer"}}, "network must have a kind, one of 'mlp', 'unet'"),
+        ({"network": {"kind": "transformer"}}, "network must have a kind, 'mlp' or 'unet'"),
         ({"network": {"kind": "mlp", "depth": 3}}, "network 'mlp' does not take these options"),
         ({"network": {"kind": "unet", "widths": [8, 8, 8]}, "shape": (1, 6, 6)}, "divisible by 4, got 6 x 6"),
         ({"levels": 1}, "levels must be at least 2"),

@@ -290,8 +290,8 @@ def test_importance_observed_in_parts_is_importance_observed_at_once():
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"error": "l3"}, "error must be one of 'l2', 'l1', 'huber', got 'l3'"),
-        ({"weighting": "heavy"}, "weighting must be one of"),
+        ({"error": "l3"}, "error must be 'l2', 'l1' or 'huber', got 'l3'"),
+        ({"weighting": "heavy"}, "weighting must be 'simple', 'snr', 'min_snr' or 'vlb'"),
         ({"weighting": "vlb", "error": "l1"}, "'vlb' is a bound and goes with error 'l2'"),
         ({"label_drop": 1.5}, r"label_drop must lie in \[0, 1\]"),
         ({"gamma": 0.0}, "gamma must be positive"),

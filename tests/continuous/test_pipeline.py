@@ -216,7 +216,7 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
     ("call", "words"),
     [
         (lambda p, c: p.generate(0), "number of images must be at least 1, got 0"),
-        (lambda p, c: p.generate(2, sampler="euler"), "sampler must be one of 'ddim'"),
+        (lambda p, c: p.generate(2, sampler="euler"), "sampler must be 'ddim', 'ddpm'"),
         (lambda p, c: p.generate(2, num_steps=21), r"num_steps must be an integer in 1..20"),
         (lambda p, c: p.generate(2, 3), r"labels must lie in 0..2"),
         (lambda p, c: p.generate(2, "seven"), "label must be 'all' or one of nought, one, two"),

@@ -12,6 +12,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch import Tensor
 
+from ..common import choices
 from ..framing import tokenizer_frame, tokenizer_separator
 from .sources import CorpusError
 
@@ -26,7 +27,7 @@ class RowCutter:
 
     def __init__(self, tokenizer, rows: str = "line", row_length: int | None = None, prompted: bool = False):
         if rows not in ROWS:
-            raise ValueError(f"rows must be one of {', '.join(ROWS)}, got {rows!r}")
+            raise ValueError(f"rows must be {choices(ROWS)}, got {rows!r}")
         if rows != "line" and row_length is None:
             raise ValueError(f"rows={rows!r} needs row_length")
         if row_length is not None and row_length < 1:

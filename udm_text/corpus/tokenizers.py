@@ -10,6 +10,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ..common import choices
 from ..framing import tokenizer_fields
 
 TOKENIZERS = ("wordpiece", "char", "bpe")
@@ -73,7 +74,7 @@ def train_tokenizer(
         )
         core.train_from_iterator(texts, trainer)
     else:
-        raise ValueError(f"tokenizer must be one of {', '.join(TOKENIZERS)} or a model directory, got {kind!r}")
+        raise ValueError(f"tokenizer must be {choices(TOKENIZERS)}, or a model directory, got {kind!r}")
     if cls_sep or separator:
         ids = [(token, core.token_to_id(token)) for token in CLS_SEP.values() if token in special]
         single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if cls_sep else ("$A", "$A [SEP] $B")

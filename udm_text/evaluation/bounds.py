@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import eval_mode
+from ..common import choices, eval_mode
 from ..corpus.rows import collate
 from ..kernels import KERNELS
 from ..objectives import row_losses
@@ -159,9 +159,9 @@ def evaluate_bound(
             raise ValueError(f"{name} must be at least 1, got {value}")
     kernel = kernel or model.config.kernel
     if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
+        raise ValueError(f"kernel must be {choices(KERNELS)}, got {kernel!r}")
     if schedule is not None and schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
+        raise ValueError(f"schedule must be {choices(SCHEDULES)}, got {schedule!r}")
     if num_steps is None and schedule is not None:
         raise ValueError("schedule says how num_steps are spread: give num_steps too")
     if num_steps is not None and not model.config.build_process().prices_steps:

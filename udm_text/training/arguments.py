@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..common import choices
 from ..configuration_udm import PRESETS
 from .objective import check_loss
 from .runs import RunArguments
@@ -105,7 +106,7 @@ class ObjectiveArguments:
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+            raise ValueError(f"objective must be {choices(OBJECTIVES)}, got {self.objective!r}")
         check_loss(self.loss, self.max_corruption, self.loss_chunk)
 
 

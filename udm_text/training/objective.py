@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common import choices
 from ..corpus.rows import collate
 from ..evaluation.bounds import row_draws, scored_rows, summarise
 from ..objectives import LOSSES, row_losses, stratified_counts
@@ -24,7 +25,7 @@ _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
 def check_loss(loss: str, max_corruption: float, loss_chunk: int | None) -> None:
     """Raises ValueError for arguments of `TextObjective` that no model can be trained with."""
     if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+        raise ValueError(f"loss must be {choices(LOSSES)}, got {loss!r}")
     if not 0.0 < max_corruption <= 1.0:
         raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
     if max_corruption < 1.0 and loss != "cross_entropy":
