@@ -25,7 +25,7 @@ from .generation_options import refuse_foreign, refuse_pairs
 from .inputs import check_inputs, make_inputs
 from .predictors import guided
 from .randomness import RowRandom
-from .samplers import find_sampler
+from .samplers import Start, find_sampler
 from .schedules import counts, step_costs
 from .speculative import Drafts, check_speculation
 
@@ -172,9 +172,9 @@ class UDMGenerationMixin:
 
         watcher = Watcher(self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory)
         watcher.begin(xt)
-        how: dict[str, Any] = {"editable": inputs.editable, "random": random, "watch": watcher}
+        start = Start(process, predictor, xt, times, config, inputs.editable, random, watcher)
         with eval_mode(model):
-            walk = find_sampler(config)(process, predictor, xt, times, config, **how)
+            walk = find_sampler(config)(start)
         watcher.end(walk.sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
             return walk.sequences

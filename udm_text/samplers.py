@@ -32,22 +32,25 @@ class Walk(NamedTuple):
     drafts: Drafts | None = None
 
 
-Sampler = Callable[..., Walk]
-"""sampler(process, predictor, xt, times, config, *, editable, random, watch), times (K + 1, B) int64."""
+class Start(NamedTuple):
+    """Where a walk begins and what it takes along: rows xt (B, L), the grid times (K + 1, B) int64, editable (B, L)."""
+
+    process: Any
+    predictor: Any
+    xt: Tensor
+    times: Tensor
+    config: Any
+    editable: Tensor
+    random: RowRandom
+    watch: Watch
 
 
-def step_by_step(
-    process: Any,
-    predictor: Any,
-    xt: Tensor,
-    times: Tensor,
-    config: Any,
-    *,
-    editable: Tensor,
-    random: RowRandom,
-    watch: Watch,
-) -> Walk:
+Sampler = Callable[[Start], Walk]
+
+
+def step_by_step(start: Start) -> Walk:
     """Every step that the grid names, and then those of a revision (`revise`)."""
+    process, predictor, xt, times, config, editable, random, watch = start
     grid = with_revision(times, config.revise) if config.revise else times
 
     def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
@@ -60,23 +63,14 @@ def step_by_step(
     return Walk(sequences, (grid[1:] != grid[:-1]).sum(dim=0), settled)
 
 
-def by_threshold(
-    process: Any,
-    predictor: Any,
-    xt: Tensor,
-    times: Tensor,
-    config: Any,
-    *,
-    editable: Tensor,
-    random: RowRandom,
-    watch: Watch,
-) -> Walk:
+def by_threshold(start: Start) -> Walk:
     """Steps that may go further than the grid asks: the predictor says how far (`threshold`).
 
     A row that is ahead of the grid goes on by at least one position a step, and the walk ends when all rows have. A
     row's steps depend on itself alone.
     """
-    start, steps = (process.corrupted(xt, xt) & editable).sum(dim=1), torch.zeros_like(times[0])
+    process, predictor, xt, times, _, editable, random, watch = start
+    first, steps = (process.corrupted(xt, xt) & editable).sum(dim=1), torch.zeros_like(times[0])
     for step, floor in enumerate(times[1:]):
         t = (process.corrupted(xt, xt) & editable).sum(dim=1)
         if not t.any():
@@ -89,31 +83,15 @@ def by_threshold(
             return watch(step, xs, prediction.s)
 
         xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=on_step)
-    return Walk(xt, steps, start.double() / steps.clamp(min=1))
+    return Walk(xt, steps, first.double() / steps.clamp(min=1))
 
 
-def speculative(
-    process: Any,
-    predictor: Any,
-    xt: Tensor,
-    times: Tensor,
-    config: Any,
-    *,
-    editable: Tensor,
-    random: RowRandom,
-    watch: Watch,
-) -> Walk:
+def speculative(start: Start) -> Walk:
     """Rounds that draft `speculate` tokens and keep the law of one token a step; the grid is not needed."""
-    done = speculate(
-        process,
-        predictor.marginals,
-        xt,
-        config.speculate,
-        editable=editable,
-        random=random,
-        left_to_right=config.order == "left_to_right",
-        on_round=watch,
-    )
+    process, predictor, xt, _, config, editable, random, watch = start
+    how: dict[str, Any] = {"editable": editable, "random": random, "on_round": watch}
+    ordered = config.order == "left_to_right"
+    done = speculate(process, predictor.marginals, xt, config.speculate, left_to_right=ordered, **how)
     return Walk(done.sequences, done.rounds, done.tokens_per_call, done.drafts)
 
 
