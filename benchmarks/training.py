@@ -65,7 +65,7 @@ def make_batch(objective: TextObjective, rows: int, length: int, device: str) ->
 def full_loss(model: UDMForMaskedGeneration, batch: dict[str, Tensor], step: int, objective: TextObjective) -> Tensor:
     """The loss of the objective from logits at every position (special tokens stay in the softmax: four of 30,522)."""
     x0, mask = batch["input_ids"], batch["attention_mask"]
-    editable = batch["labels"] != -100
+    editable = batch["editable"]
     lengths, row_index = editable.sum(dim=1), torch.arange(len(x0), device=x0.device)
     t = stratified_counts(lengths, row_index, len(x0), 0x5354524154410000, step)
     process, random = objective.process, step_random(0, step, row_index)

@@ -239,16 +239,16 @@ def test_a_ratio_of_sums_and_its_error_by_the_delta_method():
 # --- collate ---------------------------------------------------------------------------------------------------------
 
 
-def test_collate_pads_on_the_right_and_labels_editable_tokens_only():
+def test_collate_pads_on_the_right_and_says_which_tokens_are_editable():
     config = make_udm().config
     rows = [{"input_ids": [CLS, 9, SEP], "num_chars": 3}, {"input_ids": [CLS, 7, UNK, 8, SEP]}]
     batch = collate(rows, PAD, config.editable)
     assert {name: value.tolist() for name, value in batch.items()} == {
         "input_ids": [[CLS, 9, SEP, PAD, PAD], [CLS, 7, UNK, 8, SEP]],
         "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]],
-        "labels": [[-100, 9, -100, -100, -100], [-100, 7, -100, 8, -100]],
+        "editable": [[False, True, False, False, False], [False, True, False, True, False]],
     }
-    assert {value.dtype for value in batch.values()} == {torch.int64}
+    assert [value.dtype for value in batch.values()] == [torch.int64, torch.int64, torch.bool]
 
 
 def test_collate_takes_tensors_and_tuples():

@@ -64,13 +64,14 @@ def test_a_row_is_the_pair_as_the_tokenizer_frames_it_and_the_answer_alone_may_c
     assert sum(length_counts(rows)) == len(PAIRS)
 
 
-def test_a_batch_of_padded_pairs_has_labels_on_answers_alone():
+def test_a_batch_of_padded_pairs_is_editable_on_answers_alone():
     config = make_udm(separator_token_ids=[SEP]).config
     rows = [{"input_ids": [CLS, 7, 8, SEP, 9, UNK, 10, SEP]}, {"input_ids": [CLS, SEP, 11, SEP]}, {"input_ids": [CLS]}]
-    labels = collate(rows, PAD, config.editable)["labels"]
-    expected = torch.full((3, 8), -100)
-    expected[0, 4], expected[0, 6], expected[1, 2] = 9, 10, 11
-    assert torch.equal(labels, expected)
+    batch = collate(rows, PAD, config.editable)
+    expected = torch.zeros(3, 8, dtype=torch.bool)
+    expected[0, 4] = expected[0, 6] = expected[1, 2] = True
+    assert torch.equal(batch["editable"], expected)
+    assert batch["input_ids"][expected].tolist() == [9, 10, 11]
 
 
 def test_either_side_keeps_half_of_the_room_and_what_the_other_leaves():
@@ -164,7 +165,7 @@ def pairs_batch(count=64):
 def test_a_hidden_prompt_is_all_masks_between_its_special_tokens_and_nothing_else_changes():
     batch = pairs_batch(4000)
     config = make_udm(separator_token_ids=[SEP]).config
-    x0, editable = batch["input_ids"], batch["labels"] != -100
+    x0, editable = batch["input_ids"], batch["editable"]
     before = x0.clone()
     how = (config.forbidden_tokens(), step_random(3 ^ DROP_SEED, 5, torch.arange(4000)), 0.3, MASK)
     shown = drop_prompts(x0, editable, *how)

@@ -283,7 +283,7 @@ def test_padding_and_special_tokens_are_neither_corrupted_nor_scored(tmp_path, v
     trainer.compute_loss(trainer.model, batch)
     handle.remove()
     [(x0, t, xt)] = watch.calls
-    editable = batch["labels"] != -100
+    editable = batch["editable"]
     assert torch.equal(editable, x0 >= FIRST)
     assert not ((x0 != xt) & ~editable).any()
     visible = isinstance(trainer.objective.process, MaskProcess)
@@ -332,15 +332,16 @@ def test_the_loss_of_a_substitute_model_by_cross_entropy_is_the_mean_over_all_ed
     batch = trainer.data_collator(make_rows(16))
     loss = trainer.compute_loss(trainer.model, batch)
     [(x0, t, xt)] = watch.calls
-    logits = trainer.model(xt, batch["attention_mask"], t=t, num_editable=(batch["labels"] != -100).sum(1)).logits
+    logits = trainer.model(xt, batch["attention_mask"], t=t, num_editable=batch["editable"].sum(1)).logits
     logits[..., trainer.model.config.special_token_ids] = -torch.inf
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()))
+    expected = torch.nn.functional.cross_entropy(logits[batch["editable"]], batch["input_ids"][batch["editable"]])
+    torch.testing.assert_close(loss, expected)
 
 
 def test_the_loss_is_divided_by_the_tokens_of_the_global_batch(tmp_path):
     trainer = make_trainer(tmp_path)
     batch = trainer.data_collator(make_rows(16))
-    tokens = (batch["labels"] != -100).sum()
+    tokens = batch["editable"].sum()
     loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     torch.testing.assert_close(loss, outputs["terms"].sum() / tokens)
     half = trainer.compute_loss(trainer.model, batch, num_items_in_batch=2 * tokens)

@@ -244,7 +244,7 @@ def vocabulary_report(rows: Dataset, tokenizer) -> dict[str, Any]:
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
-    """A batch of rows: input_ids and attention_mask (B, L), labels = x0 where editable and -100 elsewhere.
+    """A batch of rows: input_ids (B, L) int64, attention_mask (B, L) of ones and zeros, editable (B, L) bool.
 
     rows: each with "input_ids". editable(input_ids, attention_mask) -> (B, L) bool.
     """
@@ -256,5 +256,5 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
     padding = [pad_token_id or 0] * longest
     input_ids = torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
     attention_mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-    labels = input_ids.masked_fill(~editable(input_ids, attention_mask), -100)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    changing = editable(input_ids, attention_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "editable": changing}

@@ -111,7 +111,7 @@ def row_draws(
             chosen = by_length[start : start + batch_size]
             batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
             batch = {name: value.to(device) for name, value in batch.items()}
-            editable, mask = batch["labels"] != -100, batch["attention_mask"]
+            editable, mask = batch["editable"], batch["attention_mask"]
             lengths = editable.sum(dim=1)
             result.lengths[chosen] = lengths.cpu()
             random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))

@@ -56,8 +56,7 @@ def evaluate_repair(
     counts = {"restored": 0, "left_alone": 0}
     for start in range(0, len(fit), batch_size):
         batch = collate(fit[start : start + batch_size], config.pad_token_id, config.editable)
-        clean, mask, editable = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-        editable = editable != -100
+        clean, mask, editable = (batch[name].to(device) for name in ("input_ids", "attention_mask", "editable"))
         random = RowRandom(seed, torch.arange(start, start + len(clean), device=device))
         noise = process.sample_noise(clean, editable=editable, random=random)
         wrong = process.corrupt(clean, torch.full((len(clean),), errors, device=device), noise)

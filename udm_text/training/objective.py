@@ -82,14 +82,14 @@ class TextObjective:
 
     def num_items(self, inputs: dict[str, Tensor]) -> Tensor:
         """() int64: editable tokens of the batch."""
-        return inputs["labels"].ne(-100).sum()
+        return inputs["editable"].sum()
 
     def row_terms(
         self, model, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
         """(B,) nats of each row: corrupt t of its l editable positions, predict them, weigh by l/t."""
         x0, mask = inputs["input_ids"], inputs["attention_mask"]
-        editable = inputs["labels"] != -100
+        editable = inputs["editable"]
         forbidden = self.config.forbidden_tokens(x0.device)
         dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
