@@ -10,10 +10,13 @@ import torch
 from huggingface_hub import CommitInfo
 from torch.utils.data import Dataset
 from transformers import Pipeline
-from transformers.pipelines.base import GenericTensor
+from transformers.utils import logging
 
 from .configuration_udm import UDMConfig
+from .detokenizing import restore_text, unknown_parts
 from .generation_configuration_udm import UDMGenerationConfig
+
+logger = logging.get_logger(__name__)
 
 
 class UDMGenerationPipeline(Pipeline):
@@ -59,6 +62,7 @@ class UDMGenerationPipeline(Pipeline):
                 "udm-generation needs a tokenizer: give tokenizer=..., or a model directory that holds one"
             )
         self.tokenizer.padding_side = "right"
+        self._unknown: set[str] = set()
 
     def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any):
         known = (*UDMGenerationConfig._defaults, *self._calls)
@@ -131,14 +135,22 @@ class UDMGenerationPipeline(Pipeline):
 
         return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
-    def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, GenericTensor]:
+    def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, Any]:
         if not isinstance(input_, str):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
             )
+        new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
+        if new:
+            self._unknown.update(new)
+            more = f" and {len(new) - 10} more" if len(new) > 10 else ""
+            logger.warning(
+                f"not in the vocabulary of this model: {', '.join(map(repr, new[:10]))}{more}. They stay in the text "
+                f"as they were typed, and the model reads {self.tokenizer.unk_token} instead"
+            )
         ids = self.tokenizer(input_)["input_ids"]
         input_ids = torch.tensor([ids], dtype=torch.int64)
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
@@ -159,6 +171,7 @@ class UDMGenerationPipeline(Pipeline):
             return x.reshape(rows, number, *x.shape[1:])
 
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
+        result["text"] = input_tensors["text"]
         if self.model.config.prompted:
             starts = self.model.config.answer_starts(output.sequences)[:, None]
             columns = torch.arange(output.sequences.shape[1], device=starts.device)
@@ -178,12 +191,17 @@ class UDMGenerationPipeline(Pipeline):
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
         if return_full_text is None:
             wanted = model_outputs.get("answer", wanted)
+        typed: tuple[str, list[int], list[tuple[int, int]]] | None = None
+        if self.tokenizer.is_fast and return_full_text is not False:
+            encoded = self.tokenizer(model_outputs["text"], return_offsets_mapping=True)
+            typed = (model_outputs["text"], encoded["input_ids"], encoded["offset_mapping"])
         for i in range(model_outputs["sequences"].shape[1]):
-            record: dict[str, Any] = {
-                "generated_text": self.tokenizer.decode(
-                    model_outputs["sequences"][0, i][wanted[0, i].bool()].tolist(), skip_special_tokens=True
-                )
-            }
+            row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
+            if typed is not None:
+                text = restore_text(self.tokenizer, *typed, row.tolist(), shown.tolist())
+            else:
+                text = self.tokenizer.decode(row[shown].tolist(), skip_special_tokens=True)
+            record: dict[str, Any] = {"generated_text": text}
             if "num_calls" in model_outputs:
                 record["num_tokens"] = int(model_outputs["editable"][0, i].sum())
                 record |= {name: int(model_outputs[name][0, i]) for name in ("steps", "num_calls")}
