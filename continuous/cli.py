@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,6 +135,8 @@ def evaluate(
 
     pipe = _load(model, device)
     splits, name = load_splits_of(model, data)
+    for note in splits.notes:
+        print(f"note: {note}", file=sys.stderr)
     figures = evaluate_model(
         pipe,
         splits,

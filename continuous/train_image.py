@@ -17,7 +17,7 @@ from udm_text.training.runs import RunArguments, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
-from .data import ImageSplits, load_images
+from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
 from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
@@ -34,8 +34,8 @@ class DataArguments:
     """What to train on."""
 
     data: str = field(
-        default="digits",
-        metadata={"help": "digits (scikit-learn's), a folder of images or of MNIST's idx files, or a `datasets` name."},
+        default=DIGITS,
+        metadata={"help": "digits (scikit-learn's), a folder of images or of idx files (MNIST), or a `datasets` name."},
     )
     image_size: int | None = field(
         default=None,
@@ -113,6 +113,8 @@ def train_image(
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
         )
+    for note in splits.notes:
+        ready.say(f"note: {note}")
     config = build_config(model_args, process, splits, data.conditional)
     model = ImageDenoiser(config)
     if run.learning_rate is None:
@@ -128,7 +130,7 @@ def train_image(
         f"{config.prediction}, {trainer.rows_per_step} rows a step"
     )
     facts = {
-        "data": resolved(data.data),
+        "data": resolved(data.data, (DIGITS,)),
         "data_arguments": vars(data),
         "model_arguments": vars(model_args),
         "objective_arguments": vars(goal),
@@ -258,15 +260,27 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
 
 
 def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
-    """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name."""
+    """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name.
+
+    Raises:
+        ValueError: no report says which images they were, or what it holds is no report.
+    """
     report_file = Path(model) / "report.json"
-    report: dict[str, Any] = {}
+    report: Any = {}
     if report_file.is_file():
-        report = json.loads(report_file.read_text(encoding="utf-8"))
-    data = data or report.get("data")
+        try:
+            report = json.loads(report_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{report_file} is not readable as JSON: {error}") from None
+    how = report.get("data_arguments", {}) if isinstance(report, dict) else None
+    if not isinstance(how, dict) or not isinstance(report.get("data", ""), str):
+        raise ValueError(f"{report_file} is not the report of a run on images")
+    known = report.get("data")
+    if known is not None and how.get("data") == DIGITS and is_model(known):
+        known = DIGITS  # older reports named the run's own folder, where it was called digits
+    data = data or known
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its images: give --data")
-    how = report.get("data_arguments", {})
     share = how.get("validation_share", 0.05)
     return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data
 

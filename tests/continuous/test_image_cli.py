@@ -81,6 +81,22 @@ def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, co
     assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
 
 
+def test_a_run_in_a_folder_named_digits_is_measured_on_the_digits(hot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["--output", "digits", *QUIET, *TINY, "--times", "30"])
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert report["data"] == "digits"
+    few = ["--num-steps", 2, "-n", 20, "--terms", 0, "--json"]
+    assert json.loads(udm("evaluate", "digits", *few))["data"] == "digits"
+    older = {**report, "data": str(tmp_path / "digits")}
+    (tmp_path / "digits" / "report.json").write_text(json.dumps(older))
+    assert json.loads(udm("evaluate", "digits", *few))["data"] == "digits"
+    udm("evaluate", "digits", "--data", hot, *few, error="is a model, and no data set")
+    for text, words in (("[]", "is not the report of a run on images"), ("{", "is not readable as JSON")):
+        (tmp_path / "digits" / "report.json").write_text(text)
+        udm("evaluate", "digits", *few, error=words)
+
+
 def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.png"
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n")
