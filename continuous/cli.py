@@ -56,10 +56,10 @@ def generate(
     """New images from noise, by a model of a Gaussian process."""
     from .grids import check_target, save_grid, save_strip
 
-    for path in (output, strip):
-        if path is not None:
-            check_target(path)
-    pipe = _load(model, device)
+    check_target(output)
+    if strip is not None:
+        check_target(strip, output)
+    pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
     how |= {"guidance_scale": guidance_scale, "seed": seed}
@@ -94,8 +94,8 @@ def restore(
     from .data import read_image, stack_images
     from .grids import check_target, save_png, tile
 
-    check_target(output)
-    pipe = _load(model, device)
+    check_target(output, *image)
+    pipe = _load(model, device, shown=True)
     channels = pipe.shape[0]
     found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in image)
     if tuple(found.shape[1:]) != pipe.shape:
@@ -165,14 +165,17 @@ def demo(
     run(output, steps, number, seed)
 
 
-def _load(model: str, device: str | None) -> Any:
-    """The pipeline of a model, without the bars of what takes no time."""
+def _load(model: str, device: str | None, shown: bool = False) -> Any:
+    """The pipeline of a model, without the bars of what takes no time; `shown`: of images that a PNG can show."""
     from transformers.utils import logging
 
     from .pipeline import ImagePipeline
 
     logging.disable_progress_bar()
-    return ImagePipeline.from_pretrained(model, device)
+    pipe = ImagePipeline.from_pretrained(model, device)
+    if shown and pipe.shape[0] not in (1, 3):
+        raise ValueError(f"a PNG shows 1 or 3 channels, and {model} makes images of {pipe.shape[0]}")
+    return pipe
 
 
 _SHOWN = 8

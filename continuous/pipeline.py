@@ -76,7 +76,8 @@ class ImagePipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | None = None, **kwargs: Any) -> ImagePipeline:
-        """A model directory, or a name on the Hub."""
+        """A model directory, or a name on the Hub. ValueError: a device that is not there, before anything is read."""
+        check_device(device)
         if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
             raise FileNotFoundError(f"there is no model directory {name}")
         denoiser = ImageDenoiser.from_pretrained(str(name), **kwargs)
@@ -503,6 +504,17 @@ class _Watcher:
         with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
             self.advance = bar.update
             yield
+
+
+def check_device(device: Any) -> None:
+    """ValueError unless tensors can be put on this device (None: wherever they are)."""
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' can") from None
 
 
 def _seed(seed: int | None) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from continuous.data import digits, to_bytes
+from continuous.pipeline import ImagePipeline
 from continuous.train_image import main
 from udm_text.cli import main as command
 from udm_text.cli.commands import app
@@ -113,6 +114,40 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         command()
     assert stop.value.code == 1 and capsys.readouterr().err == "udm: there is no model directory ./no/model\n"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(hot, cold, tmp_path, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    words = f"device '{device}' cannot be used here ("
+    udm("generate", hot, "-o", tmp_path / "a.png", "--device", device, error=words)
+    udm("evaluate", cold, "--device", device, error=words)
+    udm("restore", cold, tmp_path / "none.png", "-o", tmp_path / "a.png", "--device", device, error=words)
+    with pytest.raises(ValueError) as caught:
+        ImagePipeline.from_pretrained(hot, device)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(hot, cold, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImagePipeline, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    missing, taken = tmp_path / "no" / "a.png", tmp_path / "taken.png"
+    taken.mkdir()
+    udm("generate", hot, "-o", missing, error=f"there is no directory {tmp_path / 'no'}")
+    udm("generate", hot, "-o", tmp_path / "a.png", "--strip", missing, error=f"there is no directory {tmp_path / 'no'}")
+    udm("generate", hot, "-o", taken, error="taken.png is a directory")
+    udm("generate", hot, "-o", tmp_path / "a.png", "--strip", tmp_path / "a.png", error="would take the place of")
+    udm("restore", cold, tmp_path / "a.png", "-o", tmp_path / "a.png", error="would take the place of")
+    udm("generate", hot, "-o", tmp_path / ("a" * 250 + ".png"), error="cannot be written: File name too long")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, monkeypatch, tmp_path):
+    monkeypatch.setattr(ImagePipeline, "generate", lambda *_, **__: pytest.fail("samples were drawn"))
+    udm("evaluate", hot, "--terms", 1, error="terms must be 0, for no bound, or at least 2, got 1")
+    for i, image in enumerate(to_bytes(digits().train.images[:5])):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    udm("evaluate", hot, "--data", tmp_path, error="at least 2 held-out images and 4 to train on, got 1 and 4")
 
 
 @pytest.mark.slow
