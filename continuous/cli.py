@@ -76,9 +76,17 @@ def generate(
 def restore(
     model: Model,
     image: Annotated[list[Path], typer.Argument(help="Degraded images (any image file of the model's size).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="What is written: before and after below each other.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An image to write: before and after below each other.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="A folder for the restored images, each a PNG named as its file.")
+    ] = None,
     t: Annotated[
-        int | None, typer.Option("--t", min=1, help="How far they are degraded; default: as far as can be.")
+        int | None,
+        typer.Option(
+            "--t", min=1, help="How far they are degraded; default: as far as can be, with --degrade half way."
+        ),
     ] = None,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="The files are clean: degrade them first, to try it.")
@@ -91,10 +99,14 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Restore degraded images, by a model of a cold process (or take the noise out of noisy ones)."""
-    from .data import read_image, stack_images
-    from .grids import check_target, save_png, tile
+    from .data import read_image, stack_images, to_bytes
+    from .grids import check_target, check_targets, save_png, tile
 
-    check_target(output, *image)
+    if output is None and output_dir is None:
+        raise ValueError("give --output FILE.png, --output-dir DIR or both: where the restored images go")
+    if output is not None:
+        check_target(output, *image)
+    singles = [] if output_dir is None else check_targets(output_dir, image)
     pipe = _load(model, device, shown=True)
     channels = pipe.shape[0]
     found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in image)
@@ -105,11 +117,20 @@ def restore(
         )
     rows = [found]
     if degrade:
+        if t is None:
+            t = (pipe.process.T + 1) // 2
+            print(f"note: degraded to t = {t} of {pipe.process.T}; --t takes another", file=sys.stderr)
         found = pipe.degrade(found, t, seed=seed)
         rows.append(found)
     restored = pipe.restore(found, t, label=label, num_steps=num_steps, churn=churn, seed=seed, progress=not quiet)
-    save_png(output, tile([*rows, restored]))
-    print(output)
+    if output is not None:
+        save_png(output, tile([*rows, restored]))
+        print(output)
+    if output_dir is not None:
+        output_dir.mkdir(exist_ok=True)
+    for path, one in zip(singles, restored, strict=False):
+        save_png(path, to_bytes(one))
+        print(path)
 
 
 @app.command()

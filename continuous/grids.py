@@ -47,6 +47,30 @@ def check_target(path: str | Path, *others: str | Path) -> Path:
     return path
 
 
+def check_targets(folder: Path, sources: Sequence[Path]) -> list[Path]:
+    """A PNG in `folder` for each source, named as it is; the folder is made if need be, and then its parent is there.
+
+    Raises:
+        ValueError: two sources of one name, a source that would be overwritten, a folder that is a file or whose parent
+            is missing. OSError: the folder cannot be written to.
+    """
+    targets = [folder / f"{source.stem}.png" for source in sources]
+    seen: dict[Path, Path] = {}
+    for source, target in zip(sources, targets, strict=True):
+        if target in seen:
+            raise ValueError(f"{seen[target]} and {source} would both be written as {target}: give them apart")
+        seen[target] = source
+    if folder.is_dir():
+        return [check_target(target, *sources) for target in targets]
+    parent = folder.absolute().parent
+    if folder.exists() or not parent.is_dir():
+        why = "it is a file" if folder.exists() else f"there is no directory {parent}"
+        raise ValueError(f"images must go to a folder in an existing directory, got {str(folder)!r}: {why}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OSError(f"{str(folder)!r} cannot be made: {parent} cannot be written to")
+    return targets
+
+
 def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:
     """Rows of images as one image: (C, H, W) uint8.
 

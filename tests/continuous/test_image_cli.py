@@ -1,6 +1,9 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
+import dataclasses
 import json
+import re
+import shutil
 import sys
 
 import pytest
@@ -8,9 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from continuous.data import digits, to_bytes
+from continuous.data import digits, folder_rows, read_image, to_bytes
+from continuous.degradations import DEGRADATIONS
 from continuous.pipeline import ImagePipeline
 from continuous.train_image import main
+from tests.helpers import ROOT
 from udm_text.cli import main as command
 from udm_text.cli.commands import app
 
@@ -72,6 +77,36 @@ def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     with Image.open(tmp_path / "two.png") as page:  # the first row is what was given
         row = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).view(140, 140)
     assert torch.equal(row[4:68:8, 4:68:8], to_bytes(clean)[0, 0])
+
+
+def test_restored_images_are_written_one_by_one_too(cold, tmp_path):
+    files = []
+    for i, image in enumerate(to_bytes(digits().validation.images[:2])):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[0].numpy()).save(files[-1])
+    out = tmp_path / "restored"
+    printed = udm("restore", cold, *files, "--output-dir", out, "--t", 2, "--quiet")
+    assert printed.split() == [str(out / "0.png"), str(out / "1.png")]
+    found = folder_rows(out).images
+    assert found.shape == (2, 1, 8, 8)
+    clean = torch.stack([read_image(path, "it") for path in files])
+    pipe = ImagePipeline.from_pretrained(cold)
+    assert torch.equal(to_bytes(found), to_bytes(pipe.restore(clean, 2, seed=0)))
+    udm("restore", cold, *files, "--output-dir", tmp_path, error="would take the place of")
+    udm("restore", cold, *files, "--output-dir", tmp_path / "no" / "here", error=f"no directory {tmp_path / 'no'}")
+    udm("restore", cold, *files, "--output-dir", files[0], error="it is a file")
+    udm("restore", cold, files[0], out / "0.png", "--output-dir", tmp_path / "x", error="would both be written as")
+    udm("restore", cold, *files, error="give --output FILE.png, --output-dir DIR or both")
+    assert not (tmp_path / "x").exists()
+
+
+def test_degrading_goes_half_way_unless_told_how_far(cold, tmp_path, monkeypatch):
+    Image.fromarray(to_bytes(digits().validation.images[0])[0].numpy()).save(tmp_path / "a.png")
+    seen = []
+    monkeypatch.setattr(ImagePipeline, "degrade", lambda self, images, t, seed: seen.append(t) or images)
+    for more in ([], ["--t", 3]):
+        udm("restore", cold, tmp_path / "a.png", "-o", tmp_path / "b.png", "--degrade", "--quiet", *more)
+    assert seen == [2, 3] and ImagePipeline.from_pretrained(cold).process.T == 3
 
 
 def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, cold):
@@ -148,6 +183,26 @@ def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, m
     for i, image in enumerate(to_bytes(digits().train.images[:5])):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
     udm("evaluate", hot, "--data", tmp_path, error="at least 2 held-out images and 4 to train on, got 1 and 4")
+
+
+def test_the_snippets_of_the_documentation_run_one_after_the_other(hot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cold = ["--process", "cold", "--degradation_options", '{"T": 3}', "--conditional", "false"]
+    main(["--output", "runs/blur", *QUIET, *TINY, *cold])
+    shutil.copytree(hot, "runs/digits")
+    text = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block.replace("num_steps=50", "num_steps=5"), "docs/images.md", "exec"), names)
+    assert len(blocks) >= 2 and (tmp_path / "grid.png").exists() and names["restored"].shape[1:] == (1, 8, 8)
+    for name, kind in DEGRADATIONS.items():  # every degradation stands in the table, with every parameter and default
+        if kind.__module__ != "continuous.degradations":
+            continue
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        for field in dataclasses.fields(kind):
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert f'"{field.name}": {json.dumps(default)}' in line
 
 
 @pytest.mark.slow
