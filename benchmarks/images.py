@@ -57,6 +57,7 @@ def main() -> None:
             arguments = ["--data", how.data, "--output", str(folder), "--max_steps", str(how.steps)]
             arguments += ["--process", "cold", "--degradation", kind, "--degradation_options", json.dumps(parameters)]
             arguments += ["--conditional", "false", "--report_to", "none", "--plot", "false", "--seed", str(how.seed)]
+            arguments += ["--eval_strategy", "no"]  # the last weights of every model, as they were always compared
             train([*arguments, *(["--network", how.network] if how.network else [])])
             figures = restorations(ImagePipeline.from_pretrained(folder), held, classifier, t, how.seed)
             found[name] = {way: figure.to_dict() for way, figure in figures.items()}

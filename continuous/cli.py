@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,10 +56,10 @@ def generate(
     """New images from noise, by a model of a Gaussian process."""
     from .grids import check_target, save_grid, save_strip
 
-    for path in (output, strip):
-        if path is not None:
-            check_target(path)
-    pipe = _load(model, device)
+    check_target(output)
+    if strip is not None:
+        check_target(strip, output)
+    pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
     how |= {"guidance_scale": guidance_scale, "seed": seed}
@@ -75,9 +76,17 @@ def generate(
 def restore(
     model: Model,
     image: Annotated[list[Path], typer.Argument(help="Degraded images (any image file of the model's size).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="What is written: before and after below each other.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="An image to write: before and after below each other.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="A folder for the restored images, each a PNG named as its file.")
+    ] = None,
     t: Annotated[
-        int | None, typer.Option("--t", min=1, help="How far they are degraded; default: as far as can be.")
+        int | None,
+        typer.Option(
+            "--t", min=1, help="How far they are degraded; default: as far as can be, with --degrade half way."
+        ),
     ] = None,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="The files are clean: degrade them first, to try it.")
@@ -90,11 +99,15 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Restore degraded images, by a model of a cold process (or take the noise out of noisy ones)."""
-    from .data import read_image, stack_images
-    from .grids import check_target, save_png, tile
+    from .data import read_image, stack_images, to_bytes
+    from .grids import check_target, check_targets, save_png, tile
 
-    check_target(output)
-    pipe = _load(model, device)
+    if output is None and output_dir is None:
+        raise ValueError("give --output FILE.png, --output-dir DIR or both: where the restored images go")
+    if output is not None:
+        check_target(output, *image)
+    singles = [] if output_dir is None else check_targets(output_dir, image)
+    pipe = _load(model, device, shown=True)
     channels = pipe.shape[0]
     found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in image)
     if tuple(found.shape[1:]) != pipe.shape:
@@ -104,11 +117,20 @@ def restore(
         )
     rows = [found]
     if degrade:
+        if t is None:
+            t = (pipe.process.T + 1) // 2
+            print(f"note: degraded to t = {t} of {pipe.process.T}; --t takes another", file=sys.stderr)
         found = pipe.degrade(found, t, seed=seed)
         rows.append(found)
     restored = pipe.restore(found, t, label=label, num_steps=num_steps, churn=churn, seed=seed, progress=not quiet)
-    save_png(output, tile([*rows, restored]))
-    print(output)
+    if output is not None:
+        save_png(output, tile([*rows, restored]))
+        print(output)
+    if output_dir is not None:
+        output_dir.mkdir(exist_ok=True)
+    for path, one in zip(singles, restored, strict=False):
+        save_png(path, to_bytes(one))
+        print(path)
 
 
 @app.command()
@@ -134,6 +156,8 @@ def evaluate(
 
     pipe = _load(model, device)
     splits, name = load_splits_of(model, data)
+    for note in splits.notes:
+        print(f"note: {note}", file=sys.stderr)
     figures = evaluate_model(
         pipe,
         splits,
@@ -162,14 +186,17 @@ def demo(
     run(output, steps, number, seed)
 
 
-def _load(model: str, device: str | None) -> Any:
-    """The pipeline of a model, without the bars of what takes no time."""
+def _load(model: str, device: str | None, shown: bool = False) -> Any:
+    """The pipeline of a model, without the bars of what takes no time; `shown`: of images that a PNG can show."""
     from transformers.utils import logging
 
     from .pipeline import ImagePipeline
 
     logging.disable_progress_bar()
-    return ImagePipeline.from_pretrained(model, device)
+    pipe = ImagePipeline.from_pretrained(model, device)
+    if shown and pipe.shape[0] not in (1, 3):
+        raise ValueError(f"a PNG shows 1 or 3 channels, and {model} makes images of {pipe.shape[0]}")
+    return pipe
 
 
 _SHOWN = 8

@@ -139,8 +139,9 @@ def edit(
 
 def check_editable(editable: Tensor, known: Tensor) -> Tensor:
     """`editable` in the shape of `known`; raises ValueError where it is not bool or does not broadcast."""
-    if editable.dtype != torch.bool:
-        raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {editable.dtype}")
+    if not isinstance(editable, Tensor) or editable.dtype != torch.bool:
+        what = editable.dtype if isinstance(editable, Tensor) else type(editable).__name__
+        raise ValueError(f"editable must be a bool tensor, true where pixels may change, got {what}")
     try:
         return editable.expand(known.shape)
     except RuntimeError:

@@ -7,7 +7,12 @@ to a data loader a batch at a time.
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import struct
+import warnings
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +24,10 @@ from torch.utils.data import Dataset
 
 from udm_text.randomness import RowRandom
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+DIGITS = "digits"
+"""Names the embedded digits, also where a path of that name exists."""
+SUFFIXES = tuple(".png .jpg .jpeg .jpe .jfif .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
+"""What the name of an image file ends in, in capitals or not."""
 HELD_OUT_DIGITS = 500
 _SPLIT = 0x53504C4954000000
 """Distinguishes the seed of a split from that of noise."""
@@ -98,10 +106,11 @@ class ImageRows(Dataset):
 
 @dataclass
 class ImageSplits:
-    """Rows to train on, and rows that are held out."""
+    """Rows to train on, and rows that are held out; `notes`: what was left out or taken in part, a sentence each."""
 
     train: ImageRows
     validation: ImageRows
+    notes: tuple[str, ...] = ()
 
 
 def collate_images(rows: Any) -> dict[str, Tensor]:
@@ -193,58 +202,133 @@ def digits() -> ImageSplits:
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """An idx file of bytes (MNIST's format), gzipped or not, as a uint8 tensor.
+    """An idx file of bytes (MNIST's format), gzipped or not, whatever its name, as a uint8 tensor.
 
     Raises:
-        ValueError: not such a file, or one that ends too early.
+        ValueError: not such a file, or one that is shorter or longer than it says.
     """
     path = Path(path)
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
+        with _opened(path) as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != _IDX:
+                while file.read(_CHUNK):  # a torn gzip file is called that
+                    pass
+                raise ValueError(
+                    f"{path} is not an idx file of bytes: it must begin with 00 00 08, got {head[:3].hex(' ')}"
+                )
+            lengths = file.read(4 * head[3])
+            shape = struct.unpack(f">{head[3]}I", lengths) if len(lengths) == 4 * head[3] else ()
+            size = 1
+            for length in shape:
+                size *= length
+            raw = bytearray()
+            while len(raw) <= size and (more := file.read(min(_CHUNK, size + 1 - len(raw)))):
+                raw += more
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a readable gzip file: {error}") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is not an idx file of bytes: it must begin with 00 00 08, got {raw[:3].hex(' ')}")
-    head = 4 + 4 * raw[3]
-    shape = struct.unpack(f">{raw[3]}I", raw[4:head]) if len(raw) >= head else ()
-    size = 1
-    for length in shape:
-        size *= length
-    if not shape or len(raw) - head != size:
-        raise ValueError(f"{path} should hold {size} bytes for shape {shape}, and holds {len(raw) - head}")
-    return torch.frombuffer(bytearray(raw[head:]), dtype=torch.uint8).reshape(shape)
+    if not shape or len(raw) != size:
+        held = "more" if len(raw) > size else len(raw)
+        raise ValueError(f"{path} should hold {size} bytes for shape {shape}, and holds {held}")
+    return torch.frombuffer(raw, dtype=torch.uint8).reshape(shape) if raw else torch.empty(shape, dtype=torch.uint8)
 
 
-def mnist(folder: str | Path) -> ImageSplits:
-    """A folder with the four idx files of MNIST (or of a set in its format): train, and t10k as held-out rows."""
-    parts = []
-    for part in ("train", "t10k"):
-        found = []
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-            names = [Path(folder, f"{part}-{kind}{end}") for end in (".gz", "")]
-            path = next((name for name in names if name.is_file()), None)
-            if path is None:
-                raise FileNotFoundError(f"{folder} lacks {names[0].name}, one of the four files of MNIST")
-            found.append(read_idx(path))
-        pixels, labels = found
-        if pixels.ndim != 3 or labels.shape != pixels.shape[:1]:
-            raise ValueError(
-                f"{folder}: images {tuple(pixels.shape)} and labels {tuple(labels.shape)} of {part} do not fit"
-            )
-        parts.append(ImageRows(from_bytes(pixels[:, None]), labels.to(torch.int64)))
-    return ImageSplits(*parts)
+_IDX = b"\0\0\x08"
+_CHUNK = 1 << 24
+
+
+def _opened(path: Path) -> Any:
+    """A file to read from, unpacked where its content, not its name, is that of gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def is_idx(path: Path) -> bool:
+    """Whether a file is one of MNIST's format, by its content or by MNIST's own way of naming."""
+    if re.search(r"idx\d-ubyte", path.name):
+        return True
+    try:
+        with _opened(path) as file:
+            head = file.read(4)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return len(head) == 4 and head[:3] == _IDX and 1 <= head[3] <= 4
+
+
+def mnist(folder: str | Path) -> ImageSplits | ImageRows:
+    """The idx files of MNIST, or of a set in its format, below a folder, under any names.
+
+    Images are the files of three dimensions, labels those of one, and a pair has the same number of rows. Of two pairs
+    the one is held out whose file of images has "t10k", "test" or "val" in its name, or else the smaller one. Files
+    that lie there twice count once.
+
+    Returns:
+        Both parts; of one pair alone its rows.
+
+    Raises:
+        ValueError: a file cannot be read, or the files are no such pairs; the message names them.
+    """
+    paths = [path for path in walk(Path(folder)) if is_idx(path)]
+    images: list[tuple[Path, Tensor]] = []
+    labels: list[tuple[Path, Tensor]] = []
+    for path in paths:
+        values = read_idx(path)
+        if values.ndim not in (1, 3):
+            raise ValueError(f"{path} has shape {tuple(values.shape)}; images have 3 dimensions and labels 1")
+        known = images if values.ndim == 3 else labels
+        if not any(torch.equal(values, other) for _, other in known):
+            known.append((path, values))
+
+    def named(files: list[tuple[Path, Tensor]]) -> str:
+        return ", ".join(f"{path.relative_to(folder)} {tuple(values.shape)}" for path, values in files) or "none"
+
+    counts = [len(pixels) for _, pixels in images]
+    if not images or len(images) > 2 or len(set(counts)) < len(counts) or len(labels) != len(images):
+        raise ValueError(
+            f"{folder}: of idx files there must be one of images and one of its labels, or two of each with different "
+            f"numbers of rows; got images {named(images)} and labels {named(labels)}"
+        )
+    parts = {}
+    for path, pixels in images:
+        own = next((values for _, values in labels if len(values) == len(pixels)), None)
+        if own is None:
+            raise ValueError(f"{folder}: images {named([(path, pixels)])} and labels {named(labels)} do not fit")
+        parts[path] = ImageRows(from_bytes(pixels[:, None]), own.to(torch.int64))
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    held = [path for path in parts if re.search("t10k|test|val", path.name.lower())]
+    last = held[0] if len(held) == 1 else min(parts, key=lambda path: len(parts[path]))
+    [first] = [path for path in parts if path != last]
+    return ImageSplits(parts[first], parts[last])
+
+
+def walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The files below a folder, sorted by name, links followed; hidden ones (`.git`, `._a.png`) are none of them."""
+    above = above | {folder.resolve()}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__MACOSX":
+            continue
+        if path.is_dir():
+            if path.resolve() not in above:  # a link that leads back up
+                yield from walk(path, above)
+        else:
+            yield path
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The image files below a folder, by the end of their names; none that is hidden or lies in a hidden folder."""
+    return [path for path in walk(folder) if path.suffix.lower() in SUFFIXES]
 
 
 def read_image(source: Any, name: str, size: int | None = None, channels: int | None = None) -> Tensor:
-    """One image as float32 (C, H, W) in [-1, 1].
+    """One image as float32 (C, H, W) in [-1, 1], as a viewer shows it.
+
+    Turned as its EXIF data say; what is transparent lies on white; 16 bits a pixel, of either byte order, are rounded
+    to 8. Of several frames the first is taken, with a warning.
 
     Args:
-        source: a path, an open file, or a Pillow image.
+        source: a path, an open file, a Pillow image, or a function that gives one.
         name: what a message calls it.
         size: the shorter side is brought to it and the middle square is cut out; None: as it is.
         channels: 1 (grey) or 3 (colour); None: grey where the file is grey.
@@ -252,22 +336,65 @@ def read_image(source: Any, name: str, size: int | None = None, channels: int | 
     Raises:
         ValueError: the file cannot be read as an image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    image, frames = _read(source, name, size, channels)
+    if frames > 1:
+        warnings.warn(f"{name} holds {frames} frames; the first is taken", stacklevel=2)
+    return image
+
+
+def _read(source: Any, name: str, size: int | None, channels: int | None) -> tuple[Tensor, int]:
+    """`read_image`, and the number of frames of the file."""
+    from PIL import Image, ImageOps
 
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} cannot be read as an image: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            image = source() if callable(source) else source
+            image = image if isinstance(image, Image.Image) else Image.open(image)
+            # a photo of a telephone may carry a preview of itself as a second frame
+            frames = 1 if getattr(image, "format", None) == "MPO" else getattr(image, "n_frames", 1)
+            sixteen = getattr(image, "format", None) in ("PNG", "PPM")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow raises whatever a damaged file makes its readers stumble over
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(f"{name} cannot be read as an image: {reason}") from None
+    image = _flat(image, name, sixteen)
     if channels is None:
-        channels = 1 if image.mode in ("1", "L", "I", "I;16", "F") else 3
-    if image.mode in ("I", "I;16", "F"):
-        raise ValueError(f"{name} has pixels of mode {image.mode!r}; convert it to 8 bits first")
+        channels = 1 if image.mode == "L" else 3
     image = image.convert({1: "L", 3: "RGB"}[channels])
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return from_bytes(pixels.reshape(image.height, image.width, channels).permute(2, 0, 1))
+    return from_bytes(pixels.reshape(image.height, image.width, channels).permute(2, 0, 1)), frames
+
+
+def _flat(image: Any, name: str, sixteen: bool) -> Any:
+    """A Pillow image without transparency and of 8 bits: mode "L" where it is grey, else "RGB".
+
+    sixteen: whether its format knows integers of 16 bits at most, which Pillow may hold as 32.
+    """
+    from PIL import Image
+
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and sixteen):
+        import numpy
+
+        wide = numpy.asarray(image).astype(numpy.int64)
+        narrow = (wide + 128) // 257
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            narrow[wide == clear] = 255
+        return Image.fromarray(narrow.clip(0, 255).astype(numpy.uint8))
+    if mode in ("I", "F"):
+        raise ValueError(f"{name} has pixels of mode {mode!r}, whose range is not known; convert it to 8 or 16 bits")
+    grey = mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        if mode in ("La", "RGBa"):
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[mode])
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if grey else "RGB")
 
 
 def stack_images(named: Iterator[tuple[str, Tensor]]) -> Tensor:
@@ -283,18 +410,54 @@ def stack_images(named: Iterator[tuple[str, Tensor]]) -> Tensor:
     return torch.stack(images)
 
 
-def folder_rows(folder: str | Path, size: int | None = None, channels: int | None = None) -> ImageRows:
-    """The images of a folder. Where every one lies in a subfolder, the subfolders' names are the classes."""
-    folder = Path(folder)
-    paths = image_files(folder)
+def folder_rows(
+    folder: str | Path, size: int | None = None, channels: int | None = None, notes: list[str] | None = None
+) -> ImageRows:
+    """The images of a folder. Where they lie in subfolders, the subfolders' names are the classes.
+
+    notes: what is left out or taken in part is added to it, a sentence each; None: warned of.
+
+    Raises:
+        ValueError: no images, images beside class folders, or one that cannot be read or has another shape.
+    """
+    folder, said = Path(folder), [] if notes is None else notes
+    files = list(walk(folder))
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not paths:
         raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
-    images = stack_images((str(path), read_image(path, str(path), size, channels)) for path in paths)
     parents = [path.relative_to(folder).parts[:-1] for path in paths]
-    if not all(parents):
+    stray = [path for path, above in zip(paths, parents, strict=True) if not above]
+    if stray and len(stray) < len(paths):
+        raise ValueError(
+            f"{folder} holds {len(stray)} images beside its {len({p[0] for p in parents if p})} subfolders of images "
+            f"(first: {stray[0]}): subfolders are classes, so move them into one, or all images into one folder"
+        )
+    several: list[str] = []
+
+    def read(path: Path) -> Tensor:
+        image, frames = _read(path, str(path), size, channels)
+        if frames > 1:
+            several.append(str(path))
+        return image
+
+    images = stack_images((str(path), read(path)) for path in paths)
+    if len(files) > len(paths):
+        said.append(_left_out(folder, [path for path in files if path.suffix.lower() not in SUFFIXES]))
+    if several:
+        said.append(f"{len(several)} files hold several frames, of which the first is taken (first: {several[0]})")
+    for note in said if notes is None else ():
+        warnings.warn(note, stacklevel=2)
+    if stray:
         return ImageRows(images)
-    classes = sorted({parts[0] for parts in parents})
-    return ImageRows(images, torch.tensor([classes.index(parts[0]) for parts in parents]), classes)
+    classes = sorted({above[0] for above in parents})
+    return ImageRows(images, torch.tensor([classes.index(above[0]) for above in parents]), classes)
+
+
+def _left_out(folder: Path, files: Sequence[Path]) -> str:
+    """A sentence on files that are no images."""
+    kinds = Counter(path.suffix.lower() or "without suffix" for path in files)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+    return f"{folder}: left out what is no image by its name: {listed} (first: {files[0].name})"
 
 
 def dataset_rows(part: Any, name: str, size: int | None = None, channels: int | None = None) -> ImageRows:
@@ -307,11 +470,23 @@ def dataset_rows(part: Any, name: str, size: int | None = None, channels: int | 
     own, labels = column(Image), column(ClassLabel)
     if len(own) != 1:
         raise ValueError(f"{name} must have one column of images, got {own or 'none'} among {part.column_names}")
-    rows = ((f"{name}, row {i}", row[own[0]]) for i, row in enumerate(part.select_columns(own)))
-    images = stack_images((where, read_image(image, where, size, channels)) for where, image in rows)
+    feature = Image(mode=part.features[own[0]].mode)
+    stored = part.select_columns(own).cast_column(own[0], Image(decode=False))
+
+    def read(value: Any, where: str) -> Tensor:
+        if value is None:
+            raise ValueError(f"{where} holds no image")
+        return read_image(lambda: feature.decode_example(value), where, size, channels)
+
+    named = ((f"{name}, row {i}", row[own[0]]) for i, row in enumerate(stored))
+    images = stack_images((where, read(value, where)) for where, value in named)
     if len(labels) != 1:
         return ImageRows(images)
-    return ImageRows(images, torch.tensor(part[labels[0]][:]), part.features[labels[0]].names)
+    found = part[labels[0]][:]
+    for i, label in enumerate(found):
+        if label is None or label < 0:
+            raise ValueError(f"{name}, row {i} has no class in its column {labels[0]}, and others have one")
+    return ImageRows(images, torch.tensor(found), part.features[labels[0]].names)
 
 
 def load_images(
@@ -320,8 +495,8 @@ def load_images(
     """`data` as rows to train on and rows held out.
 
     Args:
-        data: "digits"; a folder with MNIST's idx files; a folder of images (with `train` and `validation` or `test`
-            inside, or classes as subfolders); else the name or path of a `datasets` data set.
+        data: "digits"; a folder with idx files, as MNIST's; a folder of images (with `train` and `validation`, `val` or
+            `test` inside, or classes as subfolders); else the name or path of a `datasets` data set.
         size, channels: see `read_image`; the digits and idx files stay as they are.
         validation_share: held out where the data has no part of its own for that.
         seed: of the split.
@@ -335,50 +510,100 @@ def load_images(
         raise ValueError(f"image_size must be at least 4, got {size}")
     if not 0.0 < validation_share < 1.0:
         raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
-    if data == "digits":
+    if data == DIGITS:
         if size not in (None, 8) or channels == 3:
             raise ValueError(
                 f"the digits are 8 x 8 and grey: leave image_size and channels away, got {size}, {channels}"
             )
         return digits()
     folder = Path(data)
-    parts: dict[str, ImageRows]
-    if folder.is_dir() and list(folder.glob("*-idx3-ubyte*")):
-        return mnist(folder)
-    if folder.is_dir() and not list(folder.glob("*.parquet")) and image_files(folder):
-        named = {path.name: path for path in folder.iterdir() if path.is_dir() and path.name in _PARTS}
-        parts = {name: folder_rows(path, size, channels) for name, path in named.items()}
-        if "train" not in parts:
-            parts = {"train": folder_rows(folder, size, channels)}
-    elif folder.is_file():
+    notes: list[str] = []
+    if folder.is_file():
         raise ValueError(f"{data} is a file; data must be 'digits', a folder, or the name of a data set")
+    files = [] if not folder.is_dir() or list(folder.glob("*.parquet")) else list(walk(folder))
+    if files and is_model(folder):
+        raise ValueError(f"{data} is a model, and no data set: give 'digits', a folder of images or a data set")
+    idx = [path for path in files if path.suffix.lower() not in SUFFIXES and is_idx(path)]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    parts: dict[str, ImageRows]
+    if idx and images:
+        raise ValueError(f"{data} holds idx files ({idx[0]}) and images ({images[0]}): keep them in two folders")
+    if idx:
+        found = mnist(folder)
+        if len(files) > len(idx):
+            notes.append(_left_out(folder, [path for path in files if path not in idx]))
+        if isinstance(found, ImageSplits):
+            found.notes = tuple(notes)
+            return found
+        parts = {"train": found}
+    elif images:
+        parts = _folder_parts(folder, size, channels, notes)
     else:
-        parts = _dataset_parts(data, lambda part, name: dataset_rows(part, name, size, channels))
+        parts = _dataset_parts(data, lambda part, name: dataset_rows(part, name, size, channels), notes)
     train = parts["train"]
-    held = next((parts[name] for name in _PARTS[1:] if name in parts), None)
+    held = next((parts[name] for name in HELD_OUT if name in parts), None)
     if held is None:
-        return hold_out(train, max(1, round(validation_share * len(train))), seed)
+        splits = hold_out(train, max(1, round(validation_share * len(train))), seed)
+        splits.notes = tuple(notes)
+        return splits
     if held.shape != train.shape or held.classes != train.classes:
         raise ValueError(
             f"{data}: the held-out part has shape {held.shape} and classes {held.classes}, the training "
             f"part {train.shape} and {train.classes}"
         )
-    return ImageSplits(train, held)
+    return ImageSplits(train, held, tuple(notes))
 
 
-_PARTS = ("train", "validation", "test")
+HELD_OUT = ("validation", "val", "test")
+"""Names of a part that is held out; of several the first is taken."""
 
 
-def _dataset_parts(data: str, read: Callable[[Any, str], ImageRows]) -> dict[str, ImageRows]:
+def is_model(folder: str | Path) -> bool:
+    """Whether a folder holds a model of ours: then the images in it are drawn, not data."""
+    try:
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "udm-image"
+
+
+def _chosen(names: list[str], data: str, notes: list[str]) -> list[str]:
+    """ "train" and the first held-out part among names of parts; the others are noted."""
+    chosen = ["train", *[name for name in HELD_OUT if name in names][:1]]
+    if rest := [name for name in names if name not in chosen]:
+        notes.append(f"{data}: {', '.join(rest)} left out; {' and '.join(chosen)} taken")
+    return chosen
+
+
+def _folder_parts(folder: Path, size: int | None, channels: int | None, notes: list[str]) -> dict[str, ImageRows]:
+    """Parts of a folder of images by name; the whole as "train" where it has none."""
+    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    folders = {path.name: path for path in inside if path.is_dir() and image_files(path)}
+    if "train" not in folders:
+        if held := [name for name in HELD_OUT if name in folders]:
+            raise ValueError(f"{folder} holds a folder {held[0]} to hold out and none named train")
+        return {"train": folder_rows(folder, size, channels, notes)}
+    if stray := [path for path in inside if path.is_file() and path.suffix.lower() in SUFFIXES]:
+        raise ValueError(
+            f"{folder} holds {len(stray)} images beside its folder train (first: {stray[0]}): move them into a part"
+        )
+    if loose := [path for path in inside if path.is_file()]:
+        notes.append(_left_out(folder, loose))
+    chosen = _chosen(list(folders), str(folder), notes)
+    return {name: folder_rows(folders[name], size, channels, notes) for name in chosen}
+
+
+def _dataset_parts(data: str, read: Callable[[Any, str], ImageRows], notes: list[str]) -> dict[str, ImageRows]:
     from datasets import load_dataset
 
     try:
         found: Any = load_dataset(data)
     except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"data must be 'digits', a folder of images or of MNIST's files, or a `datasets` data set; {data!r} is "
-            f"none that could be loaded: {type(error).__name__}: {error}"
+            f"none that could be loaded: {type(error).__name__}: {reason}"
         ) from None
     if "train" not in found:
         raise ValueError(f"{data} has no split named train, only {', '.join(found)}")
-    return {name: read(found[name], f"{data}[{name}]") for name in _PARTS if name in found}
+    return {name: read(found[name], f"{data}[{name}]") for name in _chosen(list(found), data, notes)}

@@ -94,7 +94,7 @@ def train(output: Path, options: list[str], steps: int, seed: int) -> None:
         console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
         return
     arguments = ["--output", str(output), *options, "--max_steps", str(steps), "--seed", str(seed)]
-    arguments += ["--report_to", "none"]
+    arguments += ["--report_to", "none", "--eval_strategy", "no"]  # so few steps do not overtrain
     console.print(f"\n[bold]training[/]  udm image train {' '.join(arguments)}", markup=True)
     train_image(arguments)
 

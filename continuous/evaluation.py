@@ -299,7 +299,7 @@ def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[
             rows.images,
             times,
             levels=rows.levels,
-            num_terms=min(terms, len(times) - 1),
+            num_terms=terms if terms < len(times) - 1 else None,
             random=RowRandom(seed, torch.arange(len(rows))),
         )
         bits = bound.bits_per_dim(rows.images[0].numel())
@@ -327,6 +327,15 @@ def evaluate_model(
     held = splits.validation
     if splits.train.shape != pipe.shape:
         raise ValueError(f"the model makes images of shape {pipe.shape}, and the data has {splits.train.shape}")
+    if len(held) < 2 or len(splits.train) < 4:
+        raise ValueError(
+            f"figures need at least 2 held-out images and 4 to train on, got {len(held)} and {len(splits.train)}: give "
+            "--data with more"
+        )
+    if number is not None and number < 2:
+        raise ValueError(f"number, of samples, must be at least 2, got {number}")
+    if terms and terms < 2:
+        raise ValueError(f"terms must be 0, for no bound, or at least 2, got {terms}")
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     if not pipe.process.starts_from_noise:
         found = restorations(pipe, held, classifier, seed=seed)
@@ -335,13 +344,14 @@ def evaluate_model(
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
         labels = held.labels[torch.arange(number) % len(held)]
+    reference = reference_rows(splits, classifier, seed)  # what it refuses is refused before samples are made
     images = pipe.generate(
         number, labels, sampler=sampler, num_steps=num_steps, guidance_scale=guidance_scale, seed=seed
     )
     how = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     figures: dict[str, Any] = {
         "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
-        "reference": {name: one.to_dict() for name, one in reference_rows(splits, classifier, seed).items()},
+        "reference": {name: one.to_dict() for name, one in reference.items()},
     }
     if terms:
         figures["bound"] = bits_per_dim(pipe, held, terms, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,55 @@ _CELL = 64
 _PAD, _BACKGROUND = 4, 255
 
 
-def check_target(path: str | Path) -> Path:
-    """The path, if a PNG can be written there; raises before anything is computed for it."""
+def check_target(path: str | Path, *others: str | Path) -> Path:
+    """The path, if a PNG can be written there; raises before anything is computed for it.
+
+    others: files that it must not take the place of.
+
+    Raises:
+        ValueError: another suffix, a directory, a missing parent folder, one of the `others`.
+        OSError: a folder that cannot be written to, or a name that the file system does not take.
+    """
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"images are written as .png, got {str(path)!r}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"an image must be a file in an existing directory, got {str(path)!r}")
+    parent = path.absolute().parent
+    if path.is_dir() or not parent.is_dir():
+        why = f"{path} is a directory" if path.is_dir() else f"there is no directory {parent}"
+        raise ValueError(f"an image must be a file in an existing directory, got {str(path)!r}: {why}")
+    if clash := [other for other in others if Path(other).resolve() == path.resolve()]:
+        raise ValueError(f"{str(path)!r} would take the place of {str(clash[0])!r}: give it another name")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # the name that `written_whole` gives
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}") from None
+    part.unlink()
     return path
+
+
+def check_targets(folder: Path, sources: Sequence[Path]) -> list[Path]:
+    """A PNG in `folder` for each source, named as it is; the folder is made if need be, and then its parent is there.
+
+    Raises:
+        ValueError: two sources of one name, a source that would be overwritten, a folder that is a file or whose parent
+            is missing. OSError: the folder cannot be written to.
+    """
+    targets = [folder / f"{source.stem}.png" for source in sources]
+    seen: dict[Path, Path] = {}
+    for source, target in zip(sources, targets, strict=True):
+        if target in seen:
+            raise ValueError(f"{seen[target]} and {source} would both be written as {target}: give them apart")
+        seen[target] = source
+    if folder.is_dir():
+        return [check_target(target, *sources) for target in targets]
+    parent = folder.absolute().parent
+    if folder.exists() or not parent.is_dir():
+        why = "it is a file" if folder.exists() else f"there is no directory {parent}"
+        raise ValueError(f"images must go to a folder in an existing directory, got {str(folder)!r}: {why}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OSError(f"{str(folder)!r} cannot be made: {parent} cannot be written to")
+    return targets
 
 
 def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:

@@ -23,6 +23,10 @@ from .processes import PREDICTIONS, GaussianProcess, ImageProcess, process_from_
 CONFIG_VERSION = 1
 
 
+class NonFiniteOutputError(RuntimeError):
+    """What a network predicts is NaN or infinite."""
+
+
 @strict
 class ImageConfig(PreTrainedConfig):
     """What an image model is.
@@ -206,13 +210,25 @@ class ImageDenoiser(PreTrainedModel):
     def predict(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """(x0_hat, share of the variance or None), as `predict_x0`."""
         model_output, share = self.split_output(self(xt, t, self.label_row(labels, len(xt))))
-        return self.to_x0(model_output, xt, t), share
+        x0 = self.to_x0(model_output, xt, t)
+        finite = torch.isfinite(x0) if share is None else torch.isfinite(x0) & torch.isfinite(share)
+        if not finite.all():
+            broken = ~finite.flatten(1).all(dim=1)
+            raise NonFiniteOutputError(
+                f"what the network predicts is not finite at t = {int(t[broken.to(t.device)][0])}, in "
+                f"{int(broken.sum())} of {len(xt)} images, so nothing is drawn: its weights are damaged, or too large "
+                f"for {self.dtype}"
+            )
+        return x0, share
 
     def predict_x0(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x0_hat (B, C, H, W), float32, or float64 where xt is.
 
         Args:
             xt: (B, C, H, W). t: (B,) int64 in 0..T. labels: (B,) int64 classes, -1 for none; None: none at all.
+
+        Raises:
+            NonFiniteOutputError: a value is NaN or infinite.
         """
         return self.predict(xt, t, labels)[0]
 

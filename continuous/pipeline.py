@@ -12,6 +12,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
 OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
-"""callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place."""
+"""callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place.
+
+What it returns must be finite and of the shape of xt; None or {} leaves xt as it is.
+"""
 
 
 @dataclass
@@ -76,7 +80,8 @@ class ImagePipeline:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str | None = None, **kwargs: Any) -> ImagePipeline:
-        """A model directory, or a name on the Hub."""
+        """A model directory, or a name on the Hub. ValueError: a device that is not there, before anything is read."""
+        check_device(device)
         if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
             raise FileNotFoundError(f"there is no model directory {name}")
         denoiser = ImageDenoiser.from_pretrained(str(name), **kwargs)
@@ -215,11 +220,15 @@ class ImagePipeline:
             if name in kwargs:
                 raise ValueError(f"{name} belongs to generate; a call takes {ours}")
         if generator is not None:
+            if not isinstance(generator, torch.Generator):
+                raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
             if kwargs.get("seed") is not None:
                 raise ValueError("give seed or generator, not both")
             kwargs["seed"] = RowRandom.fresh(1, generator=generator).seed
+        check_flag("return_dict", return_dict)
         if batch_size is None:
-            several = isinstance(class_labels, Tensor | Sequence) and not isinstance(class_labels, str)
+            several = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
+            several = several or (isinstance(class_labels, Tensor) and class_labels.ndim > 0)
             batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
         kwargs.setdefault("progress", not self._progress_bar.get("disable", False))
         made = self.generate(
@@ -263,10 +272,14 @@ class ImagePipeline:
             output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone.
             progress: show a bar.
         """
-        if sampler not in SAMPLERS:
+        if not isinstance(sampler, str) or sampler not in SAMPLERS:
             raise ValueError(f"sampler must be {choices(SAMPLERS)}, got {sampler!r}")
         process = self.denoiser.gaussian
-        labels = self.labels(label, num)
+        labels, num = self.labels(label, num), int(num)
+        check_number("guidance_scale", guidance_scale)
+        if eta is not None:
+            check_number("eta", eta, 0, 1)
+        check_flag("clip", clip)
         if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:
             raise ValueError(
                 "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
@@ -324,14 +337,12 @@ class ImagePipeline:
             churn: 0 keeps the residual (improved sampling), 1 forgets it (naive).
             label, clip, seed, batch_size, callback_on_step_end, output_trajectory, progress: as in `generate`.
         """
-        if not isinstance(degraded, Tensor) or degraded.ndim != 4 or tuple(degraded.shape[1:]) != self.shape:
-            what = tuple(degraded.shape) if isinstance(degraded, Tensor) else type(degraded).__name__
-            raise ValueError(f"degraded must have shape (N, {', '.join(map(str, self.shape))}), got {what}")
-        if math.isfinite(slack := self.process.overshoot()):
-            check_images(degraded, "degraded", self.shape, slack=slack)
-        t = self.process.T if t is None else t
-        if not 1 <= t <= self.process.T:
-            raise ValueError(f"t must lie in 1..{self.process.T}, got {t}")
+        check_images(degraded, "degraded", self.shape, slack=self.process.overshoot())
+        t = self.process.T if t is None else check_whole("t", t, 1, self.process.T)
+        if num_steps is not None:
+            check_whole("num_steps", num_steps, 1, t)
+        check_number("churn", churn, 0, 1)
+        check_flag("clip", clip)
         labels = self.labels(label, len(degraded))
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
@@ -378,7 +389,13 @@ class ImagePipeline:
         known = check_images(known, "known", self.shape)
         process = self.denoiser.gaussian
         labels = self.labels(label, len(known))
-        steps = min(num_steps or process.T, start or process.T)
+        start = None if start is None else check_whole("start", start, 1, process.T)
+        steps = first = process.T if start is None else start
+        if num_steps is not None:
+            steps = min(check_whole("num_steps", num_steps, 1), first)
+        check_number("guidance_scale", guidance_scale)
+        check_number("eta", eta, 0, 1)
+        check_flag("clip", clip)
         times = sampling.grid(process, steps, start=start)
         editable = control.check_editable(editable, known)
 
@@ -399,16 +416,14 @@ class ImagePipeline:
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
         """Clean images (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
         check_images(images, "images", self.shape)
-        t = self.process.T if t is None else t
-        if not 0 <= t <= self.process.T:
-            raise ValueError(f"t must lie in 0..{self.process.T}, got {t}")
+        t = self.process.T if t is None else check_whole("t", t, 0, self.process.T)
         times = torch.full((len(images),), t, dtype=torch.int64)
         random = RowRandom(_seed(seed), torch.arange(len(images)))
         return self.process.corrupt(images, times, self.process.sample_noise(images, random=random))
 
     def labels(self, label: int | str | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
         """(num,) int64 classes as `generate` means them; None: no class."""
-        if isinstance(num, bool) or not isinstance(num, int) or num < 1:
+        if isinstance(num, bool) or not isinstance(num, Integral) or int(num) < 1:
             raise ValueError(f"the number of images must be at least 1, got {num!r}")
         classes = self.denoiser.config.classes or []
         if label is None:
@@ -421,11 +436,19 @@ class ImagePipeline:
             if label not in classes:
                 raise ValueError(f"label must be 'all' or one of {', '.join(classes)}, got {label!r}")
             label = classes.index(label)
-        if isinstance(label, int):
-            label = [label] * num
-        found = torch.as_tensor(label, dtype=torch.int64)
+        given = [label] * int(num) if isinstance(label, Integral) else label
+        mixed = isinstance(given, Sequence) and any(isinstance(one, bool) for one in given)
+        try:
+            found = torch.as_tensor(given).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            mixed, found = True, torch.empty(0)
+        if mixed or found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+            raise ValueError(
+                f"label must be 'all', one class by name or index, or an index for each image, got {label!r}"
+            )
         if found.shape != (num,):
             raise ValueError(f"label must be one class, or one for each of {num} images, got {tuple(found.shape)}")
+        found = found.to(torch.int64)
         self.denoiser.label_row(found, num)
         return found
 
@@ -440,8 +463,7 @@ class ImagePipeline:
         watcher: _Watcher,
     ) -> Tensor | ImageOutput:
         """`run` for each batch of rows with their labels, watched; what it gives is held inside [-1, 1]."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_whole("batch_size", batch_size, 1)
         seed = _seed(seed)
         rows = torch.arange(num, device=self.denoiser.device)
         images = []
@@ -458,6 +480,10 @@ class _Watcher:
     """What looks on while images come to be: a bar, the caller's callback, a trajectory."""
 
     def __init__(self, pipe: ImagePipeline, callback: OnStepEnd | None, keeps: bool, progress: bool):
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end must be a function, got {type(callback).__name__}")
+        check_flag("output_trajectory", keeps)
+        check_flag("progress", progress)
         self.pipe, self.callback, self.keeps, self.progress = pipe, callback, keeps, progress
         self.batches: list[list[Tensor]] = []
         self.states: list[Tensor] = []
@@ -479,7 +505,19 @@ class _Watcher:
         self.advance()
         if self.callback is None:
             return None
-        return (self.callback(self.pipe, step, self.s, {"xt": xs}) or {}).get("xt", xs)
+        returned: Any = self.callback(self.pipe, step, self.s, {"xt": xs})
+        if returned is None or (isinstance(returned, dict) and not returned):
+            return None
+        xt = returned["xt"] if isinstance(returned, dict) and set(returned) == {"xt"} else None
+        if not isinstance(xt, Tensor) or xt.shape != xs.shape or not xt.is_floating_point():
+            what = f"xt {tuple(xt.shape)} {xt.dtype}" if isinstance(xt, Tensor) else repr(returned)[:80]
+            raise ValueError(
+                'callback_on_step_end must return None or {"xt": a floating point tensor of shape '
+                f"{tuple(xs.shape)}}}, got {what} after step {step}"
+            )
+        if not torch.isfinite(xt).all():
+            raise ValueError(f"callback_on_step_end returned an xt that is not finite after step {step}")
+        return xt.to(xs)
 
     def finished(self, images: Tensor) -> Tensor:
         """A batch at its end, on the CPU and inside [-1, 1]."""
@@ -505,8 +543,45 @@ class _Watcher:
             yield
 
 
+def check_device(device: Any) -> None:
+    """ValueError unless tensors can be put on this device (None: wherever they are)."""
+    if device is None:
+        return
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' can") from None
+
+
+def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` as an int in low..high (None: no end); ValueError naming it for anything else, True and False too."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    whole = int(value)
+    if whole < low or (high is not None and whole > high):
+        where = f"be at least {low}" if high is None else f"lie in {low}..{high}"
+        raise ValueError(f"{name} must {where}, got {whole}")
+    return whole
+
+
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """ValueError unless `value` is a finite number in [low, high]; True and False are none."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not low <= float(value) <= high:
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def _seed(seed: int | None) -> int:
-    return secrets.randbits(63) if seed is None else seed
+    """The seed, or a fresh one; ValueError unless its 64 bits hold it."""
+    return secrets.randbits(63) if seed is None else check_whole("seed", seed, -(2**63), 2**64 - 1)
 
 
 def _to_unit(images: Tensor) -> Tensor:

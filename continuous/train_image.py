@@ -6,18 +6,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udm_text.common import choices
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from udm_text.common import choices, written_whole
 from udm_text.training import UDMTrainer
 from udm_text.training.runs import RunArguments, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
-from .data import ImageSplits, load_images
+from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
 from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
@@ -34,8 +41,8 @@ class DataArguments:
     """What to train on."""
 
     data: str = field(
-        default="digits",
-        metadata={"help": "digits (scikit-learn's), a folder of images or of MNIST's idx files, or a `datasets` name."},
+        default=DIGITS,
+        metadata={"help": "digits (scikit-learn's), a folder of images or of idx files (MNIST), or a `datasets` name."},
     )
     image_size: int | None = field(
         default=None,
@@ -82,6 +89,9 @@ class ObjectiveArguments:
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
     importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
+    keep_best: bool = field(
+        default=True, metadata={"help": "Write the weights of the best held-out loss of all evaluations, not the last."}
+    )
 
 
 DEFAULTS = {
@@ -90,8 +100,68 @@ DEFAULTS = {
     "per_device_eval_batch_size": 512,
     "ema_decay": 0.999,
     "save_steps": 0.25,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
 }
 """Of a run on small images, where they differ from those of `RunArguments`."""
+
+
+class BestWeights(TrainerCallback):
+    """Keeps the weights of the best held-out loss, and puts them in place when training ends.
+
+    They are the averaged weights where there is an average. The last step counts as an evaluation, so what is written
+    is never worse than what was measured on the way. They lie beside every checkpoint, so that a resumed run ends on
+    the weights of the uninterrupted one.
+    """
+
+    name = "best.safetensors"
+
+    def __init__(self, trainer: UDMTrainer):
+        self.trainer = trainer
+        self.step, self.loss, self.last = -1, math.inf, -1
+        self.weights: dict[str, Tensor] = {}
+        self.over = False
+
+    def current(self) -> dict[str, Tensor]:
+        """The tensors that an evaluation measures."""
+        if self.trainer.average is not None:
+            return self.trainer.average.average
+        return dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        folder = self.trainer.resumed_from
+        if folder is None or not (Path(folder) / self.name).is_file():
+            return  # evaluated for the first time after that checkpoint
+        with safe_open(Path(folder) / self.name, "pt") as file:
+            known = file.metadata()
+            self.step, self.loss = int(known["step"]), float(known["loss"])
+            self.weights = {name: file.get_tensor(name) for name in file.keys()}
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        loss = (metrics or {}).get("eval_loss", math.nan)
+        self.last = state.global_step
+        if not self.over and loss < self.loss:
+            self.step, self.loss = state.global_step, loss
+            self.weights = {name: value.detach().clone() for name, value in self.current().items()}
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.weights and state.is_world_process_zero and folder.is_dir():
+            about = {"format": "pt", "step": str(self.step), "loss": repr(self.loss)}
+            with written_whole(folder / self.name) as part:
+                save_file({name: value.contiguous() for name, value in self.weights.items()}, part, about)
+
+    @torch.no_grad()
+    def on_train_end(self, args, state, control, **kwargs):
+        if not self.weights or (self.trainer.stopped_by or "").startswith("SIG"):
+            return
+        if self.last != state.global_step:
+            self.trainer.evaluate()
+        self.over = True
+        if self.step != state.global_step:
+            for name, value in self.current().items():
+                value.copy_(self.weights[name])
+
 
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
 
@@ -113,6 +183,8 @@ def train_image(
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
         )
+    for note in splits.notes:
+        ready.say(f"note: {note}")
     config = build_config(model_args, process, splits, data.conditional)
     model = ImageDenoiser(config)
     if run.learning_rate is None:
@@ -121,6 +193,9 @@ def train_image(
     trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=splits.validation)
     if objective.importance is not None:
         trainer.add_callback(ImportanceCallback(trainer, objective.importance))
+    best = BestWeights(trainer) if goal.keep_best else None
+    if best is not None:
+        trainer.add_callback(best)
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
         f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
@@ -128,7 +203,7 @@ def train_image(
         f"{config.prediction}, {trainer.rows_per_step} rows a step"
     )
     facts = {
-        "data": resolved(data.data),
+        "data": resolved(data.data, (DIGITS,)),
         "data_arguments": vars(data),
         "model_arguments": vars(model_args),
         "objective_arguments": vars(goal),
@@ -138,6 +213,12 @@ def train_image(
     }
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
+        if run.max_seconds is not None:
+            ready.say("measuring the written model on the held-out images; max_seconds are for training alone")
+        if best is not None and 0 <= best.step < report["steps"]:
+            ready.say(
+                f"the weights of step {best.step} are written: their held-out loss is the best of all evaluations"
+            )
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
         found = trainer.evaluate()
@@ -149,7 +230,7 @@ def train_image(
             show(pipe, splits, ready.output / "samples.png", run.seed)
             if run.plot:
                 draw_loss(trainer.state.log_history, ready.output / "loss.png")
-        return {"validation": figures}
+        return {"validation": figures, "best_step": best.step if best is not None and best.weights else None}
 
     return carry_out(trainer, ready, {"data": data, "model": model_args, "objective": goal}, facts, measure)
 
@@ -258,15 +339,27 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
 
 
 def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
-    """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name."""
+    """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name.
+
+    Raises:
+        ValueError: no report says which images they were, or what it holds is no report.
+    """
     report_file = Path(model) / "report.json"
-    report: dict[str, Any] = {}
+    report: Any = {}
     if report_file.is_file():
-        report = json.loads(report_file.read_text(encoding="utf-8"))
-    data = data or report.get("data")
+        try:
+            report = json.loads(report_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{report_file} is not readable as JSON: {error}") from None
+    how = report.get("data_arguments", {}) if isinstance(report, dict) else None
+    if not isinstance(how, dict) or not isinstance(report.get("data", ""), str):
+        raise ValueError(f"{report_file} is not the report of a run on images")
+    known = report.get("data")
+    if known is not None and how.get("data") == DIGITS and is_model(known):
+        known = DIGITS  # older reports named the run's own folder, where it was called digits
+    data = data or known
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its images: give --data")
-    how = report.get("data_arguments", {})
     share = how.get("validation_share", 0.05)
     return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data
 

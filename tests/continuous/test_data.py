@@ -1,8 +1,11 @@
 """Images as rows: the embedded digits, files of every kind, and what is refused."""
 
 import gzip
+import json
 import struct
+import zlib
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +17,9 @@ from continuous.data import (
     folder_rows,
     from_bytes,
     hold_out,
+    image_files,
     load_images,
+    mnist,
     read_idx,
     read_image,
     to_bytes,
@@ -217,3 +222,223 @@ def test_rows_that_are_no_images_are_refused(change, words):
 def test_data_that_is_not_there_is_refused(how, words):
     with pytest.raises(ValueError, match=words):
         load_images(**how)
+
+
+# files as people have them ------------------------------------------------------------------------------------------
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+    pixels = numpy.arange(24, dtype=numpy.uint8).reshape(4, 6) * 10
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    found = to_bytes(read_image(tmp_path / "a.png", "a.png"))
+    assert torch.equal(found[0], torch.from_numpy(numpy.rot90(pixels, -1).copy()))
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "seen"),
+    [
+        ("RGBA", (255, 0, 0, 0), [255, 255, 255]),
+        ("RGBA", (200, 0, 0, 255), [200, 0, 0]),
+        ("RGBA", (0, 0, 0, 51), [204, 204, 204]),
+        ("LA", (0, 0), [255]),
+        ("LA", (10, 255), [10]),
+    ],
+)
+def test_what_is_transparent_lies_on_white(tmp_path, mode, pixel, seen):
+    Image.new(mode, (4, 4), pixel).save(tmp_path / "a.png")
+    assert to_bytes(read_image(tmp_path / "a.png", "a.png"))[:, 0, 0].tolist() == seen
+
+
+def test_a_transparent_colour_of_a_palette_lies_on_white(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([9, 9, 9, 7, 7, 7])
+    image.save(tmp_path / "a.gif", transparency=1)
+    assert to_bytes(read_image(tmp_path / "a.gif", "a.gif")).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize(("name", "order"), [("a.png", "<u2"), ("a.tif", "<u2"), ("a.tif", ">u2"), ("a.pgm", ">u2")])
+def test_sixteen_bits_of_either_byte_order_are_the_nearest_of_eight(tmp_path, name, order):
+    values = [0, 128, 129, 257, 32768, 65535 - 129, 65535 - 128, 65535, 300]
+    path = tmp_path / name
+    if name == "a.tif":
+        write_tiff(path, numpy.array(values, order).reshape(3, 3))
+    else:
+        Image.fromarray(numpy.array(values, "<u2").reshape(3, 3)).save(path)
+    assert path.read_bytes()[:2] == {"<u2": b"II", ">u2": b"MM"}[order] or name != "a.tif"
+    assert to_bytes(read_image(path, name)).flatten().tolist() == [0, 0, 1, 1, 128, 254, 255, 255, 1]
+    assert read_image(path, name).shape == (1, 3, 3)
+
+
+def write_tiff(path, values):
+    """An uncompressed grey TIFF of 16 bits in the byte order of `values`."""
+    mark = ">" if values.dtype.byteorder == ">" else "<"
+    height, width = values.shape
+    raw = values.tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 3, height), (279, 4, len(raw))]
+    body = struct.pack(f"{mark}H", len(tags))
+    for tag, kind, value in tags:
+        packed = struct.pack(f"{mark}HH", value, 0) if kind == 3 else struct.pack(f"{mark}I", value)
+        body += struct.pack(f"{mark}HHI", tag, kind, 1) + packed
+    head = {"<": b"II", ">": b"MM"}[mark] + struct.pack(f"{mark}HI", 42, 8 + len(raw))
+    path.write_bytes(head + raw + body + b"\0\0\0\0")
+
+
+def test_pixels_whose_range_is_not_known_are_refused_by_name(tmp_path):
+    Image.fromarray(numpy.zeros((4, 4), numpy.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="f.tif has pixels of mode 'F'"):
+        load_images(str(tmp_path))
+
+
+def bomb(side):
+    """A PNG of a kilobyte or so that says it is `side` x `side`."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("cut", [60, 200, 300])
+def test_bombs_and_truncated_images_are_refused_by_name_in_one_line(tmp_path, cut):
+    write_png(tmp_path / "good.png", 0, (20, 20))
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:cut])
+    (tmp_path / "bomb").mkdir()
+    (tmp_path / "bomb" / "a.png").write_bytes(bomb(50_000))
+    for path in (tmp_path / "torn.png", tmp_path / "bomb" / "a.png"):
+        with pytest.raises(ValueError, match=f"{path.name} cannot be read as an image: .") as caught:
+            read_image(path, str(path))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="a.png cannot be read as an image: .*decompression bomb"):
+        load_images(str(tmp_path / "bomb"))
+
+
+def test_a_torn_image_of_a_data_set_is_refused_by_its_row(tmp_path):
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    write_png(tmp_path / "good.png", 0)
+    good = (tmp_path / "good.png").read_bytes()
+    rows = [{"bytes": good, "path": None}, {"bytes": good[:50], "path": None}]
+    for i, bad in enumerate((rows[1], None)):
+        home = tmp_path / f"set{i}"
+        home.mkdir()
+        made = Dataset.from_dict({"image": [rows[0], bad]}, features=Features({"image": ImageFeature()}))
+        made.to_parquet(home / "train.parquet")
+        with pytest.raises(ValueError, match="row 1 (cannot be read as an image|holds no image)"):
+            load_images(str(home))
+
+
+def test_a_stray_image_beside_class_folders_is_refused_by_name(tmp_path):
+    for name in ("a/1.png", "b/2.png", "stray.png"):
+        write_png(tmp_path / name, 0)
+    with pytest.raises(ValueError, match="1 images beside its 2 subfolders of images .first: .*stray.png"):
+        load_images(str(tmp_path))
+    (tmp_path / "stray.png").unlink()
+    assert folder_rows(tmp_path).classes == ["a", "b"]
+
+
+def test_hidden_files_and_folders_are_no_data(tmp_path):
+    for name in ("a/1.png", "b/2.png", ".git/x.png", ".ipynb_checkpoints/1.png", "__MACOSX/a/1.png", "a/.trash/3.png"):
+        write_png(tmp_path / name, 0)
+    (tmp_path / "a" / "._1.png").write_bytes(b"no image at all")
+    assert [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)] == ["a/1.png", "b/2.png"]
+    assert folder_rows(tmp_path).classes == ["a", "b"]
+
+
+def test_a_linked_folder_is_read_and_a_link_upwards_is_not_followed_for_ever(tmp_path):
+    write_png(tmp_path / "elsewhere" / "1.png", 0)
+    write_png(tmp_path / "data" / "a" / "1.png", 1)
+    (tmp_path / "data" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "a" / "up").symlink_to(tmp_path / "data")
+    assert folder_rows(tmp_path / "data").classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("held", ["validation", "val", "test"])
+def test_a_held_out_folder_is_kept_apart_under_each_of_its_names(tmp_path, held):
+    for part, count in (("train", 4), (held, 2)):
+        for i in range(count):
+            write_png(tmp_path / part / "cat" / f"{i}.png", i)
+    found = load_images(str(tmp_path))
+    assert (len(found.train), len(found.validation), found.notes) == (4, 2, ()) and found.train.classes == ["cat"]
+
+
+def test_nothing_is_left_out_in_silence(tmp_path):
+    for i, part in enumerate(("train", "val", "test", "extra")):
+        write_png(tmp_path / part / "1.png", i)
+    (tmp_path / "train" / "notes.txt").write_text("x")
+    (tmp_path / "labels.csv").write_text("x")
+    images = [Image.new("L", (6, 6), i) for i in range(3)]
+    images[0].save(tmp_path / "train" / "2.gif", save_all=True, append_images=images[1:])
+    found = load_images(str(tmp_path), channels=1)
+    assert (len(found.train), len(found.validation)) == (2, 1)
+    words = " | ".join(found.notes)
+    for part in ("extra, test left out; train and val taken", "1 .txt (first: notes.txt)", "1 .csv", "2.gif"):
+        assert part in words
+    write_png(tmp_path / "stray.png", 0)
+    with pytest.raises(ValueError, match="1 images beside its folder train .first: .*stray.png"):
+        load_images(str(tmp_path))
+    with pytest.warns(UserWarning, match="2.gif holds 3 frames"):
+        read_image(tmp_path / "train" / "2.gif", "2.gif")
+
+
+def test_a_held_out_folder_without_train_is_no_class(tmp_path):
+    for part in ("val", "cat"):
+        write_png(tmp_path / part / "1.png", 0)
+    with pytest.raises(ValueError, match="holds a folder val to hold out and none named train"):
+        load_images(str(tmp_path))
+
+
+IDX_NAMES = [
+    ("train-images.idx3-ubyte", "train-labels.idx1-ubyte", "t10k-images.idx3-ubyte", "t10k-labels.idx1-ubyte"),
+    ("a", "b", "c", "d"),
+    ("x/emnist-train-images.gz", "x/emnist-train-labels.gz", "x/emnist-test-images.gz", "x/emnist-test-labels.gz"),
+]
+
+
+@pytest.mark.parametrize("names", IDX_NAMES)
+def test_idx_files_are_known_by_their_content(tmp_path, names):
+    generator = torch.Generator().manual_seed(0)
+    for count, images, labels in ((7, names[0], names[1]), (3, names[2], names[3])):
+        pixels = torch.randint(256, (count, 4, 5), generator=generator, dtype=torch.uint8)
+        for name, values in ((images, pixels), (labels, torch.arange(count, dtype=torch.uint8))):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            write_idx(tmp_path / name, values)
+            write_idx(tmp_path / f"again-{name.replace('/', '-').removesuffix('.gz')}", values)  # unpacked beside it
+    (tmp_path / "README").write_text("what this is")
+    found = load_images(str(tmp_path))
+    assert (len(found.train), len(found.validation)) == (7, 3) and "README" in found.notes[0]
+    assert torch.equal(to_bytes(found.validation.images[:, 0]), pixels)
+    assert found.validation.labels.tolist() == [0, 1, 2]
+
+
+def test_one_pair_of_idx_files_is_split_and_what_is_no_pair_is_refused(tmp_path):
+    write_idx(tmp_path / "images", torch.zeros(8, 4, 4, dtype=torch.uint8))
+    write_idx(tmp_path / "labels", torch.zeros(8, dtype=torch.uint8))
+    found = load_images(str(tmp_path), validation_share=0.25)
+    assert (len(found.train), len(found.validation)) == (6, 2)
+    (tmp_path / "labels").unlink()
+    with pytest.raises(ValueError, match=r"got images images \(8, 4, 4\) and labels none"):
+        mnist(tmp_path)
+    write_idx(tmp_path / "labels", torch.zeros(9, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="do not fit"):
+        load_images(str(tmp_path))
+    write_png(tmp_path / "a.png", 0)
+    with pytest.raises(ValueError, match="keep them in two folders"):
+        load_images(str(tmp_path))
+
+
+def test_an_idx_file_that_promises_more_than_it_holds_is_refused_without_room_for_it(tmp_path):
+    (tmp_path / "a").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 2**32 - 1, 2**32 - 1) + b"abc")
+    with pytest.raises(ValueError, match="a should hold .* and holds 3"):
+        load_images(str(tmp_path))
+
+
+def test_a_model_is_no_data_set(tmp_path):
+    write_png(tmp_path / "samples.png", 0)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "udm-image"}))
+    with pytest.raises(ValueError, match="is a model, and no data set"):
+        load_images(str(tmp_path))

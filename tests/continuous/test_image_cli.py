@@ -1,6 +1,9 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
+import dataclasses
 import json
+import re
+import shutil
 import sys
 
 import pytest
@@ -8,8 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from continuous.data import digits, to_bytes
+from continuous.data import digits, folder_rows, read_image, to_bytes
+from continuous.degradations import DEGRADATIONS
+from continuous.pipeline import ImagePipeline
 from continuous.train_image import main
+from tests.helpers import ROOT
 from udm_text.cli import main as command
 from udm_text.cli.commands import app
 
@@ -73,12 +79,58 @@ def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     assert torch.equal(row[4:68:8, 4:68:8], to_bytes(clean)[0, 0])
 
 
+def test_restored_images_are_written_one_by_one_too(cold, tmp_path):
+    files = []
+    for i, image in enumerate(to_bytes(digits().validation.images[:2])):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[0].numpy()).save(files[-1])
+    out = tmp_path / "restored"
+    printed = udm("restore", cold, *files, "--output-dir", out, "--t", 2, "--quiet")
+    assert printed.split() == [str(out / "0.png"), str(out / "1.png")]
+    found = folder_rows(out).images
+    assert found.shape == (2, 1, 8, 8)
+    clean = torch.stack([read_image(path, "it") for path in files])
+    pipe = ImagePipeline.from_pretrained(cold)
+    assert torch.equal(to_bytes(found), to_bytes(pipe.restore(clean, 2, seed=0)))
+    udm("restore", cold, *files, "--output-dir", tmp_path, error="would take the place of")
+    udm("restore", cold, *files, "--output-dir", tmp_path / "no" / "here", error=f"no directory {tmp_path / 'no'}")
+    udm("restore", cold, *files, "--output-dir", files[0], error="it is a file")
+    udm("restore", cold, files[0], out / "0.png", "--output-dir", tmp_path / "x", error="would both be written as")
+    udm("restore", cold, *files, error="give --output FILE.png, --output-dir DIR or both")
+    assert not (tmp_path / "x").exists()
+
+
+def test_degrading_goes_half_way_unless_told_how_far(cold, tmp_path, monkeypatch):
+    Image.fromarray(to_bytes(digits().validation.images[0])[0].numpy()).save(tmp_path / "a.png")
+    seen = []
+    monkeypatch.setattr(ImagePipeline, "degrade", lambda self, images, t, seed: seen.append(t) or images)
+    for more in ([], ["--t", 3]):
+        udm("restore", cold, tmp_path / "a.png", "-o", tmp_path / "b.png", "--degrade", "--quiet", *more)
+    assert seen == [2, 3] and ImagePipeline.from_pretrained(cold).process.T == 3
+
+
 def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, cold):
     printed = udm("evaluate", hot, "--num-steps", 4, "-n", 40, "--terms", 4)
     for words in ("dpm_solver, 4 steps", "memoriser", "matched Gaussian", "bits/dim"):
         assert words in printed
     figures = json.loads(udm("evaluate", cold, "--json"))["restorations"]
     assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
+
+
+def test_a_run_in_a_folder_named_digits_is_measured_on_the_digits(hot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["--output", "digits", *QUIET, *TINY, "--times", "30"])
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert report["data"] == "digits"
+    few = ["--num-steps", 2, "-n", 20, "--terms", 0, "--json"]
+    assert json.loads(udm("evaluate", "digits", *few))["data"] == "digits"
+    older = {**report, "data": str(tmp_path / "digits")}
+    (tmp_path / "digits" / "report.json").write_text(json.dumps(older))
+    assert json.loads(udm("evaluate", "digits", *few))["data"] == "digits"
+    udm("evaluate", "digits", "--data", hot, *few, error="is a model, and no data set")
+    for text, words in (("[]", "is not the report of a run on images"), ("{", "is not readable as JSON")):
+        (tmp_path / "digits" / "report.json").write_text(text)
+        udm("evaluate", "digits", *few, error=words)
 
 
 def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatch, capsys):
@@ -97,6 +149,60 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         command()
     assert stop.value.code == 1 and capsys.readouterr().err == "udm: there is no model directory ./no/model\n"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "gpu", "meta"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(hot, cold, tmp_path, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    words = f"device '{device}' cannot be used here ("
+    udm("generate", hot, "-o", tmp_path / "a.png", "--device", device, error=words)
+    udm("evaluate", cold, "--device", device, error=words)
+    udm("restore", cold, tmp_path / "none.png", "-o", tmp_path / "a.png", "--device", device, error=words)
+    with pytest.raises(ValueError) as caught:
+        ImagePipeline.from_pretrained(hot, device)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(hot, cold, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImagePipeline, "from_pretrained", lambda *_: pytest.fail("a model was loaded"))
+    missing, taken = tmp_path / "no" / "a.png", tmp_path / "taken.png"
+    taken.mkdir()
+    udm("generate", hot, "-o", missing, error=f"there is no directory {tmp_path / 'no'}")
+    udm("generate", hot, "-o", tmp_path / "a.png", "--strip", missing, error=f"there is no directory {tmp_path / 'no'}")
+    udm("generate", hot, "-o", taken, error="taken.png is a directory")
+    udm("generate", hot, "-o", tmp_path / "a.png", "--strip", tmp_path / "a.png", error="would take the place of")
+    udm("restore", cold, tmp_path / "a.png", "-o", tmp_path / "a.png", error="would take the place of")
+    udm("generate", hot, "-o", tmp_path / ("a" * 250 + ".png"), error="cannot be written: File name too long")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, monkeypatch, tmp_path):
+    monkeypatch.setattr(ImagePipeline, "generate", lambda *_, **__: pytest.fail("samples were drawn"))
+    udm("evaluate", hot, "--terms", 1, error="terms must be 0, for no bound, or at least 2, got 1")
+    for i, image in enumerate(to_bytes(digits().train.images[:5])):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    udm("evaluate", hot, "--data", tmp_path, error="at least 2 held-out images and 4 to train on, got 1 and 4")
+
+
+def test_the_snippets_of_the_documentation_run_one_after_the_other(hot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cold = ["--process", "cold", "--degradation_options", '{"T": 3}', "--conditional", "false"]
+    main(["--output", "runs/blur", *QUIET, *TINY, *cold])
+    shutil.copytree(hot, "runs/digits")
+    text = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block.replace("num_steps=50", "num_steps=5"), "docs/images.md", "exec"), names)
+    assert len(blocks) >= 2 and (tmp_path / "grid.png").exists() and names["restored"].shape[1:] == (1, 8, 8)
+    for name, kind in DEGRADATIONS.items():  # every degradation stands in the table, with every parameter and default
+        if kind.__module__ != "continuous.degradations":
+            continue
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        for field in dataclasses.fields(kind):
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert f'"{field.name}": {json.dumps(default)}' in line
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import torch
 
 from continuous import sampling
 from continuous.degradations import Blur
-from continuous.modeling import ImageConfig, ImageDenoiser
+from continuous.modeling import ImageConfig, ImageDenoiser, NonFiniteOutputError
 from continuous.objectives import snr, step_variances
 from continuous.pipeline import SAMPLERS, ImagePipeline
 from continuous.processes import ColdProcess, GaussianProcess
@@ -246,3 +246,125 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
 def test_what_cannot_be_done_says_so(pipe, cold, call, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         call(pipe, cold)
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        *(({"num": wrong}, "number of images must be at least 1") for wrong in (True, 2.0, "2", None, -1)),
+        *(({"seed": wrong}, "seed must be an integer") for wrong in (True, 1.0, "1", [1])),
+        *(({"seed": wrong}, r"seed must lie in -9223372036854775808..18446744073709551615") for wrong in (HUGE, -HUGE)),
+        *(
+            ({"label": wrong}, "label must be 'all', one class by name or index, or an index for each image")
+            for wrong in (
+                True,
+                1.0,
+                [0, 1.5],
+                [0, True],
+                ["one", "two"],
+                [0, None],
+                {"a": 1},
+                HUGE,
+                [HUGE, 0],
+                object(),
+            )
+        ),
+        ({"label": torch.tensor([0.0, 1.0])}, "or an index for each image"),
+        ({"label": torch.tensor([True, False])}, "or an index for each image"),
+        ({"label": torch.tensor([[0, 1]])}, "one for each of 2 images"),
+        *(({"num_steps": wrong}, "num_steps must be an integer") for wrong in (True, 2.0, "2", 0, HUGE)),
+        *(({"batch_size": wrong}, "batch_size must be an integer") for wrong in (True, 2.0, "2", None)),
+        *(({"guidance_scale": wrong}, "guidance_scale must be a finite") for wrong in (True, "2", None, float("nan"))),
+        *(({"sampler": "ddim", "eta": wrong}, "eta must be a finite number") for wrong in (True, "1", float("inf"))),
+        *(({"clip": wrong}, "clip must be True or False") for wrong in (1, "yes", None)),
+        ({"output_trajectory": "no"}, "output_trajectory must be True or False"),
+        ({"progress": 1}, "progress must be True or False"),
+        ({"sampler": ["ddim"]}, "sampler must be"),
+        ({"spacing": 3}, "spacing must be one of"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end must be a function, got int"),
+    ],
+)
+def test_types_are_checked_as_values_are(pipe, how, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.generate(**{"num": 2, "num_steps": 3, **how})
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p, c, x: c.restore(x, t=True), "t must be an integer, got True"),
+        (lambda p, c, x: c.restore(x, t=2.0), "t must be an integer, got 2.0"),
+        (lambda p, c, x: c.restore(x, num_steps="2"), "num_steps must be an integer"),
+        (lambda p, c, x: c.restore(x, num_steps=0), r"num_steps must lie in 1..6, got 0"),
+        (lambda p, c, x: c.restore(x, churn="1"), "churn must be a finite number"),
+        (lambda p, c, x: c.restore(x, churn=1.5), r"churn must lie in \[0, 1\]"),
+        (lambda p, c, x: c.restore(x, seed=2.5), "seed must be an integer"),
+        (lambda p, c, x: c.restore([[0.0]]), "degraded must be a torch tensor"),
+        (lambda p, c, x: p.restore(x / 0), "degraded must be finite"),
+        (lambda p, c, x: p.restore(x.long()), "degraded must be floating point"),
+        (lambda p, c, x: c.degrade(x, t=True), "t must be an integer"),
+        (lambda p, c, x: c.degrade(x, seed="0"), "seed must be an integer"),
+        (lambda p, c, x: p.edit(x, [[True]]), "editable must be a bool tensor.*got list"),
+        (lambda p, c, x: p.edit(x, x > 0, num_steps=0), "num_steps must be at least 1, got 0"),
+        (lambda p, c, x: p.edit(x, x > 0, start=2.5), "start must be an integer"),
+        (lambda p, c, x: p.edit(x, x > 0, eta=None), "eta must be a finite number"),
+        (lambda p, c, x: p(generator=3), "generator must be a torch.Generator, got int"),
+        (lambda p, c, x: p(return_dict="yes"), "return_dict must be True or False"),
+        (lambda p, c, x: p(class_labels=torch.tensor(1.0)), "or an index for each image"),
+    ],
+)
+def test_the_other_methods_check_types_too(pipe, cold, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(pipe, cold, torch.zeros(2, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.zeros(2, 1, 4, 4), "must return None or"),
+        ({"x": torch.zeros(2, 1, 4, 4)}, "must return None or"),
+        ({"xt": None}, "must return None or"),
+        (
+            {"xt": torch.zeros(1, 1, 4, 4)},
+            r"\(2, 1, 4, 4\)}, got xt \(1, 1, 4, 4\) torch.float32 after step 0",
+        ),
+        ({"xt": torch.zeros(2, 1, 4, 4, dtype=torch.int64)}, "torch.int64 after step 0"),
+        ({"xt": torch.full((2, 1, 4, 4), torch.nan)}, "not finite after step 0"),
+        ("stop", "got 'stop' after step 0"),
+        (False, "got False after step 0"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(pipe, returned, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.generate(2, num_steps=3, callback_on_step_end=lambda *_: returned)
+
+
+def test_a_callback_may_return_nothing_and_numpy_numbers_are_numbers(pipe):
+    plain = pipe.generate(2, 1, num_steps=3, seed=3)
+    for nothing in (None, {}):
+        found = pipe.generate(
+            numpy.int64(2),
+            numpy.int64(1),
+            num_steps=3,
+            seed=numpy.int64(3),
+            callback_on_step_end=lambda *_, back=nothing: back,
+        )
+        assert torch.equal(found, plain)
+    assert torch.equal(pipe.generate(2, numpy.array([1, 1]), num_steps=3, seed=3), plain)
+    assert torch.equal(pipe.generate(2, 1, num_steps=3, seed=2**64 - 1), pipe.generate(2, 1, num_steps=3, seed=-1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_network_that_is_not_finite_draws_nothing_and_names_the_step(sampler, value):
+    broken = make(learned_variance=True)
+    with torch.no_grad():
+        next(p for p in reversed(list(broken.denoiser.parameters())) if p.ndim == 1)[:] = value
+    with pytest.raises(NonFiniteOutputError, match="not finite at t = 20, in 3 of 3 images") as caught:
+        broken.generate(3, 1, sampler=sampler, num_steps=4, seed=0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NonFiniteOutputError, match="not finite at t = 5, in 2 of 2 images"):
+        broken.restore(torch.zeros(2, 1, 4, 4), t=5)

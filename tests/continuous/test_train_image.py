@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from continuous import train_image
 from continuous.modeling import ImageConfig, ImageDenoiser
 from continuous.objectives import ImageObjective
 from continuous.pipeline import ImagePipeline
@@ -164,6 +165,49 @@ def test_two_processes_train_what_one_trains(tmp_path):
     assert one["validation"] == pytest.approx(two["validation"], rel=1e-5)
     a, b = (weights_in(tmp_path / name) for name in runs)
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def overtrained(monkeypatch, least):
+    """Held-out losses that rise from step `least` on, whatever the weights are."""
+    real = ImageObjective.evaluate
+
+    def evaluate(self, trainer, dataset):
+        figures = real(self, trainer, dataset)
+        return {**figures, "loss": 1.0 + abs(trainer.state.global_step - least)}
+
+    monkeypatch.setattr(ImageObjective, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_the_weights_of_the_best_held_out_loss_are_written_also_after_a_resume(tmp_path, monkeypatch, capsys, average):
+    flags = ["--eval_steps", "2", "--save_steps", "4"]
+    if not average:
+        monkeypatch.setitem(train_image.DEFAULTS, "ema_decay", None)
+    last = run(tmp_path / "last", *flags, "--keep_best", "false")
+    assert json.loads((last / "report.json").read_text())["best_step"] is None
+    with monkeypatch.context() as patch:
+        overtrained(patch, 2)
+        best = run(tmp_path / "best", *flags)
+        assert "the weights of step 2 are written" in capsys.readouterr().out
+        half = tmp_path / "half"
+        half.mkdir()
+        shutil.copytree(best / "checkpoint-4", half / "checkpoint-4")
+        run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(best), weights_in(half))
+    assert json.loads((best / "report.json").read_text())["best_step"] == 2
+    assert any(not torch.equal(a, b) for a, b in zip(weights_in(best).values(), weights_in(last).values(), strict=True))
+    with monkeypatch.context() as patch:  # the last step is compared too, though no evaluation falls on it
+        overtrained(patch, 8)
+        assert_equal_weights(weights_in(run(tmp_path / "end", "--eval_steps", "3")), weights_in(last))
+
+
+def test_what_is_written_is_no_worse_than_any_evaluation(tmp_path, capsys):
+    run(tmp_path / "hot", "--eval_steps", "2", "--learning_rate", "1.0", "--warmup_steps", "0", "--max_seconds", "600")
+    assert "max_seconds are for training alone" in capsys.readouterr().out
+    report = json.loads((tmp_path / "hot" / "report.json").read_text())
+    losses = [entry["eval_loss"] for entry in report["log"] if "eval_loss" in entry]
+    assert len(losses) == 5 and report["validation"]["loss"] == min(losses) == losses[-1]
+    assert run(tmp_path / "none", "--eval_strategy", "no") and "best" not in capsys.readouterr().out
 
 
 def test_training_learns_to_restore_blurred_digits_better_than_leaving_them(tmp_path):
