@@ -108,7 +108,9 @@ def train_image(
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     process = build_process(model_args)  # what is wrong with the flags is said before anything is written or read
-    ready = prepare(run)
+    ready = prepare(run, {"data": data, "model": model_args, "objective": goal})
+    if ready.finished is not None:
+        return ready.finished
     with ready.state.main_process_first():
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
@@ -151,7 +153,7 @@ def train_image(
                 draw_loss(trainer.state.log_history, ready.output / "loss.png")
         return {"validation": figures}
 
-    return carry_out(trainer, ready, {"data": data, "model": model_args, "objective": goal}, facts, measure)
+    return carry_out(trainer, ready, facts, measure)
 
 
 def build_objective(

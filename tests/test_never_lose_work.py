@@ -126,6 +126,30 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_where_the_undisturbed_one_e
     assert not (tmp_path / STAGING).exists() or left == 9
 
 
+def test_a_checkpoint_at_the_end_of_the_run_is_not_trained_beyond(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    resumed = trainer_in(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.state.global_step, resumed.steps_made) == (9, 0)
+    assert_equal_weights(weights(resumed), weights_in(undisturbed / "checkpoint-9"))
+    assert all(
+        torch.equal(value, weights_in(undisturbed / "checkpoint-9", "ema.safetensors")[name])
+        for name, value in resumed.average.average.items()
+    )
+    assert "train_loss" not in resumed.state.log_history[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-9"]
+
+
+def test_a_checkpoint_at_the_end_of_the_time_is_not_trained_beyond(tmp_path):
+    how = {"max_seconds": 0.3, "max_steps": -1, "lr_scheduler_type": "cosine", "save_steps": 500}
+    trainer = trainer_in(tmp_path, **how)
+    trainer.train()
+    resumed = trainer_in(tmp_path, **how)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.steps_made, resumed.stopped_by) == (0, "max_seconds")
+    assert_equal_weights(weights(resumed), weights(trainer))
+
+
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_at_random_moments_ends_where_the_undisturbed_one_ends(tmp_path):
     """A checkpoint at every second step and a kill every few steps: many kills fall into the writing of one."""

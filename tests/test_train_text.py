@@ -158,6 +158,7 @@ def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(t
     train(toy, output, "--max_steps", 2)
     for path in output.glob("checkpoint-*"):
         (path / "model.safetensors").write_bytes(b"half")
+    (output / "report.json").unlink()
     report = train(toy, output, "--max_steps", 2, "--resume")
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
     assert report["steps"] == 2
@@ -167,6 +168,41 @@ def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(t
         OutputExistsError, match=r"holds no checkpoint .*checkpoint-2: its model.safetensors is cut off"
     ):
         train(toy, output, "--resume")
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(toy, tmp_path, capsys):
+    output = tmp_path / "out"
+    report = train(toy, output)
+    before, folder = listing(output), output.stat().st_mtime_ns
+    assert train(toy, output, "--resume") == json.loads((output / "report.json").read_text())
+    said = capsys.readouterr().out
+    assert "this run is finished after 4 steps, and nothing was changed; to go on, give a larger max_steps" in said
+    assert (listing(output), output.stat().st_mtime_ns) == (before, folder)
+    model = output / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-8] + bytes(8 * [1]))  # damaged: written again from the checkpoint
+    again = train(toy, output, "--resume")
+    assert model.read_bytes() == whole
+    assert (again["validation"], again["steps"], again["train_loss"]) == (report["validation"], 4, None)
+
+
+def test_a_run_that_died_behind_its_last_checkpoint_is_finished_without_another_step(toy, tmp_path, monkeypatch):
+    how = ["--max_steps", 4, "--ema_decay", 0.9, "--dropout", 0.1]
+    whole = train(toy, tmp_path / "whole", *how)
+
+    def die(*args):
+        raise RuntimeError("killed")
+
+    for i, moment in enumerate(("save", "describe_training")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"udm_text.training.runs.{moment}", die)
+            with pytest.raises(RuntimeError, match="killed"):
+                train(toy, tmp_path / f"{i}", *how)
+        report = train(toy, tmp_path / f"{i}", *how, "--resume")
+        assert (tmp_path / f"{i}" / "model.safetensors").read_bytes() == (
+            tmp_path / "whole" / "model.safetensors"
+        ).read_bytes()
+        assert (report["validation"], report["steps"]) == (whole["validation"], 4)
 
 
 def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp_path, capsys):

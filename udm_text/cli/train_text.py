@@ -69,7 +69,9 @@ def train_text(
     data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    ready = prepare(run)
+    ready = prepare(run, {"data": data, "model": model_args, "objective": goal})
+    if ready.finished is not None:
+        return ready.finished
     check_data(data, goal, run)
     check_model(model_args, goal)
     rows = prepare_rows(data, model_args, ready)
@@ -90,8 +92,7 @@ def train_text(
             draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
         return figures
 
-    options = {"data": data, "model": model_args, "objective": goal}
-    return carry_out(trainer, ready, options, facts, measure, describe_evaluation)
+    return carry_out(trainer, ready, facts, measure, describe_evaluation)
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------

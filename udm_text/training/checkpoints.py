@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -54,7 +56,7 @@ def why_unusable(checkpoint: str | Path) -> str | None:
         if missing := sorted(name for name in shards if not (folder / name).exists()):
             return f"it has no {missing[0]}"
     for file in sorted(folder.glob("*.safetensors")):
-        if not _whole_safetensors(file):
+        if not is_whole_safetensors(file):
             return f"its {file.name} is cut off"
     for file in sorted((*folder.glob("*.pt"), *folder.glob("*.pth"))):
         if not zipfile.is_zipfile(file):
@@ -62,13 +64,21 @@ def why_unusable(checkpoint: str | Path) -> str | None:
     return None
 
 
-def _whole_safetensors(file: Path) -> bool:
+def is_whole_safetensors(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says, which its library checks when it opens one."""
     try:
         with safe_open(file, framework="pt"):
             return True
     except (SafetensorError, OSError):
         return False
+
+
+def digest_of(file: Path) -> dict[str, Any] | None:
+    """The size and the SHA-256 of a file; None where there is none."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        return {"size": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def checkpoints(folder: str | Path) -> Iterator[Path]:

@@ -86,6 +86,9 @@ class Interrupts(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._began = time.monotonic() - (self.rate.elapsed if self.rate is not None else 0.0)
+        if self.rate is not None and self.rate.elapsed >= self.rate.seconds:  # of a checkpoint at the end of the time
+            self.reason = TIME_IS_UP
+            control.should_training_stop = True
 
     def on_step_end(self, args, state, control, **kwargs):
         number = int(self.all_reduce_max(self.received))

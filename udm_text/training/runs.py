@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,10 @@ from transformers.hf_argparser import HfArg
 from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
-from .checkpoints import checkpoints, last_checkpoint, why_unusable
+from .checkpoints import checkpoints, digest_of, last_checkpoint, why_unusable
+from .resuming import REPORT_FILE, RUN_FILE, describe_options, finished_report, read_json
+from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
-
-RUN_FILE = "run.json"
-"""Written when training begins: marks a folder as that of a run, which --resume may start anew."""
 
 
 class OutputExistsError(FileExistsError):
@@ -138,10 +137,17 @@ def read_recipe(given: list[str]) -> list[str]:
 
 
 class Preparation(NamedTuple):
-    """A run that may begin: its folder, the checkpoint it goes on from (None: the beginning), and when it began."""
+    """A run that may begin."""
 
     output: Path
     checkpoint: str | None
+    """What it goes on from; None: the beginning."""
+    options: dict[str, dict[str, Any]]
+    """As they were given, for run.json."""
+    before: dict[str, Any]
+    """The run.json that lay in the folder; empty: none."""
+    finished: dict[str, Any] | None
+    """The report of a run that is over and asks for nothing more."""
     state: PartialState
     started: float
 
@@ -151,16 +157,31 @@ class Preparation(NamedTuple):
             print(text, flush=True)
 
 
-def prepare(args: RunArguments) -> Preparation:
+def prepare(args: RunArguments, options: Mapping[str, Any]) -> Preparation:
     """Refuses a folder that holds something else, before anything is read; seeds, and keeps memory.
+
+    A run that is finished with these very options is left as it is: `finished` is then its report.
+
+    Args:
+        options: the dataclasses of the command line by name, beside `args`.
 
     Raises:
         OutputExistsError: the folder is no place for this run. FileNotFoundError: there is nothing to resume.
         ImportError: the loss is to be drawn and matplotlib is not installed.
     """
     started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
-    found = Preparation(output, prepare_output(output, args.resume), state, started)
-    if args.resume and found.checkpoint is None:
+    given = describe_options(options, args)
+    before = (read_json(output / RUN_FILE) or {}) if args.resume else {}
+    over = finished_report(output, given) if args.resume else None
+    checkpoint = prepare_output(output, args.resume) if over is None else None
+    found = Preparation(output, checkpoint, given, before, over, state, started)
+    if over is not None:
+        found.say(
+            f"{output}: this run is finished after {over.get('steps')} steps, and nothing was changed; to go on, give "
+            "a larger max_steps (or max_seconds) with --resume"
+        )
+        return found
+    if args.resume and checkpoint is None:
         found.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
     state.wait_for_everyone()
     if args.plot:
@@ -173,7 +194,6 @@ def prepare(args: RunArguments) -> Preparation:
 def run(
     trainer: UDMTrainer,
     ready: Preparation,
-    options: Mapping[str, Any],
     facts: Mapping[str, Any],
     measure: Callable[[dict[str, Any]], dict[str, Any]],
     describe: Callable[[dict[str, float]], str] | None = None,
@@ -181,8 +201,7 @@ def run(
     """Train, and unless a signal ends it save and measure; returns what report.json holds.
 
     Args:
-        ready: of `prepare`. options: the dataclasses of the command line by name, for run.json.
-        facts: what the report says of the run whatever comes of it.
+        ready: of `prepare`. facts: what the report says of the run whatever comes of it.
         measure: report so far -> figures of the model as it was written; called in every process, where it may draw
             pictures beside the model in the first.
         describe: words for an evaluation in the middle of training.
@@ -193,8 +212,7 @@ def run(
         trainer.add_callback(LossBar(describe))
     if state.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        parts = {name: vars(value) for name, value in options.items()}
-        write_json(output / RUN_FILE, {**parts, "run": args.to_dict()})
+        write_json(output / RUN_FILE, {**ready.options, "rows_per_step": trainer.rows_per_step})
     result = trainer.train(resume_from_checkpoint=ready.checkpoint)
     report = {**facts, **describe_training(trainer, result.metrics)}
     if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
@@ -207,8 +225,9 @@ def run(
         state.wait_for_everyone()  # one process has written what all read
         report |= measure(report)
         report |= {"log": trainer.state.log_history, "seconds": time.time() - ready.started}
+        report["files"] = {file.name: digest_of(file) for file in sorted(output.glob("*.safetensors"))}
     if state.is_main_process:
-        write_json(output / "report.json", report)
+        write_json(output / REPORT_FILE, report)
     state.wait_for_everyone()
     return report
 
@@ -237,19 +256,11 @@ def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict
         "learning_rate": args.learning_rate,
         "ema_decay": args.ema_decay,
         "train_seconds": metrics["train_runtime"],
-        "train_loss": metrics["train_loss"],
+        "train_loss": metrics["train_loss"] if trainer.steps_made else None,
         "step_noise": trainer.noise.relative,
         "machine": machine(),
         "log": trainer.state.log_history,
     }
-
-
-def resolved(name: str | None, kinds: Collection[str] = ()) -> str | None:
-    """A path that is there, made absolute, so that a report can be read from elsewhere; any other name as it is.
-
-    kinds: names with a meaning of their own, which no path takes from them.
-    """
-    return str(Path(name).resolve()) if name and name not in kinds and Path(name).exists() else name
 
 
 def keep_memory(device: torch.device) -> bool:

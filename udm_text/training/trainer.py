@@ -253,6 +253,18 @@ class UDMTrainer(Trainer):
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
         return agreed.item()
 
+    @property
+    def steps_made(self) -> int:
+        """Steps of the last `train`, those before a checkpoint that it went on from aside."""
+        return self.state.global_step - self._initial_global_step
+
+    def _run_epoch(self, *args, **kwargs):
+        """As in transformers; but where a checkpoint stands at the end of the run, no step is made beyond it."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.timed_rate is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
@@ -280,6 +292,8 @@ class UDMTrainer(Trainer):
                 self._losses = LossCheck()
                 result = super().train(self.resumed_from, *args, **kwargs)
                 self._check_losses()
+                if not self.steps_made and self.state.log_history:
+                    self.state.log_history[-1].pop("train_loss", None)  # of no step there is none
                 return result
             except Exception as error:
                 if out_of_memory(error):
