@@ -217,6 +217,53 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(undisturbed, tm
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
+def flip(file, place=0.5):
+    """One bit of a file is another."""
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
+
+
+def test_every_file_of_a_checkpoint_is_in_its_manifest_and_a_single_bit_is_seen(undisturbed, tmp_path):
+    whole, spoiled = undisturbed / "checkpoint-9", tmp_path / "checkpoint-9"
+    manifest = json.loads((whole / "manifest.json").read_text())
+    names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert manifest["step"] == 9 and manifest["files"].keys() == names - {"manifest.json"}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.pt", "rng_state.pth", "config.json"} <= names
+    for name in names - {"manifest.json"}:
+        for spoil in (
+            flip,
+            lambda file: flip(file, 0.9),
+            lambda file: flip(file, 1.0),
+            lambda file: file.write_bytes(b""),
+            lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+            Path.unlink,
+        ):
+            shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+            spoil(spoiled / name)
+            assert why_unusable(spoiled) is not None, name
+            assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    flip(spoiled / "optimizer.pt")
+    assert "its optimizer.pt is not what was written (by its SHA-256)" in why_unusable(spoiled)
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.copy(undisturbed / "checkpoint-6" / "model.safetensors", spoiled)
+    assert "its model.safetensors is not what was written" in why_unusable(spoiled)
+    trainer_in(tmp_path).train(resume_from_checkpoint=True)  # from the whole one behind it
+    assert_same_end(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[]", '{"step": 9, "files": {"config.json": null}}', "{"])
+def test_a_manifest_that_is_none_is_a_fault_of_the_checkpoint(undisturbed, tmp_path, text):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text(text)
+    assert why_unusable(tmp_path / "checkpoint-9") == "its manifest.json is not whole"
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text('{"step": 6, "files": {}}')
+    assert why_unusable(tmp_path / "checkpoint-9") == "its manifest.json is of step 6"
+    (tmp_path / "checkpoint-9" / "manifest.json").unlink()  # as checkpoints were written before
+    assert why_unusable(tmp_path / "checkpoint-9") is None
+
+
 def test_the_latest_steps_and_the_best_are_kept_whatever_was_touched_last(tmp_path):
     def left(limit, keep, touched=()):
         for step in (2, 4, 6, 8, 10):
@@ -248,6 +295,8 @@ def test_a_pickle_that_does_more_than_hold_numbers_is_refused(undisturbed, tmp_p
     shutil.copytree(undisturbed / "checkpoint-6", tmp_path / "checkpoint-6")
     trap = tmp_path / "trap"
     torch.save(Exploit(trap), tmp_path / "checkpoint-6" / name)
+    assert f"its {name}" in why_unusable(tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()  # as whoever wrote such a file would do
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
         trainer_in(tmp_path).train(resume_from_checkpoint=True)
     assert not trap.exists()

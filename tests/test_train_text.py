@@ -170,6 +170,21 @@ def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(t
         train(toy, output, "--resume")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_named_and_the_whole_one_behind_it_is_used(toy, tmp_path, capsys, name):
+    how = ["--save_steps", 2, "--dropout", 0.1]
+    whole = train(toy, tmp_path / "out", *how)
+    (tmp_path / "out" / "report.json").unlink()
+    before = weights_in(tmp_path / "out")
+    file = tmp_path / "out" / "checkpoint-4" / name
+    size = file.stat().st_size
+    file.write_bytes(b"" if name.endswith("json") else file.read_bytes()[: size // 2] + bytes(size - size // 2))
+    report = train(toy, tmp_path / "out", *how, "--resume")
+    assert f"passed over checkpoint-4: its {name} " in capsys.readouterr().out
+    assert_equal_weights(weights_in(tmp_path / "out"), before)
+    assert report["validation"] == whole["validation"]
+
+
 def test_a_finished_run_is_left_as_it_is_by_resume(toy, tmp_path, capsys):
     output = tmp_path / "out"
     report = train(toy, output)

@@ -108,6 +108,7 @@ def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_p
     shutil.copytree(whole / "checkpoint-6", half / "checkpoint-6")
     state = weights_in(half / "checkpoint-6", "importance.safetensors")
     assert state["seen"].min() >= 10 and state["square"].min() > 0  # no longer uniform
+    assert "importance.safetensors" in json.loads((half / "checkpoint-6" / "manifest.json").read_text())["files"]
     run(half, *more, "--resume", steps=12)
     assert_equal_weights(weights_in(whole), weights_in(half))
 

@@ -15,8 +15,12 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ..common import write_json
+
 STAGING = ".part"
 """The folder, beside the checkpoints, where one is written before it is moved to its place."""
+MANIFEST = "manifest.json"
+"""In a checkpoint: its step, and the size and SHA-256 of every other file; written last, checked before use."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -28,7 +32,8 @@ def why_unusable(checkpoint: str | Path) -> str | None:
     """Why a run cannot be resumed from `checkpoint`; None where it can.
 
     It must hold trainer_state.json of its own step, weights, the state of optimiser and schedule and of the random
-    numbers; every safetensors file must be as long as its header says, every .pt and .pth file a whole archive.
+    numbers; every safetensors file must be as long as its header says, every .pt and .pth file a whole archive. Where
+    it has a manifest.json, each file must be the one that was written, byte for byte.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
@@ -52,7 +57,10 @@ def why_unusable(checkpoint: str | Path) -> str | None:
         if not any(folder.glob(pattern)):
             return f"it has no {what}"
     if (index := folder / "model.safetensors.index.json").exists():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return f"its {index.name} is not whole"
         if missing := sorted(name for name in shards if not (folder / name).exists()):
             return f"it has no {missing[0]}"
     for file in sorted(folder.glob("*.safetensors")):
@@ -61,6 +69,37 @@ def why_unusable(checkpoint: str | Path) -> str | None:
     for file in sorted((*folder.glob("*.pt"), *folder.glob("*.pth"))):
         if not zipfile.is_zipfile(file):
             return f"its {file.name} is cut off"
+    return _against_manifest(folder, step)
+
+
+def write_manifest(checkpoint: Path, step: int) -> None:
+    """Writes manifest.json of the files that are in the folder of a checkpoint, which nothing may change afterwards."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST)
+    digests = {path.relative_to(checkpoint).as_posix(): digest_of(path) for path in files}
+    write_json(checkpoint / MANIFEST, {"step": step, "files": digests})
+
+
+def _against_manifest(folder: Path, step: int) -> str | None:
+    """How a checkpoint differs from its manifest; None where it does not, or where it was written without one."""
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        written, digests = int(manifest["step"]), dict(manifest["files"])
+        sizes = {name: int(digest["size"]) for name, digest in digests.items()}
+    except (ValueError, KeyError, TypeError, OSError):
+        return f"its {MANIFEST} is not whole"
+    if written != step:
+        return f"its {MANIFEST} is of step {written}"
+    for name, size in sizes.items():
+        if not (folder / name).is_file():
+            return f"it has no {name}"
+        if (found := (folder / name).stat().st_size) != size:
+            return f"its {name} is cut off" if found < size else f"its {name} has {found} bytes in place of {size}"
+    for name, digest in digests.items():
+        if digest_of(folder / name) != digest:
+            return f"its {name} is not what was written (by its SHA-256): damaged, or of another checkpoint"
     return None
 
 

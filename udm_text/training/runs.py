@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
-from .checkpoints import checkpoints, digest_of, last_checkpoint, why_unusable
+from .checkpoints import checkpoints, digest_of, why_unusable
 from .resuming import REPORT_FILE, RUN_FILE, describe_options, finished_report, read_json
 from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
@@ -35,8 +35,9 @@ class OutputExistsError(FileExistsError):
     """The output folder is not empty and `resume` was not asked for."""
 
 
-def prepare_output(output: Path, resume: bool) -> str | None:
-    """The checkpoint to resume from, or None; refuses a folder that holds something else."""
+def prepare_output(output: Path, resume: bool) -> tuple[str | None, list[str]]:
+    """The checkpoint to resume from, or None, and what is wrong with those that are passed over; refuses a folder that
+    holds something else."""
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file; --output must be a folder")
     if output.is_dir() and any(output.iterdir()):
@@ -44,17 +45,18 @@ def prepare_output(output: Path, resume: bool) -> str | None:
             raise OutputExistsError(
                 f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
             )
-        checkpoint = last_checkpoint(output)
-        broken = [
-            f"{path.name}: {why_unusable(path)}" for path in checkpoints(output) if why_unusable(path) is not None
-        ]
-        if checkpoint is None and not (output / RUN_FILE).exists():
+        broken: list[str] = []
+        for path in checkpoints(output):
+            if (why := why_unusable(path)) is None:
+                return str(path), broken
+            broken.append(f"{path.name}: {why}")
+        if not (output / RUN_FILE).exists():
             found = f" ({'; '.join(broken)})" if broken else ""
             raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")
-        return checkpoint  # none yet, but a run of ours: from the beginning
+        return None, broken  # none yet, but a run of ours: from the beginning
     if resume:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
-    return None
+    return None, []
 
 
 @dataclass
@@ -173,7 +175,7 @@ def prepare(args: RunArguments, options: Mapping[str, Any]) -> Preparation:
     given = describe_options(options, args)
     before = (read_json(output / RUN_FILE) or {}) if args.resume else {}
     over = finished_report(output, given) if args.resume else None
-    checkpoint = prepare_output(output, args.resume) if over is None else None
+    checkpoint, broken = prepare_output(output, args.resume) if over is None else (None, [])
     found = Preparation(output, checkpoint, given, before, over, state, started)
     if over is not None:
         found.say(
@@ -181,6 +183,8 @@ def prepare(args: RunArguments, options: Mapping[str, Any]) -> Preparation:
             "a larger max_steps (or max_seconds) with --resume"
         )
         return found
+    for fault in broken:
+        found.say(f"note: passed over {fault}")
     if args.resume and checkpoint is None:
         found.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
     state.wait_for_everyone()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from .checkpoints import (
     move_into_place,
     rotate,
     why_unusable,
+    write_manifest,
 )
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedLRLambda, out_of_memory
@@ -190,6 +191,8 @@ class UDMTrainer(Trainer):
     """The averaged weights, from the beginning of training on, where there is an ema_decay."""
     resumed_from: str | None
     """The checkpoint that the last `train` went on from."""
+    in_checkpoints: list[Callable[[Path], None]]
+    """What writes more into the folder of a checkpoint before it is moved to its place; called in the first process."""
 
     def __init__(
         self, model, args: UDMTrainingArguments, *, objective: Objective | None = None, data_collator=None, **kwargs
@@ -212,7 +215,7 @@ class UDMTrainer(Trainer):
         super().__init__(model, args, data_collator=data_collator or self.objective.collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
         self.row_order: RowOrder | None = None
-        self.average, self.resumed_from = None, None
+        self.average, self.resumed_from, self.in_checkpoints = None, None, []
         self._micro_step, self._losses = 0, LossCheck()
         self._staging: Path | None = None
         self.add_callback(EpochCallback(self))
@@ -405,11 +408,14 @@ class UDMTrainer(Trainer):
             if self.args.should_save:
                 if self.average is not None:
                     self.average.save(written)
+                for write in self.in_checkpoints:
+                    write(written)
                 if self.state.best_model_checkpoint == str(written):
                     self.state.best_model_checkpoint = str(destination)
                     self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
+                write_manifest(written, step)
                 move_into_place(written, destination)
         if self.args.should_save:
             rotate(run, limit, (destination, self.state.best_model_checkpoint))
