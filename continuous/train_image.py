@@ -13,7 +13,7 @@ from typing import Any
 
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
-from udm_text.training.runs import RunArguments, prepare, resolved
+from udm_text.training.runs import Preparation, RunArguments, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -108,9 +108,21 @@ def train_image(
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     process = build_process(model_args)  # what is wrong with the flags is said before anything is written or read
-    ready = prepare(run, {"data": data, "model": model_args, "objective": goal})
-    if ready.finished is not None:
-        return ready.finished
+    with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
+        if ready.finished is not None:
+            return ready.finished
+        return _train(data, model_args, goal, run, process, ready)
+
+
+def _train(
+    data: DataArguments,
+    model_args: ModelArguments,
+    goal: ObjectiveArguments,
+    run: RunArguments,
+    process: ImageProcess,
+    ready: Preparation,
+) -> dict[str, Any]:
+    """`train_image`, in a folder that is this run's own."""
     with ready.state.main_process_first():
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share

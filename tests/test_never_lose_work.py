@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,13 +15,22 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests.helpers import assert_equal_weights, weights_in
+from tests.helpers import assert_equal_weights, listing, weights_in
 from tests.models import make_rows, make_udm
 from tests.training_helpers import history, make_trainer, say_it_is_sharded, weights
 from udm_text.training import OutOfMemoryError
 from udm_text.training import trainer as training
-from udm_text.training.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
+from udm_text.training.checkpoints import (
+    STAGING,
+    CheckpointError,
+    last_checkpoint,
+    rotate,
+    staging_name,
+    sweep,
+    why_unusable,
+)
 from udm_text.training.interrupts import TimedLRLambda
+from udm_text.training.locks import LOCK, LockedError, locked, process_identity
 
 HOW = {"dropout": 0.2, "ema_decay": 0.9, "max_steps": 9, "save_strategy": "steps", "save_steps": 3}
 """A run with everything that has a state: noise of dropout, an average, an optimiser, a schedule, an order of rows."""
@@ -123,7 +133,7 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_where_the_undisturbed_one_e
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(undisturbed, tmp_path)
-    assert not (tmp_path / STAGING).exists() or left == 9
+    assert not list(tmp_path.glob(f"{STAGING}*")) or left == 9
 
 
 def test_a_checkpoint_at_the_end_of_the_run_is_not_trained_beyond(undisturbed, tmp_path):
@@ -172,6 +182,106 @@ def test_a_run_killed_again_and_again_at_random_moments_ends_where_the_undisturb
         reached.add(last_checkpoint(tmp_path / "b"))
     assert kills > 5 and len(reached) > 3
     assert_same_end(tmp_path / "a", tmp_path / "b", 40)
+
+
+# --- two runs in one folder ------------------------------------------------------------------------------------------
+
+
+def hold(folder, **other):
+    """A lock as another process has written it."""
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "start": "now"}
+    (folder / LOCK).write_text(json.dumps(holder | other))
+
+
+def dead_process():
+    child = start(lambda: None)
+    os.waitpid(child, 0)
+    return child
+
+
+def test_a_folder_in_use_is_refused_by_host_and_process_and_nothing_changes(tmp_path):
+    for other in ({}, {"host": "elsewhere", "pid": dead_process()}):
+        hold(tmp_path, **other)
+        before, said = listing(tmp_path), json.loads((tmp_path / LOCK).read_text())
+        words = rf"in use by process {said['pid']} on host {said['host']}, since now"
+        with pytest.raises(LockedError, match=words), locked(tmp_path):
+            raise AssertionError
+        assert listing(tmp_path) == before
+    for text in ("", "{}", "null", "[1]", '{"pid": "x", "host": 3}'):
+        (tmp_path / LOCK).write_text(text)
+        with pytest.raises(LockedError, match="does not say which process"), locked(tmp_path):
+            raise AssertionError
+    (tmp_path / LOCK).unlink()
+    with locked(tmp_path):
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} "), locked(tmp_path):
+            raise AssertionError
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over_and_given_back_also_after_an_error(tmp_path, monkeypatch):
+    zombie = start(lambda: None)
+    while process_identity(zombie) != "ended":
+        time.sleep(0.01)
+    gone = [{"pid": dead_process()}, {"pid": zombie}, {"pid": os.getpid(), "identity": "of another boot 5"}]
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    gone += [{"host": "elsewhere", "job": ["71", 1]}]
+    for other in gone:
+        hold(tmp_path, **other)
+        with pytest.raises(RuntimeError, match="in the middle"), locked(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+            raise RuntimeError("in the middle")
+        assert not (tmp_path / LOCK).exists()
+    os.waitpid(zombie, 0)
+    for job in (["70", 1], ["71", 2]):
+        hold(tmp_path, host="elsewhere", job=job)
+        with pytest.raises(LockedError, match="elsewhere"), locked(tmp_path):
+            raise AssertionError
+
+
+def test_folders_made_for_a_lock_go_with_it_where_nothing_came_into_them(tmp_path):
+    with locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).exists()
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "note").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "note"]
+
+
+def test_of_many_who_take_over_one_dead_lock_one_has_it_at_a_time(tmp_path):
+    """Each who has the lock makes a folder that must not be there yet, and removes it."""
+    hold(tmp_path, pid=dead_process())
+
+    def work():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                with locked(tmp_path):
+                    (tmp_path / "mine").mkdir()
+                    time.sleep(0.02)
+                    (tmp_path / "mine").rmdir()
+                return
+            except LockedError:
+                time.sleep(0.005)
+        raise TimeoutError
+
+    children = [start(work) for _ in range(8)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_have_staging_folders_of_their_own_and_only_the_dead_ones_go(tmp_path):
+    names = {staging_name() for _ in range(9)}
+    assert len(names) == 9 and all(name.startswith(STAGING) for name in names)
+    mine, alien = tmp_path / staging_name(), tmp_path / f"{STAGING}-elsewhere-1-01234567"
+    dead = tmp_path / staging_name().replace(f"-{os.getpid()}-", f"-{dead_process()}-")
+    for path in (mine, alien, dead, tmp_path / STAGING):
+        path.mkdir()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, alien.name}
+    sweep(tmp_path, every=True)
+    assert not list(tmp_path.iterdir())
 
 
 # --- checkpoints that are not whole ----------------------------------------------------------------------------------

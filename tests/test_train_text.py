@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, 
 from udm_text.evaluation import evaluate_bound
 from udm_text.training.arguments import PRESETS
 from udm_text.training.callbacks import StepNoise
+from udm_text.training.locks import LockedError
 from udm_text.training.runs import OutputExistsError, resolved
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
@@ -218,6 +220,32 @@ def test_a_run_that_died_behind_its_last_checkpoint_is_finished_without_another_
             tmp_path / "whole" / "model.safetensors"
         ).read_bytes()
         assert (report["validation"], report["steps"]) == (whole["validation"], 4)
+
+
+def test_a_second_run_in_a_folder_is_refused_before_anything_is_read_or_written(toy, tmp_path, monkeypatch):
+    def second(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            before = listing(tmp_path / "out")
+            assert ".lock" in {path.name for path in (tmp_path / "out").iterdir()}
+            for options in others:
+                with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on host "):
+                    train_text(*options)
+            assert listing(tmp_path / "out") == before
+            seen.append(2)
+
+    common = ["--data", "nowhere.txt", "--output", str(tmp_path / "out"), *FAST]
+    seen, others = [], [parse([*common, *more]) for more in ([], ["--resume"])]
+    monkeypatch.setattr(StepNoise, "on_step_begin", second)
+    train(toy, tmp_path / "out")
+    assert seen == [2] and not (tmp_path / "out" / ".lock").exists()
+    monkeypatch.undo()
+
+    with pytest.raises(CorpusError):
+        train("nowhere.txt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()  # of a run that was killed while it read its corpus
+    (tmp_path / "new" / ".lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 999999999}))
+    assert train(toy, tmp_path / "new", "--resume", "--max_steps", 1)["steps"] == 1
 
 
 def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp_path, capsys):

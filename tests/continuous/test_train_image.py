@@ -94,9 +94,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, tmp_path
         run(output, "--save_steps", "4")
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert {path.name for path in output.iterdir()} == {"run.json"}
+    assert {path.name for path in output.iterdir()} == {"run.json", ".lock"}
     run(output, "--save_steps", "4", "--resume")
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
+    assert not (output / ".lock").exists()
     assert_equal_weights(weights_in(trained), weights_in(output))
 
 

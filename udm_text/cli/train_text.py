@@ -69,9 +69,16 @@ def train_text(
     data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    ready = prepare(run, {"data": data, "model": model_args, "objective": goal})
-    if ready.finished is not None:
-        return ready.finished
+    with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
+        if ready.finished is not None:
+            return ready.finished
+        return _train(data, model_args, goal, run, ready)
+
+
+def _train(
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments, ready: Preparation
+) -> dict[str, Any]:
+    """`train_text`, in a folder that is this run's own."""
     check_data(data, goal, run)
     check_model(model_args, goal)
     rows = prepare_rows(data, model_args, ready)

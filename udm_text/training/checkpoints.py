@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,9 +18,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..common import write_json
+from .locks import is_alive
 
 STAGING = ".part"
-"""The folder, beside the checkpoints, where one is written before it is moved to its place."""
+"""How the folders begin, beside the checkpoints, where one is written before it is moved to its place."""
 MANIFEST = "manifest.json"
 """In a checkpoint: its step, and the size and SHA-256 of every other file; written last, checked before use."""
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -164,6 +167,27 @@ def move_into_place(written: Path, destination: Path) -> None:
     _sync(destination.parent)
 
 
+def staging_name() -> str:
+    """A name for such a folder that no other process gives: two writers never share one."""
+    host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+    return f"{STAGING}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def sweep(folder: Path, every: bool = False) -> None:
+    """Removes the staging folders that runs which were killed have left in `folder`.
+
+    every: those of other machines, too, and of processes that live: for who holds the folder's lock.
+    """
+    if not folder.is_dir():
+        return
+    host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+    for path in folder.glob(f"{STAGING}*"):
+        owner = re.fullmatch(rf"{re.escape(STAGING)}-(.+)-(\d+)-[0-9a-f]{{8}}", path.name)
+        dead = owner is not None and owner[1] == host and not is_alive(int(owner[2]))
+        if every or dead or path.name == STAGING:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -> None:
     """Removes all but the latest `limit` checkpoints (None or 0: none), those of `keep` besides being sacred.
 
@@ -174,12 +198,11 @@ def rotate(folder: Path, limit: int | None, keep: Iterable[str | Path | None]) -
         return
     sacred = {Path(path).name for path in keep if path is not None}
     found = [path for path in checkpoints(folder) if path.name not in sacred]
+    staging = folder / staging_name()
     for path in found[max(0, limit - len(sacred)) :]:
-        gone = folder / STAGING / f"{path.name}.old"
-        gone.parent.mkdir(exist_ok=True)
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-    shutil.rmtree(folder / STAGING, ignore_errors=True)
+        staging.mkdir(exist_ok=True)
+        path.rename(staging / f"{path.name}.old")
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def move_files_into_place(written: Path, destination: Path) -> None:

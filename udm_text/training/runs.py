@@ -6,12 +6,13 @@ are, and hand them to `run`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +20,15 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
-from .checkpoints import checkpoints, digest_of, why_unusable
+from .checkpoints import checkpoints, digest_of, sweep, why_unusable
+from .locks import LOCK, locked, refuse_if_locked
 from .resuming import REPORT_FILE, RUN_FILE, describe_options, finished_report, read_json
 from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
@@ -35,28 +38,35 @@ class OutputExistsError(FileExistsError):
     """The output folder is not empty and `resume` was not asked for."""
 
 
-def prepare_output(output: Path, resume: bool) -> tuple[str | None, list[str]]:
-    """The checkpoint to resume from, or None, and what is wrong with those that are passed over; refuses a folder that
-    holds something else."""
+def refuse_output(output: Path, resume: bool) -> None:
+    """Raises where a folder holds something else than a run of ours to resume, or nothing at all; changes nothing."""
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file; --output must be a folder")
-    if output.is_dir() and any(output.iterdir()):
-        if not resume:
-            raise OutputExistsError(
-                f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
-            )
-        broken: list[str] = []
-        for path in checkpoints(output):
-            if (why := why_unusable(path)) is None:
-                return str(path), broken
-            broken.append(f"{path.name}: {why}")
-        if not (output / RUN_FILE).exists():
-            found = f" ({'; '.join(broken)})" if broken else ""
-            raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")
-        return None, broken  # none yet, but a run of ours: from the beginning
-    if resume:
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if resume and not names:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
-    return None, []
+    if not names - {LOCK}:  # new, or of a run that died before it had anything to write
+        return
+    if not resume:
+        raise OutputExistsError(
+            f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
+        )
+    if RUN_FILE not in names and not any(checkpoints(output)):
+        raise OutputExistsError(f"{output} holds no checkpoint to resume from; give another --output")
+
+
+def find_checkpoint(output: Path) -> tuple[str | None, list[str]]:
+    """The checkpoint to resume from (None: from the beginning), and what is wrong with those that are passed over."""
+    broken: list[str] = []
+    for path in checkpoints(output):
+        if (why := why_unusable(path)) is None:
+            return str(path), broken
+        broken.append(f"{path.name}: {why}")
+    if broken and not (output / RUN_FILE).exists():
+        raise OutputExistsError(
+            f"{output} holds no checkpoint to resume from ({'; '.join(broken)}); give another --output"
+        )
+    return None, broken
 
 
 @dataclass
@@ -159,40 +169,70 @@ class Preparation(NamedTuple):
             print(text, flush=True)
 
 
-def prepare(args: RunArguments, options: Mapping[str, Any]) -> Preparation:
+@contextlib.contextmanager
+def prepare(args: RunArguments, options: Mapping[str, Any]) -> Iterator[Preparation]:
     """Refuses a folder that holds something else, before anything is read; seeds, and keeps memory.
 
-    A run that is finished with these very options is left as it is: `finished` is then its report.
+    Inside the block the folder is this run's own: a second run there is refused, by the first process of each. A run
+    that is finished with these very options is left as it is: `finished` is then its report.
 
     Args:
         options: the dataclasses of the command line by name, beside `args`.
 
     Raises:
         OutputExistsError: the folder is no place for this run. FileNotFoundError: there is nothing to resume.
+        LockedError: another run works there.
         ImportError: the loss is to be drawn and matplotlib is not installed.
     """
     started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
     given = describe_options(options, args)
-    before = (read_json(output / RUN_FILE) or {}) if args.resume else {}
-    over = finished_report(output, given) if args.resume else None
-    checkpoint, broken = prepare_output(output, args.resume) if over is None else (None, [])
-    found = Preparation(output, checkpoint, given, before, over, state, started)
-    if over is not None:
-        found.say(
-            f"{output}: this run is finished after {over.get('steps')} steps, and nothing was changed; to go on, give "
-            "a larger max_steps (or max_seconds) with --resume"
-        )
-        return found
-    for fault in broken:
-        found.say(f"note: passed over {fault}")
-    if args.resume and checkpoint is None:
-        found.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
-    state.wait_for_everyone()
-    if args.plot:
-        require_matplotlib()
-    keep_memory(args.device)
-    set_seed(args.seed)
-    return found
+    with contextlib.ExitStack() as held:
+        found, broken = in_first_process(state, lambda: _open(output, args.resume, given, held))
+        ready = Preparation(output, state=state, started=started, options=given, **found)
+        if ready.finished is not None:
+            ready.say(
+                f"{output}: this run is finished after {ready.finished.get('steps')} steps, and nothing was changed; "
+                "to go on, give a larger max_steps (or max_seconds) with --resume"
+            )
+        else:
+            for fault in broken:
+                ready.say(f"note: passed over {fault}")
+            if args.resume and ready.checkpoint is None:
+                ready.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
+            if args.plot:
+                require_matplotlib()
+            keep_memory(args.device)
+            set_seed(args.seed)
+        yield ready
+
+
+def _open(
+    output: Path, resume: bool, given: Mapping[str, Mapping[str, Any]], held: contextlib.ExitStack
+) -> tuple[dict[str, Any], list[str]]:
+    """What a `Preparation` says of a folder, which is locked as long as `held` is open, and the faults found in it."""
+    refuse_if_locked(output)
+    if resume and (report := finished_report(output, given)) is not None:
+        return {"checkpoint": None, "before": {}, "finished": report}, []
+    refuse_output(output, resume)
+    held.enter_context(locked(output))
+    sweep(output, every=True)
+    before = (read_json(output / RUN_FILE) or {}) if resume else {}
+    checkpoint, broken = find_checkpoint(output) if resume else (None, [])
+    return {"checkpoint": checkpoint, "before": before, "finished": None}, broken
+
+
+def in_first_process(state: PartialState, work: Callable[[], Any]) -> Any:
+    """What `work` gives, done in the first process alone; every process gets it, or raises what it raised."""
+    answer: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            answer[0] = work()
+        except Exception as error:
+            answer[1] = error
+    result, fault = broadcast_object_list(answer)
+    if fault is not None:
+        raise fault
+    return result
 
 
 def run(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -29,12 +30,13 @@ from transformers.utils import logging
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
-    STAGING,
     CheckpointError,
     last_checkpoint,
     move_files_into_place,
     move_into_place,
     rotate,
+    staging_name,
+    sweep,
     why_unusable,
     write_manifest,
 )
@@ -424,10 +426,9 @@ class UDMTrainer(Trainer):
     @contextlib.contextmanager
     def _writing(self, run: Path, what: str) -> Iterator[Path]:
         """A folder inside `run` to write to, gone afterwards; what goes wrong there names the last good checkpoint."""
-        staging = run / STAGING
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
-        self.accelerator.wait_for_everyone()
+            sweep(run)
+        staging = run / broadcast_object_list([staging_name()])[0]  # one for all processes
         self._staging = staging
         try:
             yield staging
@@ -509,7 +510,7 @@ class UDMTrainer(Trainer):
                 "first (`trainer.model = merge_adapter(trainer.model)`), push other models by their own means"
             )
         output = Path(str(args.output_dir))
-        made = output / f"{STAGING}-push"
+        made = output / broadcast_object_list([staging_name()])[0]
         try:
             self.save_model(str(made))
             if not self.is_world_process_zero():
