@@ -13,6 +13,7 @@ from typing import Any
 
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
+from udm_text.training.resuming import digest_rows
 from udm_text.training.runs import Preparation, RunArguments, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
@@ -165,7 +166,12 @@ def _train(
                 draw_loss(trainer.state.log_history, ready.output / "loss.png")
         return {"validation": figures}
 
-    return carry_out(trainer, ready, facts, measure)
+    parts = {"training": splits.train, "held-out": splits.validation}
+    digests = {
+        name: digest_rows(x.numpy() for x in (part.images, part.labels) if x is not None)
+        for name, part in parts.items()
+    }
+    return carry_out(trainer, ready, facts, measure, rows=digests)
 
 
 def build_objective(

@@ -14,6 +14,7 @@ from continuous.pipeline import ImagePipeline
 from continuous.train_image import build_process, load_splits_of, main, parse
 from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in
 from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training.resuming import ResumeError
 
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
@@ -185,6 +186,30 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
     before = listing(trained)
     with pytest.raises(FileExistsError, match="--resume"):
         run(trained)
+    assert listing(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--process", "rf"], "process 'rf' in place of 'vp'"),
+        (["--network_options", '{"width": 16}'], "network_options '{.*16}' in place of '{.*24, .*}'"),
+        (["--weighting", "snr"], "weighting 'snr' in place of 'simple'"),
+        (["--validation_share", "0.2"], "validation_share 0.2 in place of 0.05"),
+        (["--seed", "7", "--ema_decay", "0.9"], "seed 7 in place of 42, ema_decay 0.9 in place of 0.999"),
+    ],
+)
+def test_what_a_run_is_cannot_be_changed_when_it_is_resumed(trained, more, words):
+    before = listing(trained)
+    with pytest.raises(ResumeError, match=words):
+        run(trained, "--save_steps", "4", "--resume", *more, steps=12)
+    assert listing(trained) == before
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(trained, capsys):
+    before = listing(trained)
+    run(trained, "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4", "--resume")
+    assert "this run is finished after 8 steps, and nothing was changed" in capsys.readouterr().out
     assert listing(trained) == before
 
 

@@ -29,7 +29,17 @@ from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
 from .checkpoints import checkpoints, digest_of, sweep, why_unusable
 from .locks import LOCK, locked, refuse_if_locked
-from .resuming import REPORT_FILE, RUN_FILE, describe_options, finished_report, read_json
+from .resuming import (
+    REPORT_FILE,
+    RUN_FILE,
+    Differences,
+    applied_differences,
+    check_rows,
+    describe_differences,
+    describe_options,
+    finished_report,
+    read_json,
+)
 from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
 
@@ -92,6 +102,11 @@ class RunArguments(UDMTrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
 
     def __post_init__(self):
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                f"resume_from_checkpoint is not for this command, got {self.resume_from_checkpoint!r}: give --resume, "
+                "which goes on from the last whole checkpoint in --output"
+            )
         if self.output_dir is None:
             raise ValueError("--output DIR is needed: where the model goes")
         if not torch.accelerator.is_available():
@@ -157,7 +172,9 @@ class Preparation(NamedTuple):
     options: dict[str, dict[str, Any]]
     """As they were given, for run.json."""
     before: dict[str, Any]
-    """The run.json that lay in the folder; empty: none."""
+    """The run.json that lay beside the checkpoint; empty: none."""
+    changes: Differences
+    """Options that differ from those it was begun with, and are applied."""
     finished: dict[str, Any] | None
     """The report of a run that is over and asks for nothing more."""
     state: PartialState
@@ -181,7 +198,7 @@ def prepare(args: RunArguments, options: Mapping[str, Any]) -> Iterator[Preparat
 
     Raises:
         OutputExistsError: the folder is no place for this run. FileNotFoundError: there is nothing to resume.
-        LockedError: another run works there.
+        LockedError: another run works there. ResumeError: it was begun with options that cannot be changed.
         ImportError: the loss is to be drawn and matplotlib is not installed.
     """
     started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
@@ -199,6 +216,8 @@ def prepare(args: RunArguments, options: Mapping[str, Any]) -> Iterator[Preparat
                 ready.say(f"note: passed over {fault}")
             if args.resume and ready.checkpoint is None:
                 ready.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
+            if ready.changes:
+                ready.say(f"note: resumed with {describe_differences(ready.changes)}")
             if args.plot:
                 require_matplotlib()
             keep_memory(args.device)
@@ -212,13 +231,16 @@ def _open(
     """What a `Preparation` says of a folder, which is locked as long as `held` is open, and the faults found in it."""
     refuse_if_locked(output)
     if resume and (report := finished_report(output, given)) is not None:
-        return {"checkpoint": None, "before": {}, "finished": report}, []
+        return {"checkpoint": None, "before": {}, "changes": {}, "finished": report}, []
     refuse_output(output, resume)
+    if resume and any(checkpoints(output)):
+        applied_differences(read_json(output / RUN_FILE) or {}, given)  # refused without a trace
     held.enter_context(locked(output))
-    sweep(output, every=True)
-    before = (read_json(output / RUN_FILE) or {}) if resume else {}
     checkpoint, broken = find_checkpoint(output) if resume else (None, [])
-    return {"checkpoint": checkpoint, "before": before, "finished": None}, broken
+    before = (read_json(output / RUN_FILE) or {}) if checkpoint is not None else {}
+    changes = applied_differences(before, given)
+    sweep(output, every=True)
+    return {"checkpoint": checkpoint, "before": before, "changes": changes, "finished": None}, broken
 
 
 def in_first_process(state: PartialState, work: Callable[[], Any]) -> Any:
@@ -241,6 +263,7 @@ def run(
     facts: Mapping[str, Any],
     measure: Callable[[dict[str, Any]], dict[str, Any]],
     describe: Callable[[dict[str, float]], str] | None = None,
+    rows: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train, and unless a signal ends it save and measure; returns what report.json holds.
 
@@ -249,16 +272,33 @@ def run(
         measure: report so far -> figures of the model as it was written; called in every process, where it may draw
             pictures beside the model in the first.
         describe: words for an evaluation in the middle of training.
+        rows: digests (`digest_rows`) of the rows by their part, which a resumed run must find as they were.
+
+    Raises:
+        ResumeError: the rows are others than those that the run was begun with.
     """
     output, args, state = ready.output, trainer.args, ready.state
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar(describe))
+    check_rows(ready.before, rows or {})
+    changed = list(ready.before.get("changed", []))
+    record = {**ready.options, "rows": rows or {}, "used": {"learning_rate": args.learning_rate}, "changed": changed}
+    if ready.changes:
+        step = int(Path(str(ready.checkpoint)).name.rpartition("-")[2])
+        changed.append({"step": step, **{name: list(values) for name, values in ready.changes.items()}})
     if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / RUN_FILE, {**ready.options, "rows_per_step": trainer.rows_per_step})
+        write_json(output / RUN_FILE, record)
     result = trainer.train(resume_from_checkpoint=ready.checkpoint)
     report = {**facts, **describe_training(trainer, result.metrics)}
+    if not trainer.steps_made:
+        ready.say(f"note: {ready.checkpoint} stands at the end of the run, and no further step was made")
+        if isinstance(used := ready.before.get("used", ready.before.get("run")), dict):
+            report["learning_rate"] = used.get("learning_rate", args.learning_rate)
+            if state.is_main_process:
+                write_json(output / RUN_FILE, {**record, "used": {"learning_rate": report["learning_rate"]}})
+    if changed:
+        report["changed"] = changed
     if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
         ready.say(
             f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "

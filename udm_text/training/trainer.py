@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from logging import Filter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,6 +53,13 @@ _PUSH = (
 )
 _ENDLESS = 10**9
 """Steps of a run that ends by time."""
+
+
+class _NoComparison(Filter):
+    """Leaves out what transformers says where a share of the run is not a number of steps, or a micro-batch another."""
+
+    def filter(self, record):
+        return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 class NonFiniteLossError(RuntimeError):
@@ -269,6 +277,51 @@ class UDMTrainer(Trainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _init_training_state(self, max_steps, *args):
+        """As in transformers; but log, evaluation and save steps are those that are given now, not the checkpoint's."""
+        about = logging.get_logger("transformers.trainer_utils")
+
+        no_comparison = _NoComparison()
+        about.addFilter(no_comparison)
+        try:
+            found = super()._init_training_state(max_steps, *args)
+        finally:
+            about.removeFilter(no_comparison)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return found
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """As in transformers; but what the arguments say of learning rate, decay and AdamW holds, not the stored."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        names = ("weight_decay", "betas", "eps", "initial_lr")
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        given = [{n: group[n] for n in names if n in group} for group in optimizer.param_groups]
+        bases = list(getattr(scheduler, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = optimizer.param_groups
+        for group, own in zip(groups, given, strict=True):
+            group.update(own)
+        if not bases:
+            return
+        stored, scheduler.base_lrs = scheduler.base_lrs, bases
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) and self.timed_rate is None:
+            shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+            rates = [base * share for base, share in zip(bases, shares, strict=True)]
+        else:
+            rates = [
+                group["lr"] * (base / old) if old and base != old else group["lr"]
+                for group, base, old in zip(groups, bases, stored, strict=True)
+            ]
+        for group, rate in zip(groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        scheduler._last_lr = rates
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.timed_rate is None or self.lr_scheduler is not None:
