@@ -14,7 +14,7 @@ from typing import Any
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.resuming import digest_rows
-from udm_text.training.runs import Preparation, RunArguments, prepare, resolved
+from udm_text.training.runs import Preparation, RunArguments, end, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -292,4 +292,4 @@ def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, st
 
 
 def main(arguments: list[str] | None = None) -> None:
-    train_image(*parse(arguments))
+    end(train_image(*parse(arguments)))

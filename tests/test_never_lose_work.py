@@ -461,19 +461,46 @@ def test_a_step_that_does_not_fit_into_memory_says_what_would(tmp_path, error):
 # --- signals and time ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_has_a_checkpoint_written_at_the_end_of_the_step(undisturbed, tmp_path, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     trainer = trainer_in(tmp_path)
     trainer.add_callback(At(4, lambda: os.kill(os.getpid(), number)))
     trainer.train()
     assert trainer.stopped_by == signal.Signals(number).name
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.stopped_by is None
     assert_same_end(undisturbed, tmp_path)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, capfd):
+    trainer = trainer_in(tmp_path)
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    trainer.add_callback(At(4, twice))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "Ctrl-C: a checkpoint is written at the end of this step; once more" in capfd.readouterr().err
+    assert trainer.state.global_step == 4 and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = trainer_in(tmp_path, max_steps=3)
+        trainer.add_callback(At(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (trainer.stopped_by, trainer.state.global_step) == (None, 3)
 
 
 def test_a_run_ends_by_time_on_a_finished_schedule_and_goes_on_from_there(tmp_path):
@@ -573,6 +600,12 @@ def test_an_average_of_weights_that_no_process_has_whole_is_refused(tmp_path, mo
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 for num_train_epochs or max_seconds, got 0"),
+        ({"max_steps": -2}, "max_steps must be at least 1, .* got -2"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be positive without max_steps, got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \(0, 1\), got 1.0"),
         ({"max_seconds": 0.0}, "max_seconds must be positive"),
         ({"max_seconds": 9.0, "max_steps": -1, "eval_steps": 0.1}, "eval_steps must be a number of steps"),

@@ -7,13 +7,15 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM, TrainingArguments
 
-from tests.helpers import assert_equal_weights, listing, weights_in, write_lines
+from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in, write_lines
 from tests.models import make_masked_lm, text_config
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
@@ -156,6 +158,44 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(to
     assert (report["stopped"], report["steps"]) == (None, 6)
     train(toy, tmp_path / "whole", *options)
     assert_equal_weights(weights_in(tmp_path / "whole"), weights_in(tmp_path / "out"))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from udm_text.training.callbacks import StepNoise
+def on_step_begin(self, args, state, control, **kwargs):
+    if state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+StepNoise.on_step_begin = on_step_begin
+from udm_text.cli import main
+sys.argv = ["udm", "train", *sys.argv[1:]]
+main()
+"""
+
+
+def test_ctrl_c_writes_a_checkpoint_says_so_and_ends_with_130(toy, tmp_path):
+    options = ["--data", toy, "--output", tmp_path / "out", *FAST, "--plot", "false"]
+    said = python("-c", INTERRUPTED, *options, code=130)
+    assert "SIGINT at step 3: a checkpoint is written" in said.stdout and "Traceback" not in said.stderr
+    assert "once more ends the run at once" in said.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"checkpoint-3", "report.json", "run.json"}
+    assert train(toy, tmp_path / "out", "--resume")["steps"] == 4
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(toy, tmp_path):
+    options = ["--data", toy, "--output", tmp_path / "out", *FAST, "--plot", "false", "--disable_tqdm", "true"]
+    options += ["--logging_steps", 1]
+    command = [sys.executable, "-m", "udm_text.cli", "train", *map(str, options)]
+    for name, both in (("out", False), ("both", True)):
+        command[command.index("--output") + 1] = str(tmp_path / name)
+        error = subprocess.STDOUT if both else subprocess.PIPE
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error, cwd=ROOT, text=True)
+        run.stdout.close()
+        said = "" if both else run.stderr.read()
+        assert run.wait(280) == 0, said
+        assert both or said.count("nobody reads what the run prints any more; it goes on") == 1
+        assert "Traceback" not in said and "BrokenPipe" not in said
+        assert json.loads((tmp_path / name / "report.json").read_text())["steps"] == 4
 
 
 def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(toy, tmp_path, capsys):

@@ -43,7 +43,7 @@ from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import Preparation, RunArguments, prepare, resolved
+from ..training.runs import Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
@@ -373,4 +373,4 @@ def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    train_text(*parse(arguments))
+    end(train_text(*parse(arguments)))

@@ -28,6 +28,7 @@ from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
 from .checkpoints import checkpoints, digest_of, sweep, why_unusable
+from .interrupts import INTERRUPTED, unbroken_output
 from .locks import LOCK, locked, refuse_if_locked
 from .resuming import (
     REPORT_FILE,
@@ -203,7 +204,7 @@ def prepare(args: RunArguments, options: Mapping[str, Any]) -> Iterator[Preparat
     """
     started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
     given = describe_options(options, args)
-    with contextlib.ExitStack() as held:
+    with unbroken_output(), contextlib.ExitStack() as held:
         found, broken = in_first_process(state, lambda: _open(output, args.resume, given, held))
         ready = Preparation(output, state=state, started=started, options=given, **found)
         if ready.finished is not None:
@@ -314,6 +315,12 @@ def run(
         write_json(output / REPORT_FILE, report)
     state.wait_for_everyone()
     return report
+
+
+def end(report: Mapping[str, Any]) -> None:
+    """Ends a command with exit code 130 where Ctrl-C has stopped the run of this report."""
+    if report.get("stopped") == "SIGINT":
+        raise SystemExit(INTERRUPTED)
 
 
 def save(trainer: UDMTrainer, output: Path) -> None:

@@ -99,6 +99,15 @@ class UDMTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise ValueError(_PUSH)
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(
+                f"max_steps must be at least 1, or -1 for num_train_epochs or max_seconds, got {self.max_steps}"
+            )
+        if self.max_steps < 0 and self.max_seconds is None and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be positive without max_steps, got {self.num_train_epochs}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_seconds is not None:
             if not self.max_seconds > 0:
                 raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
@@ -255,7 +264,7 @@ class UDMTrainer(Trainer):
 
     @property
     def stopped_by(self) -> str | None:
-        """Why the last `train` ended before its last step: "SIGTERM", "SIGUSR1", "max_seconds"; None: it did not."""
+        """Why the last `train` ended before its last step: the name of a signal or "max_seconds"; None: it did not."""
         return self.interrupts.reason
 
     def _all_reduce_max(self, value: float) -> float:
@@ -334,7 +343,8 @@ class UDMTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As in transformers; `resume_from_checkpoint=True` takes the last checkpoint that is whole.
 
-        Ends early, with a checkpoint and `stopped_by` set, after SIGTERM or SIGUSR1 and when `max_seconds` are over.
+        Ends early, with a checkpoint and `stopped_by` set, after SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) and when
+        `max_seconds` are over.
         """
         output = str(self.args.output_dir)
         if resume_from_checkpoint is True:
