@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from udm_text.common import choices, eval_mode, written_whole
+from udm_text.common import choices, eval_mode
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
@@ -196,6 +196,7 @@ class ImportanceCallback(TrainerCallback):
 
     def __init__(self, trainer: Any, importance: Importance):
         self.trainer, self.importance = trainer, importance
+        trainer.in_checkpoints.append(self.save)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.resumed_from is None:
@@ -205,11 +206,9 @@ class ImportanceCallback(TrainerCallback):
             raise FileNotFoundError(f"{path} is missing: that run drew its times uniformly; resume without importance")
         self.importance.load(load_file(path))
 
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            with written_whole(folder / self.name) as part:
-                save_file(self.importance.state(), part)
+    def save(self, folder: Path) -> None:
+        """Writes importance.safetensors."""
+        save_file(self.importance.state(), folder / self.name)
 
 
 def draw_times(

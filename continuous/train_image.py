@@ -20,7 +20,8 @@ from transformers import TrainerCallback
 
 from udm_text.common import choices, written_whole
 from udm_text.training import UDMTrainer
-from udm_text.training.runs import RunArguments, prepare, resolved
+from udm_text.training.resuming import digest_rows
+from udm_text.training.runs import Preparation, RunArguments, end, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -178,7 +179,21 @@ def train_image(
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     process = build_process(model_args)  # what is wrong with the flags is said before anything is written or read
-    ready = prepare(run)
+    with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
+        if ready.finished is not None:
+            return ready.finished
+        return _train(data, model_args, goal, run, process, ready)
+
+
+def _train(
+    data: DataArguments,
+    model_args: ModelArguments,
+    goal: ObjectiveArguments,
+    run: RunArguments,
+    process: ImageProcess,
+    ready: Preparation,
+) -> dict[str, Any]:
+    """`train_image`, in a folder that is this run's own."""
     with ready.state.main_process_first():
         splits = load_images(
             data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
@@ -232,7 +247,12 @@ def train_image(
                 draw_loss(trainer.state.log_history, ready.output / "loss.png")
         return {"validation": figures, "best_step": best.step if best is not None and best.weights else None}
 
-    return carry_out(trainer, ready, {"data": data, "model": model_args, "objective": goal}, facts, measure)
+    parts = {"training": splits.train, "held-out": splits.validation}
+    digests = {
+        name: digest_rows(x.numpy() for x in (part.images, part.labels) if x is not None)
+        for name, part in parts.items()
+    }
+    return carry_out(trainer, ready, facts, measure, rows=digests)
 
 
 def build_objective(
@@ -365,4 +385,4 @@ def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, st
 
 
 def main(arguments: list[str] | None = None) -> None:
-    train_image(*parse(arguments))
+    end(train_image(*parse(arguments)))

@@ -22,7 +22,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
 
-from continuous.train_image import parse, train_image  # noqa: E402
+from continuous.train_image import main  # noqa: E402
 
 if __name__ == "__main__":
-    train_image(*parse())
+    main()

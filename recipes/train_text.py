@@ -25,7 +25,7 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
 
-from udm_text.cli.train_text import parse, train_text  # noqa: E402
+from udm_text.cli.train_text import main  # noqa: E402
 
 if __name__ == "__main__":
-    train_text(*parse())
+    main()

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -14,13 +15,22 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from tests.helpers import assert_equal_weights, weights_in
+from tests.helpers import assert_equal_weights, listing, weights_in
 from tests.models import make_rows, make_udm
 from tests.training_helpers import history, make_trainer, say_it_is_sharded, weights
 from udm_text.training import OutOfMemoryError
 from udm_text.training import trainer as training
-from udm_text.training.checkpoints import STAGING, CheckpointError, last_checkpoint, rotate, why_unusable
+from udm_text.training.checkpoints import (
+    STAGING,
+    CheckpointError,
+    last_checkpoint,
+    rotate,
+    staging_name,
+    sweep,
+    why_unusable,
+)
 from udm_text.training.interrupts import TimedLRLambda
+from udm_text.training.locks import LOCK, LockedError, locked, process_identity
 
 HOW = {"dropout": 0.2, "ema_decay": 0.9, "max_steps": 9, "save_strategy": "steps", "save_steps": 3}
 """A run with everything that has a state: noise of dropout, an average, an optimiser, a schedule, an order of rows."""
@@ -123,7 +133,31 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_where_the_undisturbed_one_e
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert_same_end(undisturbed, tmp_path)
-    assert not (tmp_path / STAGING).exists() or left == 9
+    assert not list(tmp_path.glob(f"{STAGING}*")) or left == 9
+
+
+def test_a_checkpoint_at_the_end_of_the_run_is_not_trained_beyond(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    resumed = trainer_in(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.state.global_step, resumed.steps_made) == (9, 0)
+    assert_equal_weights(weights(resumed), weights_in(undisturbed / "checkpoint-9"))
+    assert all(
+        torch.equal(value, weights_in(undisturbed / "checkpoint-9", "ema.safetensors")[name])
+        for name, value in resumed.average.average.items()
+    )
+    assert "train_loss" not in resumed.state.log_history[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-9"]
+
+
+def test_a_checkpoint_at_the_end_of_the_time_is_not_trained_beyond(tmp_path):
+    how = {"max_seconds": 0.3, "max_steps": -1, "lr_scheduler_type": "cosine", "save_steps": 500}
+    trainer = trainer_in(tmp_path, **how)
+    trainer.train()
+    resumed = trainer_in(tmp_path, **how)
+    resumed.train(resume_from_checkpoint=True)
+    assert (resumed.steps_made, resumed.stopped_by) == (0, "max_seconds")
+    assert_equal_weights(weights(resumed), weights(trainer))
 
 
 @pytest.mark.slow
@@ -148,6 +182,106 @@ def test_a_run_killed_again_and_again_at_random_moments_ends_where_the_undisturb
         reached.add(last_checkpoint(tmp_path / "b"))
     assert kills > 5 and len(reached) > 3
     assert_same_end(tmp_path / "a", tmp_path / "b", 40)
+
+
+# --- two runs in one folder ------------------------------------------------------------------------------------------
+
+
+def hold(folder, **other):
+    """A lock as another process has written it."""
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "start": "now"}
+    (folder / LOCK).write_text(json.dumps(holder | other))
+
+
+def dead_process():
+    child = start(lambda: None)
+    os.waitpid(child, 0)
+    return child
+
+
+def test_a_folder_in_use_is_refused_by_host_and_process_and_nothing_changes(tmp_path):
+    for other in ({}, {"host": "elsewhere", "pid": dead_process()}):
+        hold(tmp_path, **other)
+        before, said = listing(tmp_path), json.loads((tmp_path / LOCK).read_text())
+        words = rf"in use by process {said['pid']} on host {said['host']}, since now"
+        with pytest.raises(LockedError, match=words), locked(tmp_path):
+            raise AssertionError
+        assert listing(tmp_path) == before
+    for text in ("", "{}", "null", "[1]", '{"pid": "x", "host": 3}'):
+        (tmp_path / LOCK).write_text(text)
+        with pytest.raises(LockedError, match="does not say which process"), locked(tmp_path):
+            raise AssertionError
+    (tmp_path / LOCK).unlink()
+    with locked(tmp_path):
+        with pytest.raises(LockedError, match=f"in use by process {os.getpid()} "), locked(tmp_path):
+            raise AssertionError
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_the_lock_of_a_process_that_is_gone_is_taken_over_and_given_back_also_after_an_error(tmp_path, monkeypatch):
+    zombie = start(lambda: None)
+    while process_identity(zombie) != "ended":
+        time.sleep(0.01)
+    gone = [{"pid": dead_process()}, {"pid": zombie}, {"pid": os.getpid(), "identity": "of another boot 5"}]
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    gone += [{"host": "elsewhere", "job": ["71", 1]}]
+    for other in gone:
+        hold(tmp_path, **other)
+        with pytest.raises(RuntimeError, match="in the middle"), locked(tmp_path):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+            raise RuntimeError("in the middle")
+        assert not (tmp_path / LOCK).exists()
+    os.waitpid(zombie, 0)
+    for job in (["70", 1], ["71", 2]):
+        hold(tmp_path, host="elsewhere", job=job)
+        with pytest.raises(LockedError, match="elsewhere"), locked(tmp_path):
+            raise AssertionError
+
+
+def test_folders_made_for_a_lock_go_with_it_where_nothing_came_into_them(tmp_path):
+    with locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).exists()
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "note").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "note"]
+
+
+def test_of_many_who_take_over_one_dead_lock_one_has_it_at_a_time(tmp_path):
+    """Each who has the lock makes a folder that must not be there yet, and removes it."""
+    hold(tmp_path, pid=dead_process())
+
+    def work():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                with locked(tmp_path):
+                    (tmp_path / "mine").mkdir()
+                    time.sleep(0.02)
+                    (tmp_path / "mine").rmdir()
+                return
+            except LockedError:
+                time.sleep(0.005)
+        raise TimeoutError
+
+    children = [start(work) for _ in range(8)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_writers_have_staging_folders_of_their_own_and_only_the_dead_ones_go(tmp_path):
+    names = {staging_name() for _ in range(9)}
+    assert len(names) == 9 and all(name.startswith(STAGING) for name in names)
+    mine, alien = tmp_path / staging_name(), tmp_path / f"{STAGING}-elsewhere-1-01234567"
+    dead = tmp_path / staging_name().replace(f"-{os.getpid()}-", f"-{dead_process()}-")
+    for path in (mine, alien, dead, tmp_path / STAGING):
+        path.mkdir()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, alien.name}
+    sweep(tmp_path, every=True)
+    assert not list(tmp_path.iterdir())
 
 
 # --- checkpoints that are not whole ----------------------------------------------------------------------------------
@@ -193,6 +327,53 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(undisturbed, tm
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
+def flip(file, place=0.5):
+    """One bit of a file is another."""
+    content = bytearray(file.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    file.write_bytes(content)
+
+
+def test_every_file_of_a_checkpoint_is_in_its_manifest_and_a_single_bit_is_seen(undisturbed, tmp_path):
+    whole, spoiled = undisturbed / "checkpoint-9", tmp_path / "checkpoint-9"
+    manifest = json.loads((whole / "manifest.json").read_text())
+    names = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert manifest["step"] == 9 and manifest["files"].keys() == names - {"manifest.json"}
+    assert {"model.safetensors", "ema.safetensors", "optimizer.pt", "rng_state.pth", "config.json"} <= names
+    for name in names - {"manifest.json"}:
+        for spoil in (
+            flip,
+            lambda file: flip(file, 0.9),
+            lambda file: flip(file, 1.0),
+            lambda file: file.write_bytes(b""),
+            lambda file: file.write_bytes(file.read_bytes() + b"\0"),
+            Path.unlink,
+        ):
+            shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+            spoil(spoiled / name)
+            assert why_unusable(spoiled) is not None, name
+            assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    flip(spoiled / "optimizer.pt")
+    assert "its optimizer.pt is not what was written (by its SHA-256)" in why_unusable(spoiled)
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    shutil.copy(undisturbed / "checkpoint-6" / "model.safetensors", spoiled)
+    assert "its model.safetensors is not what was written" in why_unusable(spoiled)
+    trainer_in(tmp_path).train(resume_from_checkpoint=True)  # from the whole one behind it
+    assert_same_end(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", "[]", '{"step": 9, "files": {"config.json": null}}', "{"])
+def test_a_manifest_that_is_none_is_a_fault_of_the_checkpoint(undisturbed, tmp_path, text):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text(text)
+    assert why_unusable(tmp_path / "checkpoint-9") == "its manifest.json is not whole"
+    (tmp_path / "checkpoint-9" / "manifest.json").write_text('{"step": 6, "files": {}}')
+    assert why_unusable(tmp_path / "checkpoint-9") == "its manifest.json is of step 6"
+    (tmp_path / "checkpoint-9" / "manifest.json").unlink()  # as checkpoints were written before
+    assert why_unusable(tmp_path / "checkpoint-9") is None
+
+
 def test_the_latest_steps_and_the_best_are_kept_whatever_was_touched_last(tmp_path):
     def left(limit, keep, touched=()):
         for step in (2, 4, 6, 8, 10):
@@ -224,6 +405,8 @@ def test_a_pickle_that_does_more_than_hold_numbers_is_refused(undisturbed, tmp_p
     shutil.copytree(undisturbed / "checkpoint-6", tmp_path / "checkpoint-6")
     trap = tmp_path / "trap"
     torch.save(Exploit(trap), tmp_path / "checkpoint-6" / name)
+    assert f"its {name}" in why_unusable(tmp_path / "checkpoint-6")
+    (tmp_path / "checkpoint-6" / "manifest.json").unlink()  # as whoever wrote such a file would do
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
         trainer_in(tmp_path).train(resume_from_checkpoint=True)
     assert not trap.exists()
@@ -278,19 +461,46 @@ def test_a_step_that_does_not_fit_into_memory_says_what_would(tmp_path, error):
 # --- signals and time ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_has_a_checkpoint_written_at_the_end_of_the_step(undisturbed, tmp_path, number):
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     trainer = trainer_in(tmp_path)
     trainer.add_callback(At(4, lambda: os.kill(os.getpid(), number)))
     trainer.train()
     assert trainer.stopped_by == signal.Signals(number).name
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
-    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)] == handlers
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.stopped_by is None
     assert_same_end(undisturbed, tmp_path)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, capfd):
+    trainer = trainer_in(tmp_path)
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    trainer.add_callback(At(4, twice))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "Ctrl-C: a checkpoint is written at the end of this step; once more" in capfd.readouterr().err
+    assert trainer.state.global_step == 4 and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = trainer_in(tmp_path, max_steps=3)
+        trainer.add_callback(At(1, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (trainer.stopped_by, trainer.state.global_step) == (None, 3)
 
 
 def test_a_run_ends_by_time_on_a_finished_schedule_and_goes_on_from_there(tmp_path):
@@ -390,6 +600,12 @@ def test_an_average_of_weights_that_no_process_has_whole_is_refused(tmp_path, mo
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        ({"max_steps": 0}, "max_steps must be at least 1, or -1 for num_train_epochs or max_seconds, got 0"),
+        ({"max_steps": -2}, "max_steps must be at least 1, .* got -2"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "num_train_epochs must be positive without max_steps, got 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \(0, 1\), got 1.0"),
         ({"max_seconds": 0.0}, "max_seconds must be positive"),
         ({"max_seconds": 9.0, "max_steps": -1, "eval_steps": 0.1}, "eval_steps must be a number of steps"),

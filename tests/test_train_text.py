@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertForMaskedLM, TrainingArguments
 
-from tests.helpers import assert_equal_weights, listing, weights_in, write_lines
+from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in, write_lines
 from tests.models import make_masked_lm, text_config
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
@@ -20,6 +25,8 @@ from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, 
 from udm_text.evaluation import evaluate_bound
 from udm_text.training.arguments import PRESETS
 from udm_text.training.callbacks import StepNoise
+from udm_text.training.locks import LockedError
+from udm_text.training.resuming import ResumeError
 from udm_text.training.runs import OutputExistsError, resolved
 
 WORDS = "latin greek small capital letter with above below dot ring tilde sign mark arrow left right double".split()
@@ -153,11 +160,50 @@ def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_and_says_how_to_go_on(to
     assert_equal_weights(weights_in(tmp_path / "whole"), weights_in(tmp_path / "out"))
 
 
+INTERRUPTED = """
+import os, signal, sys
+from udm_text.training.callbacks import StepNoise
+def on_step_begin(self, args, state, control, **kwargs):
+    if state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+StepNoise.on_step_begin = on_step_begin
+from udm_text.cli import main
+sys.argv = ["udm", "train", *sys.argv[1:]]
+main()
+"""
+
+
+def test_ctrl_c_writes_a_checkpoint_says_so_and_ends_with_130(toy, tmp_path):
+    options = ["--data", toy, "--output", tmp_path / "out", *FAST, "--plot", "false"]
+    said = python("-c", INTERRUPTED, *options, code=130)
+    assert "SIGINT at step 3: a checkpoint is written" in said.stdout and "Traceback" not in said.stderr
+    assert "once more ends the run at once" in said.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"checkpoint-3", "report.json", "run.json"}
+    assert train(toy, tmp_path / "out", "--resume")["steps"] == 4
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(toy, tmp_path):
+    options = ["--data", toy, "--output", tmp_path / "out", *FAST, "--plot", "false", "--disable_tqdm", "true"]
+    options += ["--logging_steps", 1]
+    command = [sys.executable, "-m", "udm_text.cli", "train", *map(str, options)]
+    for name, both in (("out", False), ("both", True)):
+        command[command.index("--output") + 1] = str(tmp_path / name)
+        error = subprocess.STDOUT if both else subprocess.PIPE
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=error, cwd=ROOT, text=True)
+        run.stdout.close()
+        said = "" if both else run.stderr.read()
+        assert run.wait(280) == 0, said
+        assert both or said.count("nobody reads what the run prints any more; it goes on") == 1
+        assert "Traceback" not in said and "BrokenPipe" not in said
+        assert json.loads((tmp_path / name / "report.json").read_text())["steps"] == 4
+
+
 def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(toy, tmp_path, capsys):
     output = tmp_path / "out"
     train(toy, output, "--max_steps", 2)
     for path in output.glob("checkpoint-*"):
         (path / "model.safetensors").write_bytes(b"half")
+    (output / "report.json").unlink()
     report = train(toy, output, "--max_steps", 2, "--resume")
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
     assert report["steps"] == 2
@@ -167,6 +213,202 @@ def test_a_run_that_died_before_its_first_checkpoint_is_started_anew_by_resume(t
         OutputExistsError, match=r"holds no checkpoint .*checkpoint-2: its model.safetensors is cut off"
     ):
         train(toy, output, "--resume")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "rng_state.pth"])
+def test_a_damaged_checkpoint_is_named_and_the_whole_one_behind_it_is_used(toy, tmp_path, capsys, name):
+    how = ["--save_steps", 2, "--dropout", 0.1]
+    whole = train(toy, tmp_path / "out", *how)
+    (tmp_path / "out" / "report.json").unlink()
+    before = weights_in(tmp_path / "out")
+    file = tmp_path / "out" / "checkpoint-4" / name
+    size = file.stat().st_size
+    file.write_bytes(b"" if name.endswith("json") else file.read_bytes()[: size // 2] + bytes(size - size // 2))
+    report = train(toy, tmp_path / "out", *how, "--resume")
+    assert f"passed over checkpoint-4: its {name} " in capsys.readouterr().out
+    assert_equal_weights(weights_in(tmp_path / "out"), before)
+    assert report["validation"] == whole["validation"]
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(toy, tmp_path, capsys):
+    output = tmp_path / "out"
+    report = train(toy, output)
+    before, folder = listing(output), output.stat().st_mtime_ns
+    assert train(toy, output, "--resume") == json.loads((output / "report.json").read_text())
+    said = capsys.readouterr().out
+    assert "this run is finished after 4 steps, and nothing was changed; to go on, give a larger max_steps" in said
+    assert (listing(output), output.stat().st_mtime_ns) == (before, folder)
+    model = output / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-8] + bytes(8 * [1]))  # damaged: written again from the checkpoint
+    again = train(toy, output, "--resume")
+    assert model.read_bytes() == whole
+    assert (again["validation"], again["steps"], again["train_loss"]) == (report["validation"], 4, None)
+
+
+def test_a_run_that_died_behind_its_last_checkpoint_is_finished_without_another_step(toy, tmp_path, monkeypatch):
+    how = ["--max_steps", 4, "--ema_decay", 0.9, "--dropout", 0.1]
+    whole = train(toy, tmp_path / "whole", *how)
+
+    def die(*args):
+        raise RuntimeError("killed")
+
+    for i, moment in enumerate(("save", "describe_training")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"udm_text.training.runs.{moment}", die)
+            with pytest.raises(RuntimeError, match="killed"):
+                train(toy, tmp_path / f"{i}", *how)
+        report = train(toy, tmp_path / f"{i}", *how, "--resume")
+        assert (tmp_path / f"{i}" / "model.safetensors").read_bytes() == (
+            tmp_path / "whole" / "model.safetensors"
+        ).read_bytes()
+        assert (report["validation"], report["steps"]) == (whole["validation"], 4)
+
+
+CHANGED = [
+    ("--seed 4", "seed 4 in place of 3"),
+    ("--validation_share 0.2", "validation_share 0.2 in place of 0.05"),
+    ("--dropout 0.2", "dropout 0.2 in place of 0.0"),
+    ("--ema_decay 0.9", "ema_decay 0.9 in place of None"),
+    ("--per_device_train_batch_size 4", "rows_per_step 4 in place of 8"),
+    ("--process substitute", "process 'substitute' in place of None"),
+    ("--kernel free", "kernel 'free' in place of None"),
+    ("--tokenizer char", "tokenizer 'char' in place of None"),
+    ("--vocab_size 300", "vocab_size 300 in place of 200"),
+    ("--objective ar", "objective 'ar' in place of 'diffusion'"),
+    ("--loss nelbo", "loss 'nelbo' in place of 'cross_entropy'"),
+    ("--model mini", "model 'mini' in place of 'tiny'"),
+    ("--optim adafactor", "optim 'adafactor' in place of 'adamw_torch_fused'"),
+    ("--max_seconds 9", "max_seconds 9.0 in place of None"),
+    ("--train_sampling_strategy random --data_seed 4", "train_sampling_strategy 'random' in place of"),
+]
+
+
+@pytest.fixture(scope="module")
+def begun(toy, tmp_path_factory):
+    """A run of four steps, in a folder beside a copy of its data."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copy(toy, folder / "toy.txt")
+    train(folder / "toy.txt", folder / "out", "--seed", 3, "--lr_scheduler_type", "constant", "--warmup_steps", 0)
+    return folder
+
+
+STEADY = ["--seed", 3, "--lr_scheduler_type", "constant", "--warmup_steps", 0, "--max_steps", 6, "--resume"]
+
+
+@pytest.mark.parametrize(("options", "words"), CHANGED)
+def test_what_a_run_is_cannot_be_changed_when_it_is_resumed(begun, options, words):
+    before = listing(begun)
+    with pytest.raises(ResumeError, match=re.escape(words)):
+        train(begun / "toy.txt", begun / "out", *STEADY, *options.split())
+    assert listing(begun) == before
+
+
+def test_rows_that_were_reordered_or_changed_are_refused(begun, tmp_path):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    lines = (begun / "toy.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "other.txt").write_text("".join(lines))
+    with pytest.raises(ResumeError, match=r"data '.*other.txt' in place of '.*toy.txt'"):
+        train(tmp_path / "other.txt", tmp_path / "out", *STEADY)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    record["data"]["data"] = record["paths"]["data"] = str(tmp_path / "toy.txt")
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    before = listing(tmp_path / "out")
+    for text in ("".join(reversed(lines)), "".join([*lines[:-1], "latin greek small\n"])):
+        (tmp_path / "toy.txt").write_text(text)
+        with pytest.raises(ResumeError, match="rows are not those that this run was begun with"):
+            train(tmp_path / "toy.txt", tmp_path / "out", *STEADY)
+        assert listing(tmp_path / "out") == before
+    (tmp_path / "toy.txt").write_text("".join(lines))
+    assert train(tmp_path / "toy.txt", tmp_path / "out", *STEADY)["steps"] == 6
+
+
+def test_what_can_be_changed_is_applied_and_reported(begun, tmp_path, capsys):
+    shutil.copytree(begun / "out", tmp_path / "out")
+    options = ["--learning_rate", 2e-4, "--weight_decay", 0.5, "--logging_steps", 1, "--save_steps", 1]
+    report = train(begun / "toy.txt", tmp_path / "out", *STEADY, *options)
+    said = capsys.readouterr().out
+    for words in ("learning_rate 0.0002 in place of None", "weight_decay 0.5 in place of 0.01", "max_steps 6 in"):
+        assert words in said
+    log = {entry["step"]: entry["learning_rate"] for entry in report["log"] if "learning_rate" in entry}
+    assert log[4] == 1e-3 and log[5] == log[6] == report["learning_rate"] == 2e-4
+    assert report["changed"][0]["step"] == 4 and report["changed"][0]["weight_decay"] == [0.01, 0.5]
+    assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-6"}
+    state = torch.load(tmp_path / "out" / "checkpoint-6" / "optimizer.pt", weights_only=True)
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.5, 0.0]
+    assert [group["lr"] for group in state["param_groups"]] == [2e-4, 2e-4]
+    again = train(begun / "toy.txt", tmp_path / "out", *STEADY, *options[:2], "--learning_rate", 1e-5)
+    assert "no further step was made" in capsys.readouterr().out
+    assert again["learning_rate"] == 2e-4  # what the steps were made with
+
+
+def test_a_learning_rate_of_nearly_nothing_given_at_resume_moves_nothing(begun, tmp_path):
+    shutil.copytree(begun / "out", tmp_path / "out")
+    train(begun / "toy.txt", tmp_path / "out", *STEADY, "--learning_rate", 1e-30)
+    assert_equal_weights(weights_in(begun / "out"), weights_in(tmp_path / "out"))
+
+
+def test_an_unchanged_resume_prints_no_difference(toy, tmp_path, capfd, caplog):
+    how = ["--save_steps", 2, "--logging_steps", 0.3, "--gradient_accumulation_steps", 2]
+    whole = train(toy, tmp_path / "out", *how)
+    (tmp_path / "out" / "report.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    capfd.readouterr()
+    again = train(toy, tmp_path / "out", *how, "--resume")
+    out, err = capfd.readouterr()
+    words = ("in place of", "do not match", "logging_steps", "resumed with")
+    assert not [word for word in words if word in f"{out}{err}{caplog.text}"]
+    assert "changed" not in again and again["validation"] == whole["validation"]
+
+
+def test_a_record_of_before_still_resumes(begun, tmp_path):
+    """As run.json was written: with what defaults had become, and without much that it holds now."""
+    shutil.copytree(begun / "out", tmp_path / "out")
+    (tmp_path / "out" / "report.json").unlink()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    for name in ("batch", "paths", "rows", "used", "changed"):
+        del record[name]
+    record["run"]["learning_rate"] = 1e-3
+    for name in ("weight_decay", "data_seed"):
+        del record["run"][name]
+    del record["data"]["min_frequency"]
+    for stored in (record, {}, {"data": None, "run": []}):
+        (tmp_path / "out" / "run.json").write_text(json.dumps(stored))
+        shutil.copytree(tmp_path / "out", tmp_path / "again", dirs_exist_ok=True)
+        assert train(begun / "toy.txt", tmp_path / "again", *STEADY)["steps"] == 6
+        shutil.rmtree(tmp_path / "again")
+
+
+def test_resume_from_checkpoint_is_refused_with_what_to_give_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="resume_from_checkpoint is not for .* got '/nonexistent': give --resume"):
+        train("nowhere.txt", tmp_path / "out", "--resume_from_checkpoint", "/nonexistent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_in_a_folder_is_refused_before_anything_is_read_or_written(toy, tmp_path, monkeypatch):
+    def second(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            before = listing(tmp_path / "out")
+            assert ".lock" in {path.name for path in (tmp_path / "out").iterdir()}
+            for options in others:
+                with pytest.raises(LockedError, match=f"in use by process {os.getpid()} on host "):
+                    train_text(*options)
+            assert listing(tmp_path / "out") == before
+            seen.append(2)
+
+    common = ["--data", "nowhere.txt", "--output", str(tmp_path / "out"), *FAST]
+    seen, others = [], [parse([*common, *more]) for more in ([], ["--resume"])]
+    monkeypatch.setattr(StepNoise, "on_step_begin", second)
+    train(toy, tmp_path / "out")
+    assert seen == [2] and not (tmp_path / "out" / ".lock").exists()
+    monkeypatch.undo()
+
+    with pytest.raises(CorpusError):
+        train("nowhere.txt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()  # of a run that was killed while it read its corpus
+    (tmp_path / "new" / ".lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 999999999}))
+    assert train(toy, tmp_path / "new", "--resume", "--max_steps", 1)["steps"] == 1
 
 
 def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp_path, capsys):

@@ -15,6 +15,7 @@ from continuous.pipeline import ImagePipeline
 from continuous.train_image import build_process, load_splits_of, main, parse
 from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in
 from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training.resuming import ResumeError
 
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
@@ -95,9 +96,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(trained, tmp_path
         run(output, "--save_steps", "4")
         os._exit(1)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert {path.name for path in output.iterdir()} == {"run.json"}
+    assert {path.name for path in output.iterdir()} == {"run.json", ".lock"}
     run(output, "--save_steps", "4", "--resume")
     assert "holds no whole checkpoint yet: the run starts from the beginning" in capsys.readouterr().out
+    assert not (output / ".lock").exists()
     assert_equal_weights(weights_in(trained), weights_in(output))
 
 
@@ -109,6 +111,7 @@ def test_importance_and_learned_variance_resume_with_what_they_had_learned(tmp_p
     shutil.copytree(whole / "checkpoint-6", half / "checkpoint-6")
     state = weights_in(half / "checkpoint-6", "importance.safetensors")
     assert state["seen"].min() >= 10 and state["square"].min() > 0  # no longer uniform
+    assert "importance.safetensors" in json.loads((half / "checkpoint-6" / "manifest.json").read_text())["files"]
     run(half, *more, "--resume", steps=12)
     assert_equal_weights(weights_in(whole), weights_in(half))
 
@@ -227,6 +230,30 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(trained):
     before = listing(trained)
     with pytest.raises(FileExistsError, match="--resume"):
         run(trained)
+    assert listing(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--process", "rf"], "process 'rf' in place of 'vp'"),
+        (["--network_options", '{"width": 16}'], "network_options '{.*16}' in place of '{.*24, .*}'"),
+        (["--weighting", "snr"], "weighting 'snr' in place of 'simple'"),
+        (["--validation_share", "0.2"], "validation_share 0.2 in place of 0.05"),
+        (["--seed", "7", "--ema_decay", "0.9"], "seed 7 in place of 42, ema_decay 0.9 in place of 0.999"),
+    ],
+)
+def test_what_a_run_is_cannot_be_changed_when_it_is_resumed(trained, more, words):
+    before = listing(trained)
+    with pytest.raises(ResumeError, match=words):
+        run(trained, "--save_steps", "4", "--resume", *more, steps=12)
+    assert listing(trained) == before
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(trained, capsys):
+    before = listing(trained)
+    run(trained, "--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "4", "--resume")
+    assert "this run is finished after 8 steps, and nothing was changed" in capsys.readouterr().out
     assert listing(trained) == before
 
 

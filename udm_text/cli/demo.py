@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..common import write_json
 from ..corpus import load_corpus
 from ..training.arguments import parse
+from ..training.runs import end
 from .reports import describe, describe_repair
 from .terminal import load_pipeline, marks
 from .train_text import train_text
@@ -144,7 +145,7 @@ def train(output: Path, dataset: Path, options: list[str], steps: int, seed: int
     arguments += ["--seed", str(seed), "--save_steps", str(max(1, steps // 2))]
     arguments += ["--bf16"] if fast_bfloat16() else []
     console.print(f"\n[bold]training[/]  udm train {' '.join(arguments)}")
-    train_text(*parse(arguments))
+    end(train_text(*parse(arguments)))
 
 
 def show_samples(pipe, seen: list[str], seed: int) -> dict[str, Any]:

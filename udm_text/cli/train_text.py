@@ -6,7 +6,7 @@ it says in `reports.py`; what every run does around the training is `training/ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
-from ..training.runs import Preparation, RunArguments, prepare, resolved
+from ..training.resuming import digest_rows
+from ..training.runs import Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
@@ -69,7 +70,16 @@ def train_text(
     data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    ready = prepare(run)
+    with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
+        if ready.finished is not None:
+            return ready.finished
+        return _train(data, model_args, goal, run, ready)
+
+
+def _train(
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments, ready: Preparation
+) -> dict[str, Any]:
+    """`train_text`, in a folder that is this run's own."""
     check_data(data, goal, run)
     check_model(model_args, goal)
     rows = prepare_rows(data, model_args, ready)
@@ -90,8 +100,12 @@ def train_text(
             draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
         return figures
 
-    options = {"data": data, "model": model_args, "objective": goal}
-    return carry_out(trainer, ready, options, facts, measure, describe_evaluation)
+    digests = {
+        name: digest_rows(arrays_of(part))
+        for name, part in (("training", rows.train), ("held-out", rows.validation))
+        if part is not None
+    }
+    return carry_out(trainer, ready, facts, measure, describe_evaluation, digests)
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -138,6 +152,16 @@ def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> 
         raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
     return make_rows(splits[split], tokenizer, **cut)[0]
+
+
+def arrays_of(rows: Dataset) -> Iterator[Any]:
+    """Tokens and lengths of rows as numpy arrays, some thousand rows at a time."""
+    for batch in rows.with_format("arrow").iter(batch_size=10_000):
+        table: Any = batch
+        tokens = table["input_ids"].combine_chunks()
+        yield tokens.flatten().to_numpy().astype("<i4")
+        yield tokens.value_lengths().to_numpy().astype("<i4")
+        yield table["length"].to_numpy().astype("<i4")
 
 
 def longest_row(*parts: Any) -> int:
@@ -349,4 +373,4 @@ def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    train_text(*parse(arguments))
+    end(train_text(*parse(arguments)))

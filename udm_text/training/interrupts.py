@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainerCallback
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What batch systems send before they stop a job: at the end of the step a checkpoint is written."""
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+"""What batch systems send before they stop a job, and Ctrl-C: at the end of the step a checkpoint is written."""
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C has ended, as shells have it."""
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 """Learning-rate schedules that can run by the clock."""
 TIME_IS_UP = "max_seconds"
+ONCE_MORE = b"\nCtrl-C: a checkpoint is written at the end of this step; once more ends the run at once, without one\n"
 
 
 class TimedLRLambda:
@@ -69,12 +75,16 @@ class Interrupts(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside the block the signals are noted instead of ending the process. Only the main thread can listen."""
+        """Inside the block the signals are noted instead of ending the process; a second Ctrl-C ends it at once.
+
+        Only the main thread can listen. Ctrl-C stays ignored where it was (nohup, jobs in the background).
+        """
         self.received, self.reason = 0, None
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heard = [n for n in SIGNALS if n != signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heard}
         try:
             yield
         finally:
@@ -82,10 +92,18 @@ class Interrupts(TrainerCallback):
                 signal.signal(number, handler)
 
     def _note(self, number, frame) -> None:
+        if number == signal.SIGINT:
+            if self.received == signal.SIGINT:
+                raise KeyboardInterrupt
+            with contextlib.suppress(OSError):  # not by print, which may be in the middle of another line
+                os.write(2, ONCE_MORE)
         self.received = number
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._began = time.monotonic() - (self.rate.elapsed if self.rate is not None else 0.0)
+        if self.rate is not None and self.rate.elapsed >= self.rate.seconds:  # of a checkpoint at the end of the time
+            self.reason = TIME_IS_UP
+            control.should_training_stop = True
 
     def on_step_end(self, args, state, control, **kwargs):
         number = int(self.all_reduce_max(self.received))
@@ -100,6 +118,49 @@ class Interrupts(TrainerCallback):
         control.should_training_stop = True
         control.should_save = self.saves
         control.should_evaluate = False  # whoever sent a signal waits for some seconds only
+
+
+class _Unbroken:
+    """A text stream that is written to until nobody reads it any more (`train ... | head`), and then no longer."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.open = stream, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, what: Callable[[], Any]) -> None:
+        if not self.open:
+            return
+        try:
+            what()
+        except BrokenPipeError:
+            self.open = False
+            with contextlib.suppress(OSError, ValueError):  # what waits in the buffer is not tried again at the end
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+            print("note: nobody reads what the run prints any more; it goes on", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def unbroken_output() -> Iterator[None]:
+    """Inside the block a pipe behind stdout or stderr that is closed ends nothing: a note, and the run goes on."""
+    before = sys.stdout, sys.stderr
+    own: Any = tuple(stream and _Unbroken(stream) for stream in before)  # None where there is no console
+    sys.stdout, sys.stderr = own
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == own:
+            sys.stdout, sys.stderr = before
 
 
 def out_of_memory(error: BaseException) -> bool:

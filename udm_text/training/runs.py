@@ -6,12 +6,13 @@ are, and hand them to `run`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,43 +20,64 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 from transformers.hf_argparser import HfArg
 
 from ..common import write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
-from .checkpoints import checkpoints, last_checkpoint, why_unusable
+from .checkpoints import checkpoints, digest_of, sweep, why_unusable
+from .interrupts import INTERRUPTED, unbroken_output
+from .locks import LOCK, locked, refuse_if_locked
+from .resuming import (
+    REPORT_FILE,
+    RUN_FILE,
+    Differences,
+    applied_differences,
+    check_rows,
+    describe_differences,
+    describe_options,
+    finished_report,
+    read_json,
+)
+from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
-
-RUN_FILE = "run.json"
-"""Written when training begins: marks a folder as that of a run, which --resume may start anew."""
 
 
 class OutputExistsError(FileExistsError):
     """The output folder is not empty and `resume` was not asked for."""
 
 
-def prepare_output(output: Path, resume: bool) -> str | None:
-    """The checkpoint to resume from, or None; refuses a folder that holds something else."""
+def refuse_output(output: Path, resume: bool) -> None:
+    """Raises where a folder holds something else than a run of ours to resume, or nothing at all; changes nothing."""
     if output.exists() and not output.is_dir():
         raise OutputExistsError(f"{output} is a file; --output must be a folder")
-    if output.is_dir() and any(output.iterdir()):
-        if not resume:
-            raise OutputExistsError(
-                f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
-            )
-        checkpoint = last_checkpoint(output)
-        broken = [
-            f"{path.name}: {why_unusable(path)}" for path in checkpoints(output) if why_unusable(path) is not None
-        ]
-        if checkpoint is None and not (output / RUN_FILE).exists():
-            found = f" ({'; '.join(broken)})" if broken else ""
-            raise OutputExistsError(f"{output} holds no checkpoint to resume from{found}; give another --output")
-        return checkpoint  # none yet, but a run of ours: from the beginning
-    if resume:
+    names = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if resume and not names:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
-    return None
+    if not names - {LOCK}:  # new, or of a run that died before it had anything to write
+        return
+    if not resume:
+        raise OutputExistsError(
+            f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
+        )
+    if RUN_FILE not in names and not any(checkpoints(output)):
+        raise OutputExistsError(f"{output} holds no checkpoint to resume from; give another --output")
+
+
+def find_checkpoint(output: Path) -> tuple[str | None, list[str]]:
+    """The checkpoint to resume from (None: from the beginning), and what is wrong with those that are passed over."""
+    broken: list[str] = []
+    for path in checkpoints(output):
+        if (why := why_unusable(path)) is None:
+            return str(path), broken
+        broken.append(f"{path.name}: {why}")
+    if broken and not (output / RUN_FILE).exists():
+        raise OutputExistsError(
+            f"{output} holds no checkpoint to resume from ({'; '.join(broken)}); give another --output"
+        )
+    return None, broken
 
 
 @dataclass
@@ -81,6 +103,11 @@ class RunArguments(UDMTrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
 
     def __post_init__(self):
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                f"resume_from_checkpoint is not for this command, got {self.resume_from_checkpoint!r}: give --resume, "
+                "which goes on from the last whole checkpoint in --output"
+            )
         if self.output_dir is None:
             raise ValueError("--output DIR is needed: where the model goes")
         if not torch.accelerator.is_available():
@@ -138,10 +165,19 @@ def read_recipe(given: list[str]) -> list[str]:
 
 
 class Preparation(NamedTuple):
-    """A run that may begin: its folder, the checkpoint it goes on from (None: the beginning), and when it began."""
+    """A run that may begin."""
 
     output: Path
     checkpoint: str | None
+    """What it goes on from; None: the beginning."""
+    options: dict[str, dict[str, Any]]
+    """As they were given, for run.json."""
+    before: dict[str, Any]
+    """The run.json that lay beside the checkpoint; empty: none."""
+    changes: Differences
+    """Options that differ from those it was begun with, and are applied."""
+    finished: dict[str, Any] | None
+    """The report of a run that is over and asks for nothing more."""
     state: PartialState
     started: float
 
@@ -151,52 +187,119 @@ class Preparation(NamedTuple):
             print(text, flush=True)
 
 
-def prepare(args: RunArguments) -> Preparation:
+@contextlib.contextmanager
+def prepare(args: RunArguments, options: Mapping[str, Any]) -> Iterator[Preparation]:
     """Refuses a folder that holds something else, before anything is read; seeds, and keeps memory.
+
+    Inside the block the folder is this run's own: a second run there is refused, by the first process of each. A run
+    that is finished with these very options is left as it is: `finished` is then its report.
+
+    Args:
+        options: the dataclasses of the command line by name, beside `args`.
 
     Raises:
         OutputExistsError: the folder is no place for this run. FileNotFoundError: there is nothing to resume.
+        LockedError: another run works there. ResumeError: it was begun with options that cannot be changed.
         ImportError: the loss is to be drawn and matplotlib is not installed.
     """
     started, output, state = time.time(), Path(str(args.output_dir)), PartialState()
-    found = Preparation(output, prepare_output(output, args.resume), state, started)
-    if args.resume and found.checkpoint is None:
-        found.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
-    state.wait_for_everyone()
-    if args.plot:
-        require_matplotlib()
-    keep_memory(args.device)
-    set_seed(args.seed)
-    return found
+    given = describe_options(options, args)
+    with unbroken_output(), contextlib.ExitStack() as held:
+        found, broken = in_first_process(state, lambda: _open(output, args.resume, given, held))
+        ready = Preparation(output, state=state, started=started, options=given, **found)
+        if ready.finished is not None:
+            ready.say(
+                f"{output}: this run is finished after {ready.finished.get('steps')} steps, and nothing was changed; "
+                "to go on, give a larger max_steps (or max_seconds) with --resume"
+            )
+        else:
+            for fault in broken:
+                ready.say(f"note: passed over {fault}")
+            if args.resume and ready.checkpoint is None:
+                ready.say(f"note: {output} holds no whole checkpoint yet: the run starts from the beginning")
+            if ready.changes:
+                ready.say(f"note: resumed with {describe_differences(ready.changes)}")
+            if args.plot:
+                require_matplotlib()
+            keep_memory(args.device)
+            set_seed(args.seed)
+        yield ready
+
+
+def _open(
+    output: Path, resume: bool, given: Mapping[str, Mapping[str, Any]], held: contextlib.ExitStack
+) -> tuple[dict[str, Any], list[str]]:
+    """What a `Preparation` says of a folder, which is locked as long as `held` is open, and the faults found in it."""
+    refuse_if_locked(output)
+    if resume and (report := finished_report(output, given)) is not None:
+        return {"checkpoint": None, "before": {}, "changes": {}, "finished": report}, []
+    refuse_output(output, resume)
+    if resume and any(checkpoints(output)):
+        applied_differences(read_json(output / RUN_FILE) or {}, given)  # refused without a trace
+    held.enter_context(locked(output))
+    checkpoint, broken = find_checkpoint(output) if resume else (None, [])
+    before = (read_json(output / RUN_FILE) or {}) if checkpoint is not None else {}
+    changes = applied_differences(before, given)
+    sweep(output, every=True)
+    return {"checkpoint": checkpoint, "before": before, "changes": changes, "finished": None}, broken
+
+
+def in_first_process(state: PartialState, work: Callable[[], Any]) -> Any:
+    """What `work` gives, done in the first process alone; every process gets it, or raises what it raised."""
+    answer: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            answer[0] = work()
+        except Exception as error:
+            answer[1] = error
+    result, fault = broadcast_object_list(answer)
+    if fault is not None:
+        raise fault
+    return result
 
 
 def run(
     trainer: UDMTrainer,
     ready: Preparation,
-    options: Mapping[str, Any],
     facts: Mapping[str, Any],
     measure: Callable[[dict[str, Any]], dict[str, Any]],
     describe: Callable[[dict[str, float]], str] | None = None,
+    rows: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train, and unless a signal ends it save and measure; returns what report.json holds.
 
     Args:
-        ready: of `prepare`. options: the dataclasses of the command line by name, for run.json.
-        facts: what the report says of the run whatever comes of it.
+        ready: of `prepare`. facts: what the report says of the run whatever comes of it.
         measure: report so far -> figures of the model as it was written; called in every process, where it may draw
             pictures beside the model in the first.
         describe: words for an evaluation in the middle of training.
+        rows: digests (`digest_rows`) of the rows by their part, which a resumed run must find as they were.
+
+    Raises:
+        ResumeError: the rows are others than those that the run was begun with.
     """
     output, args, state = ready.output, trainer.args, ready.state
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossBar(describe))
+    check_rows(ready.before, rows or {})
+    changed = list(ready.before.get("changed", []))
+    record = {**ready.options, "rows": rows or {}, "used": {"learning_rate": args.learning_rate}, "changed": changed}
+    if ready.changes:
+        step = int(Path(str(ready.checkpoint)).name.rpartition("-")[2])
+        changed.append({"step": step, **{name: list(values) for name, values in ready.changes.items()}})
     if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        parts = {name: vars(value) for name, value in options.items()}
-        write_json(output / RUN_FILE, {**parts, "run": args.to_dict()})
+        write_json(output / RUN_FILE, record)
     result = trainer.train(resume_from_checkpoint=ready.checkpoint)
     report = {**facts, **describe_training(trainer, result.metrics)}
+    if not trainer.steps_made:
+        ready.say(f"note: {ready.checkpoint} stands at the end of the run, and no further step was made")
+        if isinstance(used := ready.before.get("used", ready.before.get("run")), dict):
+            report["learning_rate"] = used.get("learning_rate", args.learning_rate)
+            if state.is_main_process:
+                write_json(output / RUN_FILE, {**record, "used": {"learning_rate": report["learning_rate"]}})
+    if changed:
+        report["changed"] = changed
     if trainer.stopped_by is not None and trainer.stopped_by.startswith("SIG"):
         ready.say(
             f"{trainer.stopped_by} at step {trainer.state.global_step}: a checkpoint is written, the model is not "
@@ -207,10 +310,17 @@ def run(
         state.wait_for_everyone()  # one process has written what all read
         report |= measure(report)
         report |= {"log": trainer.state.log_history, "seconds": time.time() - ready.started}
+        report["files"] = {file.name: digest_of(file) for file in sorted(output.glob("*.safetensors"))}
     if state.is_main_process:
-        write_json(output / "report.json", report)
+        write_json(output / REPORT_FILE, report)
     state.wait_for_everyone()
     return report
+
+
+def end(report: Mapping[str, Any]) -> None:
+    """Ends a command with exit code 130 where Ctrl-C has stopped the run of this report."""
+    if report.get("stopped") == "SIGINT":
+        raise SystemExit(INTERRUPTED)
 
 
 def save(trainer: UDMTrainer, output: Path) -> None:
@@ -237,19 +347,11 @@ def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict
         "learning_rate": args.learning_rate,
         "ema_decay": args.ema_decay,
         "train_seconds": metrics["train_runtime"],
-        "train_loss": metrics["train_loss"],
+        "train_loss": metrics["train_loss"] if trainer.steps_made else None,
         "step_noise": trainer.noise.relative,
         "machine": machine(),
         "log": trainer.state.log_history,
     }
-
-
-def resolved(name: str | None, kinds: Collection[str] = ()) -> str | None:
-    """A path that is there, made absolute, so that a report can be read from elsewhere; any other name as it is.
-
-    kinds: names with a meaning of their own, which no path takes from them.
-    """
-    return str(Path(name).resolve()) if name and name not in kinds and Path(name).exists() else name
 
 
 def keep_memory(device: torch.device) -> bool:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from logging import Filter
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
@@ -29,13 +31,15 @@ from transformers.utils import logging
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
-    STAGING,
     CheckpointError,
     last_checkpoint,
     move_files_into_place,
     move_into_place,
     rotate,
+    staging_name,
+    sweep,
     why_unusable,
+    write_manifest,
 )
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedLRLambda, out_of_memory
@@ -49,6 +53,13 @@ _PUSH = (
 )
 _ENDLESS = 10**9
 """Steps of a run that ends by time."""
+
+
+class _NoComparison(Filter):
+    """Leaves out what transformers says where a share of the run is not a number of steps, or a micro-batch another."""
+
+    def filter(self, record):
+        return "do not match the ones in the `trainer_state.json`" not in record.getMessage()
 
 
 class NonFiniteLossError(RuntimeError):
@@ -88,6 +99,15 @@ class UDMTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise ValueError(_PUSH)
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(
+                f"max_steps must be at least 1, or -1 for num_train_epochs or max_seconds, got {self.max_steps}"
+            )
+        if self.max_steps < 0 and self.max_seconds is None and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be positive without max_steps, got {self.num_train_epochs}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_seconds is not None:
             if not self.max_seconds > 0:
                 raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
@@ -190,6 +210,8 @@ class UDMTrainer(Trainer):
     """The averaged weights, from the beginning of training on, where there is an ema_decay."""
     resumed_from: str | None
     """The checkpoint that the last `train` went on from."""
+    in_checkpoints: list[Callable[[Path], None]]
+    """What writes more into the folder of a checkpoint before it is moved to its place; called in the first process."""
 
     def __init__(
         self, model, args: UDMTrainingArguments, *, objective: Objective | None = None, data_collator=None, **kwargs
@@ -212,7 +234,7 @@ class UDMTrainer(Trainer):
         super().__init__(model, args, data_collator=data_collator or self.objective.collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
         self.row_order: RowOrder | None = None
-        self.average, self.resumed_from = None, None
+        self.average, self.resumed_from, self.in_checkpoints = None, None, []
         self._micro_step, self._losses = 0, LossCheck()
         self._staging: Path | None = None
         self.add_callback(EpochCallback(self))
@@ -242,7 +264,7 @@ class UDMTrainer(Trainer):
 
     @property
     def stopped_by(self) -> str | None:
-        """Why the last `train` ended before its last step: "SIGTERM", "SIGUSR1", "max_seconds"; None: it did not."""
+        """Why the last `train` ended before its last step: the name of a signal or "max_seconds"; None: it did not."""
         return self.interrupts.reason
 
     def _all_reduce_max(self, value: float) -> float:
@@ -252,6 +274,63 @@ class UDMTrainer(Trainer):
         agreed = torch.tensor(value, dtype=torch.float64, device=self.args.device)
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
         return agreed.item()
+
+    @property
+    def steps_made(self) -> int:
+        """Steps of the last `train`, those before a checkpoint that it went on from aside."""
+        return self.state.global_step - self._initial_global_step
+
+    def _run_epoch(self, *args, **kwargs):
+        """As in transformers; but where a checkpoint stands at the end of the run, no step is made beyond it."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _init_training_state(self, max_steps, *args):
+        """As in transformers; but log, evaluation and save steps are those that are given now, not the checkpoint's."""
+        about = logging.get_logger("transformers.trainer_utils")
+
+        no_comparison = _NoComparison()
+        about.addFilter(no_comparison)
+        try:
+            found = super()._init_training_state(max_steps, *args)
+        finally:
+            about.removeFilter(no_comparison)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return found
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """As in transformers; but what the arguments say of learning rate, decay and AdamW holds, not the stored."""
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        names = ("weight_decay", "betas", "eps", "initial_lr")
+        optimizer: Any = self.optimizer
+        scheduler: Any = self.lr_scheduler
+        given = [{n: group[n] for n in names if n in group} for group in optimizer.param_groups]
+        bases = list(getattr(scheduler, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = optimizer.param_groups
+        for group, own in zip(groups, given, strict=True):
+            group.update(own)
+        if not bases:
+            return
+        stored, scheduler.base_lrs = scheduler.base_lrs, bases
+        if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) and self.timed_rate is None:
+            shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+            rates = [base * share for base, share in zip(bases, shares, strict=True)]
+        else:
+            rates = [
+                group["lr"] * (base / old) if old and base != old else group["lr"]
+                for group, base, old in zip(groups, bases, stored, strict=True)
+            ]
+        for group, rate in zip(groups, rates, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        scheduler._last_lr = rates
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.timed_rate is None or self.lr_scheduler is not None:
@@ -264,7 +343,8 @@ class UDMTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """As in transformers; `resume_from_checkpoint=True` takes the last checkpoint that is whole.
 
-        Ends early, with a checkpoint and `stopped_by` set, after SIGTERM or SIGUSR1 and when `max_seconds` are over.
+        Ends early, with a checkpoint and `stopped_by` set, after SIGTERM, SIGUSR1 or Ctrl-C (SIGINT) and when
+        `max_seconds` are over.
         """
         output = str(self.args.output_dir)
         if resume_from_checkpoint is True:
@@ -280,6 +360,8 @@ class UDMTrainer(Trainer):
                 self._losses = LossCheck()
                 result = super().train(self.resumed_from, *args, **kwargs)
                 self._check_losses()
+                if not self.steps_made and self.state.log_history:
+                    self.state.log_history[-1].pop("train_loss", None)  # of no step there is none
                 return result
             except Exception as error:
                 if out_of_memory(error):
@@ -391,11 +473,14 @@ class UDMTrainer(Trainer):
             if self.args.should_save:
                 if self.average is not None:
                     self.average.save(written)
+                for write in self.in_checkpoints:
+                    write(written)
                 if self.state.best_model_checkpoint == str(written):
                     self.state.best_model_checkpoint = str(destination)
                     self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
+                write_manifest(written, step)
                 move_into_place(written, destination)
         if self.args.should_save:
             rotate(run, limit, (destination, self.state.best_model_checkpoint))
@@ -404,10 +489,9 @@ class UDMTrainer(Trainer):
     @contextlib.contextmanager
     def _writing(self, run: Path, what: str) -> Iterator[Path]:
         """A folder inside `run` to write to, gone afterwards; what goes wrong there names the last good checkpoint."""
-        staging = run / STAGING
         if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)  # what a killed run has left
-        self.accelerator.wait_for_everyone()
+            sweep(run)
+        staging = run / broadcast_object_list([staging_name()])[0]  # one for all processes
         self._staging = staging
         try:
             yield staging
@@ -489,7 +573,7 @@ class UDMTrainer(Trainer):
                 "first (`trainer.model = merge_adapter(trainer.model)`), push other models by their own means"
             )
         output = Path(str(args.output_dir))
-        made = output / f"{STAGING}-push"
+        made = output / broadcast_object_list([staging_name()])[0]
         try:
             self.save_model(str(made))
             if not self.is_world_process_zero():
