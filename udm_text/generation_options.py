@@ -194,7 +194,8 @@ OPTIONS: dict[str, Option] = {
         **_real("a number that is at least 0, or None", lambda x: x >= 0),
         kind=float | None,
         speculates=True,
-        help="Divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.",
+        help="Divides the logits; 0, and what is below the smallest normal number, takes the most likely token. None: "
+        "1, and 0 for repair.",
     ),
     "top_k": Option(
         None, **_whole(1), kind=int | None, speculates=True, help="Keep the k most likely tokens of each position."

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .common import eval_mode
 from .constraints import Constraints
-from .decoding import find_order
+from .decoding import COLDEST, find_order
 from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_options import refuse_foreign, refuse_pairs
@@ -175,6 +175,7 @@ class UDMGenerationMixin:
         how: dict[str, Any] = {"editable": inputs.editable, "random": random, "watch": watcher}
         with eval_mode(model):
             walk = find_sampler(config)(process, predictor, xt, times, config, **how)
+        constraints.check()
         watcher.end(walk.sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
             return walk.sequences
@@ -276,4 +277,6 @@ def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> Non
         )
     if config.temperature is None:
         config.temperature = 1.0 if config.max_edits is None else 0.0
+    if config.temperature < COLDEST:
+        config.temperature = 0.0
     process.resolve_options(config, model_config)

@@ -240,7 +240,8 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
     Raises:
         ValueError: where the backbone alone is not the model: it is conditioned on time, or was changed so that
-            AutoModelForMaskedLM would not load all of it; or the tokenizer has no mask token.
+            AutoModelForMaskedLM would not load all of it; or weights of it are not finite; or the tokenizer has no mask
+            token.
         FileExistsError: the directory is not empty.
     """
     directory = Path(directory)
@@ -253,6 +254,9 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
             "it adds to its input would be lost, and with it what it predicts; `model.backbone.save_pretrained(...)` "
             "writes the rest"
         )
+    broken = [name for name, weight in model.backbone.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ValueError(f"{broken[0]} of the backbone holds NaN or infinity: what it predicts would be none")
     if tokenizer is None or tokenizer.mask_token is None:
         raise ValueError("fill-mask needs a tokenizer with a mask token, and this model has none")
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..common import choices, eval_mode
 from ..corpus.rows import collate
+from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
 from ..objectives import row_losses
 from ..randomness import RowRandom
@@ -99,6 +100,9 @@ def row_draws(
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
     mean estimates NELBO_K = sum_j (t_j - t_{j+1}) c(t_j). One token a step changes no t.
+
+    Raises:
+        ValueError: where the logits of the network are no law (`NOT_FINITE`).
     """
     config, process = model.config, model.config.build_process()
     device = model.get_input_embeddings().weight.device
@@ -126,7 +130,10 @@ def row_draws(
                 if grid is not None:
                     t = torch.where(grid >= t, grid, lengths).amin(dim=0)
                 nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
-                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats.double().cpu()
+                nats = nats.double().cpu()
+                if bool(nats.isnan().any()):
+                    raise ValueError(NOT_FINITE)
+                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats
     return result
 
 
