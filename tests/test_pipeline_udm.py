@@ -227,3 +227,19 @@ def test_errors_of_generate_reach_the_caller(pipes):
         pipes["mask"]("", temperature=-1)
     with pytest.raises(ValueError, match="filled in: length does not apply"):
         pipes["mask"]("the [MASK]", length=3)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"batch_size": "3"}, "batch_size must be an integer of 64 bits, got '3'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": True}, "num_workers must be an integer of 64 bits, got True"),
+        ({"return_full_text": "no"}, "return_full_text must be True, False or None, got 'no'"),
+        ({"num_return_sequences": 10**12}, "asks for 1000000000000 rows"),
+        ({"sample_index": 3}, "unknown argument 'sample_index'"),
+    ],
+)
+def test_what_the_pipeline_itself_takes_is_checked_by_type(pipes, how, message):
+    with pytest.raises(ValueError, match=message):
+        pipes["mask"](["the [MASK]", "a [MASK]"], **how)

@@ -77,8 +77,8 @@ class Constraints:
         """(N, V): the logits, -inf at what may not be drawn. xt: (B, L); rows, columns: (N,), the place of each."""
         if self.processor is not None:
             scores = self.processor(xt[rows], logits.to(torch.float32, copy=True))
-            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
-                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
+                got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor must return scores {tuple(logits.shape)}, got {got}")
             logits = scores
         blocked = self.forbidden if len(self.blocked) == 1 else self.blocked[self.set_of[columns]]

@@ -12,8 +12,10 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.pipelines.base import GenericTensor
 
+from .common import check_whole
 from .configuration_udm import UDMConfig
 from .generation_configuration_udm import UDMGenerationConfig
+from .generation_udm import check_rows
 
 
 class UDMGenerationPipeline(Pipeline):
@@ -66,6 +68,8 @@ class UDMGenerationPipeline(Pipeline):
             if name not in known:
                 known = (*known, "return_full_text", "batch_size", "num_workers")
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
+        if not isinstance(return_full_text, bool | None):
+            raise ValueError(f"return_full_text must be True, False or None, got {return_full_text!r}")
         if kwargs.get("forbidden_tokens") is not None:
             kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
         if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
@@ -110,6 +114,9 @@ class UDMGenerationPipeline(Pipeline):
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
             the network for its batch, and `"expected_nats"` where `generate` gives them.
         """
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            if kwargs.get(name) is not None:
+                check_whole(least, **{name: kwargs[name]})
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
             inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
@@ -144,6 +151,7 @@ class UDMGenerationPipeline(Pipeline):
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
+        check_rows(number * rows)
         index = None
         seeded = config.seed is not None and forward_parameters.get("generator") is None
         if seeded:  # under one seed a row is told apart by its number among the samples of its input

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import choices, eval_mode
+from ..common import check_whole, choices, eval_mode
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
@@ -161,9 +161,8 @@ def evaluate_bound(
         num_steps, schedule: the bound of the sampler that takes so many steps in random order (masks); None: one token
             a step, "linear".
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size), ("num_steps", num_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(1, draws=draws, batch_size=batch_size, num_steps=1 if num_steps is None else num_steps)
+    check_whole(-(2**63), seed=seed)
     kernel = kernel or model.config.kernel
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be {choices(KERNELS)}, got {kernel!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import written_whole
+from ..common import check_whole, written_whole
 from ..schedules import SCHEDULES, counts, interpolation_weights, step_costs
 from .bounds import row_draws, scored_rows
 
@@ -84,9 +84,8 @@ def measure_curve(
         model: of the mask process. rows, batch_size, draws, seed: as in `evaluate_bound`, whose noise this is.
         points: n at most; fewer where the longest row has fewer tokens.
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size), ("points", points)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(1, draws=draws, batch_size=batch_size, points=points)
+    check_whole(-(2**63), seed=seed)
     if not model.config.build_process().prices_steps:
         raise ValueError(f"the curve is of the mask process; this model has process {model.config.process!r}")
     index, kept = scored_rows(model.config, rows)
