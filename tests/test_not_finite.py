@@ -1,14 +1,19 @@
 """Logits that are no law, and figures that are no numbers: said in a sentence, never drawn from or published."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from tests.models import CLS, MASK, SEP, VOCAB, fixed_logits, make_rows, make_tokenizer, make_udm
+from udm_text.card import make_card
+from udm_text.cli.reports import describe, describe_evaluation, draw_loss
+from udm_text.common import to_json, write_json
 from udm_text.constraints import Constraints
 from udm_text.decoding import COLDEST, ORDERS, guide, log_probabilities
 from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
+from udm_text.evaluation.bounds import row_figures
 from udm_text.hub import save_backbone
 from udm_text.kernels import KERNELS
 
@@ -109,3 +114,59 @@ def test_the_smallest_temperatures_take_the_best_token(process, how, temperature
         assert torch.equal(cold, model.generate(length=5, seed=3, temperature=0.0, **how))
     sharp = log_probabilities(torch.tensor([[-9e30, 3e38, 2e38]]), temperature=temperature)
     assert sharp.tolist() == [[-INF, 0.0, -INF]]
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def infinite():
+    """What a report says of rows that the model rules out: one is longer than any length it can draw."""
+    return evaluate_bound(make_udm(length_counts=[0, 3]), make_rows(4, shortest=9)).to_dict()
+
+
+def test_an_infinite_bound_is_infinite_in_every_unit_and_printed_so(infinite):
+    for name in ("nelbo_nats_per_token", "perplexity_bound", "bits_per_char"):
+        assert infinite[name] is None and infinite[f"{name}_stderr"] is None
+    words = "NELBO infinite nats/token, perplexity bound infinite, infinite bits/char"
+    assert describe(infinite).startswith(words)
+    logs = {"eval_nelbo_nats_per_token": INF, "eval_nelbo_nats_per_token_stderr": NAN}
+    assert describe_evaluation(logs) == "held-out NELBO infinite nats/token"
+
+
+def test_a_perplexity_beyond_all_floats_is_infinite_beside_a_finite_bound():
+    rows, tokens = make_rows(2), torch.tensor([2.0, 2.0], dtype=torch.float64)
+    found = row_figures(rows, tokens, 800 * tokens, 0 * tokens)
+    assert found["nelbo_nats_per_token"] == 800 and found["perplexity_bound"] == INF
+    assert math.isnan(found["perplexity_bound_stderr"])
+
+
+def test_an_infinite_bound_is_drawn_beside_no_loss_and_stands_on_no_card(infinite, tmp_path):
+    history = [{"step": 1, "loss": 2.0}, {"step": 1, "eval_nelbo_nats_per_token": INF}]
+    history[1]["eval_nelbo_nats_per_token_stderr"] = NAN
+    draw_loss(history, tmp_path / "loss.png", infinite)
+    assert (tmp_path / "loss.png").is_file()
+    for nelbo, perplexity in ((None, 1.01e304), (INF, INF), (NAN, 1.01e304)):
+        bound = {**infinite, "nelbo_nats_per_token": nelbo, "perplexity_bound": perplexity}
+        card = make_card(make_udm(), "user/name", report={"validation": bound, "repair": {"restored": NAN}})
+        assert "No held-out figures" in card and "304" not in card and "model-index" not in card
+
+
+def test_what_is_written_as_json_is_strict_json(tmp_path):
+    value = {"a": NAN, "b": [INF, {"c": (-INF, 1.5)}], "path": tmp_path, "n": 10**30}
+    strict = {"a": None, "b": [None, {"c": [None, 1.5]}], "path": str(tmp_path), "n": 10**30}
+
+    def never(constant):
+        raise AssertionError(constant)
+
+    write_json(tmp_path / "report.json", value)
+    for text in ((tmp_path / "report.json").read_text(), to_json(value, ensure_ascii=False)):
+        assert json.loads(text, parse_constant=never) == strict
+
+
+def test_no_curve_is_made_of_an_infinite_price(monkeypatch):
+    model, table = make_udm(), torch.zeros(16, VOCAB)
+    table[:, 7] = -INF
+    fixed_logits(monkeypatch, model, table)
+    with pytest.raises(ValueError, match="row 0 holds a token whose probability is 0"):
+        measure_curve(model, [{"input_ids": [CLS, 7, 7, SEP]}, {"input_ids": [CLS, 8, 8, SEP]}])

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from .common import finite
 from .configuration_udm import PRESETS
 from .schedules import counts, step_costs
 
@@ -160,7 +161,7 @@ def public(value: Any) -> Any:
         return [public(entry) for entry in value]
     if isinstance(value, str) and value and is_local(value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
-    return value if not isinstance(value, float) or math.isfinite(value) else None
+    return finite(value)
 
 
 def describe_data(data: str | None) -> dict[str, str]:
@@ -190,9 +191,11 @@ def base_model(report: dict[str, Any]) -> str | None:
 def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
     """(key, name in words, value, standard error or None, digits) of the figures a report holds on held-out text."""
     figures = []
-    bound, repair = report.get("validation") or {}, report.get("repair") or {}
+    bound, repair = (finite(report.get(name) or {}) for name in ("validation", "repair"))
+    if bound.get("nelbo_nats_per_token") is None:  # infinite, and what follows from it with it
+        bound = {}
     for key, (words, digits) in _FIGURES.items():
-        if bound.get(key) is not None and math.isfinite(bound[key]):
+        if bound.get(key) is not None:
             figures.append((key, f"{words}, upper bound", bound[key], bound.get(f"{key}_stderr"), digits))
     for key, words in _RATES.items():
         if repair.get(key) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import numbers
 import os
 import secrets
@@ -80,7 +81,21 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def finite(value: Any) -> Any:
+    """The value as JSON can hold it: null for NaN and infinity, at any depth."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """Strict JSON: null for NaN and infinity, and what JSON does not know as its string. how: of `json.dumps`."""
+    return json.dumps(finite(value), default=str, allow_nan=False, **how)
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a file of JSON, whole or not at all; what JSON does not know is written as its string."""
+    """Writes a file of strict JSON (`to_json`), whole or not at all."""
     with written_whole(path) as part:
-        part.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        part.write_text(to_json(value, indent=2) + "\n", encoding="utf-8")

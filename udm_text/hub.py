@@ -37,6 +37,7 @@ from .card import (
     public,
     write_samples,
 )
+from .common import finite, write_json
 
 logger = logging.get_logger(__name__)
 
@@ -183,7 +184,8 @@ def write_repository(
     if rows and draw_prices(length, rows, directory / "prices.png"):
         images.append("prices.png")
     if report is not None:
-        (directory / "report.json").write_text(json.dumps(public(report), indent=2) + "\n", encoding="utf-8")
+        report = finite(report)
+        write_json(directory / "report.json", public(report))
         entries = eval_entries(report, describe_data(report.get("data")))
         if entries:
             (directory / ".eval_results").mkdir()

@@ -15,6 +15,7 @@ import typer
 
 from continuous.cli import app as image_app
 
+from ..common import to_json
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
 from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
@@ -127,9 +128,8 @@ def generate(
         states = [record.pop("trajectory") for group in results for record in group]
         save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
     if as_json:
-        print(
-            json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False)
-        )
+        pairs = zip(inputs, results, strict=True)
+        print(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=False))
     elif not watch:
         for group in results:
             for record in group:
@@ -156,7 +156,7 @@ def repair(
         steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
         records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
     if as_json:
-        print(json.dumps(records, ensure_ascii=False))
+        print(to_json(records, ensure_ascii=False))
         return
     for record in records:
         for before, after in zip(record["edits"], record["edits"][1:], strict=False):
@@ -231,7 +231,7 @@ def evaluate(
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
         figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
-    print(json.dumps({"model": model, "data": data, "split": split, **figures}) if as_json else text)
+    print(to_json({"model": model, "data": data, "split": split, **figures}) if as_json else text)
 
 
 @app.command()

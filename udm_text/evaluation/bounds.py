@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import check_whole, choices, eval_mode
+from ..common import check_whole, choices, eval_mode, finite
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
@@ -27,7 +27,8 @@ class BoundReport:
     each row: a bound on -log p of the text itself. Of rows with a prompt it is the answer alone that is counted, given
     the prompt. bits_per_char divides the same nats by the characters; None where
     the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
-    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
+    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw,
+    or holds a token that it rules out; the perplexity bound is where a float64 cannot hold it.
     With num_steps it is the bound of the sampler with as many steps (NELBO_K), otherwise that of one token a step.
     """
 
@@ -51,8 +52,7 @@ class BoundReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which knows neither nan nor infinity: None in their place."""
-        fields = dataclasses.asdict(self)
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        return finite(dataclasses.asdict(self))
 
 
 def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
@@ -209,7 +209,10 @@ def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, l
     tokens: (R,) float64, editable tokens of each row. total: nats of each, `lengths` of them for how long it is.
     """
     per_token, stderr = ratio_with_stderr(total, tokens)
-    perplexity = math.exp(min(per_token, 700.0))
+    try:
+        perplexity = math.exp(per_token)
+    except OverflowError:
+        perplexity = math.inf
     chars, bits, bits_stderr = None, None, None
     if all(row.get("num_chars") is not None for row in rows):
         count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
@@ -219,7 +222,7 @@ def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, l
         "nelbo_nats_per_token": per_token,
         "nelbo_nats_per_token_stderr": stderr,
         "perplexity_bound": perplexity,
-        "perplexity_bound_stderr": perplexity * stderr,
+        "perplexity_bound_stderr": perplexity * stderr if math.isfinite(perplexity) else math.nan,
         "bits_per_char": bits,
         "bits_per_char_stderr": bits_stderr,
         "length_nats_per_token": float(lengths.sum() / tokens.sum()),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..common import check_whole
+from ..common import check_whole, finite
 from ..corpus.rows import collate
 from ..randomness import RowRandom
 
@@ -31,7 +31,7 @@ class RepairReport:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return finite(dataclasses.asdict(self))
 
 
 def evaluate_repair(
