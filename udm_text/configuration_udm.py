@@ -314,6 +314,7 @@ class UDMConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        where["trust_remote_code"] = kwargs.get("trust_remote_code")
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config or config.get("model_type") == cls.model_type:
             return config, kwargs

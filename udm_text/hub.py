@@ -22,7 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import get_session, validate_repo_id, yaml_dump
 from safetensors import safe_open
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -38,6 +38,7 @@ from .card import (
     write_samples,
 )
 from .common import finite, write_json
+from .framing import load_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -265,7 +266,7 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
         model.backbone.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
         changed = sorted(
             {*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])}
         )
@@ -280,7 +281,7 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
 
 def _tokenizer_of(source: str) -> Any:
-    return AutoTokenizer.from_pretrained(source) if _find(source, _TOKENIZER_FILE) else None
+    return load_tokenizer(source) if _find(source, _TOKENIZER_FILE) else None
 
 
 def _find(source: str, name: str) -> Path | None:

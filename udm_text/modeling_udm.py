@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
 from .configuration_udm import UDMConfig
-from .framing import LOCATION_ARGUMENTS, has_file
+from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 
@@ -156,12 +156,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
         A plain masked LM is wrapped: its weights are loaded by its own class, head included. An encoder without a head
         gets a new one, with a warning. UDMConfig arguments (`process=`, `kernel=`, `mask_token_id=`...) may be given.
+        Code that lies beside the weights runs with `trust_remote_code=True` only; nothing is asked.
         """
         path = pretrained_model_name_or_path
         if path is None:  # weights given as state_dict
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
-        stored, _ = UDMConfig.get_config_dict(path, **where)
+        trust = bool(kwargs.pop("trust_remote_code", None))
+        stored, _ = UDMConfig.get_config_dict(path, trust_remote_code=trust, **where)
         if not stored:
             raise OSError(f"{path} holds no config.json that names a model")
         own = {name: kwargs.pop(name) for name in UDMConfig._own_fields() if name in kwargs}
@@ -177,7 +179,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         check_masked_lm(config)
         wants_info = kwargs.pop("output_loading_info", False)
         generation_config = kwargs.pop("generation_config", None)
-        backbone, info = AutoModelForMaskedLM.from_pretrained(path, output_loading_info=True, **kwargs)
+        with untrusted(path):
+            backbone, info = AutoModelForMaskedLM.from_pretrained(
+                path, output_loading_info=True, trust_remote_code=trust, **kwargs
+            )
         if info["missing_keys"]:
             logger.warning(
                 f"{path} has no trained weights for {', '.join(sorted(info['missing_keys']))}: these are NEW and "

@@ -33,10 +33,13 @@ app.add_typer(image_app, name="image")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that lies beside the model. Read it first.")
+]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 
 
-def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32"):
+def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32", trust: bool = False):
     """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
     from transformers import PreTrainedConfig
 
@@ -48,7 +51,7 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
                 f"`udm train --model {model} --data ... --output ...`"
             )
     try:
-        return load_pipeline(model, revision, device, dtype)
+        return load_pipeline(model, revision, device, dtype, trust)
     except ValueError as error:
         *_, last = str(error).strip().splitlines()
         if "while loading with" not in str(error):
@@ -63,11 +66,22 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
 )
 def train(context: typer.Context) -> None:
     """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
+    from transformers import dynamic_module_utils
+
     from .. import register
     from .train_text import main as run
 
     register()
-    run(context.args)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it refuses at once in place of asking on stdin
+    try:
+        run(context.args)
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            "what --model or --tokenizer names holds Python code of its own, which `udm train` never runs: save it in "
+            "a form that transformers loads by itself"
+        ) from error
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -105,13 +119,14 @@ def generate(
         Path | None, typer.Option(help="Write how the texts came to be: a page (.html) or an animation (.gif).")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Speed and expected price, on stderr.")] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
-    pipe = _pipeline(model, revision, device, dtype)
+    pipe = _pipeline(model, revision, device, dtype, trust_remote_code)
     inputs = list(text or [""])
     if not options.get("forbidden_tokens"):
         options["forbidden_tokens"] = None
@@ -146,10 +161,11 @@ def repair(
     seed: Seed = 0,
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
-    pipe = _pipeline(model, revision, device)
+    pipe = _pipeline(model, revision, device, trust=trust_remote_code)
     records = []
     for one in text:
         [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
@@ -181,14 +197,15 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from .. import register
     from ..common import write_json
-    from ..corpus import load_tokenizer
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
+    from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.arguments import DataArguments
     from .reports import describe, describe_repair
@@ -207,10 +224,11 @@ def evaluate(
         data = data or report["data"]
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
-    network = UDMForMaskedGeneration.from_pretrained(model)
+    network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
         network = network.to(device)
-    rows = rows_of_split(DataArguments(**{**how, "data": data}), load_tokenizer(model), split)
+    tokenizer = load_tokenizer(model, trust_remote_code)
+    rows = rows_of_split(DataArguments(**{**how, "data": data}), tokenizer, split)
     if curve:
         for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
             if value is not None:
@@ -246,16 +264,19 @@ def push(
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     license: Annotated[str | None, typer.Option(help="The licence of the weights, as apache-2.0.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
     from .. import register
+    from ..framing import has_file, load_tokenizer
     from ..hub import push as publish
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
     commit = publish(
-        UDMForMaskedGeneration.from_pretrained(model),
+        UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
         name,
+        tokenizer=load_tokenizer(model, trust_remote_code) if has_file(model, "tokenizer_config.json") else None,
         source=model,
         private=private or None,
         include_code=include_code,
@@ -271,16 +292,17 @@ def push(
 def export(
     model: Model,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
-    from transformers import AutoTokenizer
-
     from .. import register
+    from ..framing import load_tokenizer
     from ..hub import save_backbone
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
-    save_backbone(UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model), output)
+    network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
+    save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')
 
 

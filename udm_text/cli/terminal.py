@@ -10,12 +10,19 @@ BLOCK = "░░"
 """Stands for a [MASK]."""
 
 
-def load_pipeline(model: str, revision: str | None = None, device: str | None = None, dtype: str = "float32"):
+def load_pipeline(
+    model: str,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+):
     """The generation pipeline of a model, on the Hub at that revision."""
     import torch
     import transformers
 
     from .. import register
+    from ..framing import untrusted
 
     register()
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -23,7 +30,9 @@ def load_pipeline(model: str, revision: str | None = None, device: str | None = 
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"there is no model directory {model}")
     make: Any = transformers.pipeline
-    return make("udm-generation", model=model, revision=revision, device=device, dtype=getattr(torch, dtype))
+    how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
+    with untrusted(model):
+        return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
 
 
 def marks(before: str, after: str) -> str:

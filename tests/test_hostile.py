@@ -1,0 +1,114 @@
+"""Folders, vocabularies and names that mean harm: no code runs unasked, nothing is written where it was not meant."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.helpers import ROOT, udm_here, write_shapes
+from tests.models import save_masked_lm, wake_time
+from udm_text import UDMConfig, UDMForMaskedGeneration, register
+from udm_text.framing import load_tokenizer
+
+register()
+COUNTS = [0, 1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model as `udm train` leaves one."""
+    root = tmp_path_factory.mktemp("trained")
+    plain = save_masked_lm(root / "plain", "bert")
+    model = UDMForMaskedGeneration.from_pretrained(plain, length_counts=COUNTS)
+    wake_time(model).save_pretrained(root / "model")
+    AutoTokenizer.from_pretrained(plain).save_pretrained(root / "model")
+    return root / "model"
+
+
+def copied(folder, target):
+    """A folder of our own to spoil."""
+    target.mkdir(parents=True)
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+# --- code beside a model ---------------------------------------------------------------------------------------------
+
+CODE = """
+from transformers import PreTrainedTokenizerFast
+open({marker!r}, "a").close()
+class Evil(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def evil(trained, tmp_path):
+    """(a model whose tokenizer is Python code in its folder, the file that this code writes when it runs)"""
+    folder, marker = copied(trained, tmp_path / "evil"), tmp_path / "ran"
+    (folder / "evil.py").write_text(CODE.format(marker=str(marker)))
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [None, "evil.Evil"]}, tokenizer_class="Evil")
+    return folder, marker
+
+
+def command(*arguments):
+    """The command with somebody who says yes to everything."""
+    return subprocess.run(
+        [sys.executable, "-m", "udm_text.cli", *map(str, arguments)],
+        cwd=ROOT,
+        input="y\n" * 20,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_no_command_asks_whether_to_run_a_folders_code(evil, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
+    folder, marker = evil
+    corpus = write_shapes(tmp_path / "rows.txt")
+    for arguments in (
+        ["generate", folder],
+        ["repair", folder, "the cat"],
+        ["evaluate", folder, "--data", corpus],
+        ["push", folder, "user/name"],
+        ["export", folder, tmp_path / "out"],
+        ["train", "--data", corpus, "--output", tmp_path / "run", "--model", folder, "--max_steps", "1"],
+    ):
+        result = command(*arguments)
+        assert result.returncode == 1 and "[y/N]" not in result.stdout, result.stdout + result.stderr
+        last = result.stderr.splitlines()[-1]
+        wanted = "never runs" if arguments[0] == "train" else "--trust-remote-code"
+        assert last.startswith("udm: ") and "Python code of its own" in last and wanted in last, result.stderr
+        assert not marker.exists() and not (tmp_path / "out").exists()
+
+
+def test_the_flag_runs_the_code_of_a_folder_that_is_trusted(evil):
+    folder, marker = evil
+    result = command("generate", folder, "--seed", "0", "--trust-remote-code")
+    assert result.returncode == 0 and marker.exists(), result.stderr
+
+
+def test_the_library_asks_nothing_either(evil, monkeypatch, tmp_path):
+    folder, marker = evil
+    monkeypatch.setattr("builtins.input", lambda *question: pytest.fail(f"asked: {question}"))
+    for trust in (None, False):
+        with pytest.raises(ValueError, match="Python code of its own.* trust_remote_code=True"):
+            load_tokenizer(folder, trust_remote_code=trust)
+    assert UDMForMaskedGeneration.from_pretrained(folder).config.process == "mask"  # which needs no tokenizer
+    plain = copied(folder, tmp_path / "plain")
+    (plain / "config.json").write_text(json.dumps(UDMConfig.from_pretrained(folder).text_config.to_dict()))
+    UDMConfig.from_pretrained(plain)  # of a known type: its own tokenizer class is there
+    assert not marker.exists()
+
+
+def test_a_command_that_loads_a_model_has_the_flag():
+    for name in ("generate", "repair", "evaluate", "push", "export"):
+        assert "--trust-remote-code" in udm_here(name, "--help").output
