@@ -112,3 +112,61 @@ def test_the_library_asks_nothing_either(evil, monkeypatch, tmp_path):
 def test_a_command_that_loads_a_model_has_the_flag():
     for name in ("generate", "repair", "evaluate", "push", "export"):
         assert "--trust-remote-code" in udm_here(name, "--help").output
+
+
+# --- sizes and damaged files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers 1000000, and a model has 4096 at most"),
+        ({"hidden_size": 10**9}, "hidden_size 1000000000, and a model has"),
+        ({"vocab_size": 10**12}, "vocab_size 1000000000000, and a model has"),
+        ({"num_hidden_layers": 4000, "hidden_size": 1024}, "num_hidden_layers 4000.*the checkpoint beside it holds"),
+        ({"vocab_size": 60_000_000}, "vocab_size 60000000.*the checkpoint beside it holds"),
+    ],
+)
+def test_an_absurd_size_is_refused_before_anything_is_built(trained, tmp_path, monkeypatch, fields, message):
+    folder = copied(trained, tmp_path / "absurd")
+    inner = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config=inner | fields)
+    monkeypatch.setattr("transformers.AutoModelForMaskedLM.from_config", lambda *a, **k: pytest.fail("built"))
+    with pytest.raises(ValueError, match=message):
+        UDMForMaskedGeneration.from_pretrained(folder)
+
+
+def test_a_plain_checkpoint_of_absurd_vocabulary_is_refused_as_well(trained, tmp_path):
+    folder = copied(trained.parent / "plain", tmp_path / "absurd")
+    edit(folder / "config.json", vocab_size=10**12)
+    with pytest.raises(ValueError, match="vocab_size must be an integer up to"):
+        UDMForMaskedGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"junk",
+        lambda data: b"\xff" * 100,
+        lambda data: data[:-7],
+        lambda data: data[:50],
+    ],
+    ids=["empty", "junk", "long header", "truncated", "no data"],
+)
+def test_damaged_safetensors_are_refused_in_one_line_that_names_the_file(trained, tmp_path, damage):
+    folder = copied(trained, tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(OSError, match="model.safetensors is .*damaged.*: |model.safetensors is damaged"):
+        UDMForMaskedGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/hostname", "a/b.safetensors", "..\\x", 3])
+def test_an_index_names_no_file_outside_its_folder(trained, tmp_path, name):
+    folder = copied(trained, tmp_path / "deep" / "index")
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    index = {"metadata": {}, "weight_map": {"backbone.cls.predictions.bias": name}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(OSError, match="does not lie beside it|is no index"):
+        UDMForMaskedGeneration.from_pretrained(folder)

@@ -42,7 +42,48 @@ PRESETS = {
 }
 """Sizes of new models by name: layers, hidden size, attention heads."""
 
+MOST = {
+    "vocab_size": 1 << 26,
+    "hidden_size": 1 << 18,
+    "embedding_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "max_position_embeddings": 1 << 26,
+    "type_vocab_size": 1 << 16,
+}
+"""What a text_config may ask for; beyond it a config is damaged, or means harm, and nothing is built."""
+
+MOST_PARAMETERS = 1 << 38
+"""Parameters of a model at most."""
+
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
+
+
+def check_sizes(config: Any, stored: int | None = None) -> None:
+    """Raises ValueError where a masked LM of this text_config would be absurdly large, before anything is built.
+
+    stored: parameters of the checkpoint beside it, which it may exceed by a factor of four (a new head, new tokens);
+    None: there is none.
+    """
+    for name, most in MOST.items():
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ValueError(f"text_config asks for {name} {value}, and a model has {most} at most")
+    hidden, layers = (getattr(config, name, 0) for name in ("hidden_size", "num_hidden_layers"))
+    if not (isinstance(hidden, int) and isinstance(layers, int)):
+        return
+    width = min(hidden, getattr(config, "embedding_size", hidden) or hidden)
+    own = 1 if hasattr(config, "num_hidden_groups") else layers  # ALBERT's layers share their weights
+    rows = config.vocab_size + (getattr(config, "max_position_embeddings", 0) or 0) * (stored is None)
+    parameters = rows * width + 4 * own * hidden**2
+    most = MOST_PARAMETERS if stored is None else 4 * stored + (1 << 22)
+    if parameters > most:
+        beside = "a model has" if stored is None else f"the checkpoint beside it holds {stored}:"
+        raise ValueError(
+            f"text_config asks for some {parameters} parameters (vocab_size {config.vocab_size}, hidden_size {hidden}, "
+            f"num_hidden_layers {layers}), and {beside} {most} at most"
+        )
 
 
 @strict
@@ -114,6 +155,7 @@ class UDMConfig(PreTrainedConfig):
                 "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
                 f"got model type {self.text_config.model_type!r}"
             )
+        check_sizes(self.text_config)
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
         if self.kernel not in KERNELS:

@@ -12,6 +12,9 @@ from transformers.utils.hub import cached_file
 LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
 """Arguments of from_pretrained that say where a file is to be found."""
 
+_MOST_ROWS = 1 << 26
+"""Rows of an embedding at most."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
@@ -63,6 +66,8 @@ def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> 
         if not any(has_file(tokenizer, name, **where) for name in _TOKENIZER_FILES):
             return {}  # AutoTokenizer would make an empty tokenizer out of the model type alone
         tokenizer = load_tokenizer(tokenizer, trust, **where)
+    if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size <= _MOST_ROWS):
+        raise ValueError(f"vocab_size must be an integer up to {_MOST_ROWS}, got {vocab_size!r}")
     special = set(tokenizer.all_special_ids)
     if vocab_size is not None:
         special.update(range(len(tokenizer), vocab_size))
