@@ -18,13 +18,18 @@ from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
 
+MASK = "[MASK]"
+"""What stands for the mask token of any model in a text."""
+
+
 class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
     What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of
     the substitute process); any other text is continued; an empty string is written from nothing. To a model that was
     trained on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or
-    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun".
+    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the
+    model's own mask token is.
 
     ```python
     >>> import udm_text
@@ -143,9 +148,16 @@ class UDMGenerationPipeline(Pipeline):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
             )
-        ids = self.tokenizer(input_)["input_ids"]
+        ids = self.tokenizer(self._with_own_masks(input_))["input_ids"]
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+    def _with_own_masks(self, text: str) -> str:
+        """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
+        own = self.tokenizer.mask_token
+        if own is None or MASK not in text or own == MASK or MASK in self.tokenizer.get_vocab():
+            return text
+        return text.replace(MASK, own)
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
