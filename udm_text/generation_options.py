@@ -264,7 +264,7 @@ OPTIONS: dict[str, Option] = {
         kind=int | None,
         speculates=True,
         help="Reproduces the samples; None draws one from torch's generator. A row depends on (its input, seed, its "
-        "number among the samples) only.",
+        "number among the samples) only, up to rounding, more in bfloat16.",
     ),
     "return_dict_in_generate": _flag("Return a UDMGenerateOutput instead of the tokens alone."),
     "output_trajectory": _flag("The output also holds every xt; implies return_dict_in_generate."),

@@ -133,7 +133,7 @@ class UDMGenerationMixin:
             generator: where a seed is drawn from if none is given (not both).
             sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed;
                 None: their place in the batch. A row's result depends on (its input, seed, sample index) only, up to
-                the rounding of the network, whose last bits change with the shape of a batch.
+                the rounding of the network, whose last bits change with the shape of a batch, more in bfloat16.
             logits_processor: called as processor(input_ids, scores), as transformers' `LogitsProcessorList` is, with a
                 row for each position asked about: input_ids (N, L), the whole xt it stands in, and scores (N, V).
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at

@@ -17,7 +17,6 @@ from .configuration_udm import UDMConfig
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
-
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
 
@@ -40,7 +39,8 @@ class UDMGenerationPipeline(Pipeline):
     ```
 
     Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input,
-    the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`. So equal
+    the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`, up to the
+    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal
     inputs under one seed give equal texts; ask for several by `num_return_sequences`.
     """
 
