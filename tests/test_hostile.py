@@ -10,6 +10,9 @@ from transformers import AutoTokenizer
 from tests.helpers import ROOT, udm_here, write_shapes
 from tests.models import save_masked_lm, wake_time
 from udm_text import UDMConfig, UDMForMaskedGeneration, register
+from udm_text.card import make_card
+from udm_text.cli.terminal import show, show_masks, visible
+from udm_text.common import to_json
 from udm_text.framing import load_tokenizer
 
 register()
@@ -170,3 +173,44 @@ def test_an_index_names_no_file_outside_its_folder(trained, tmp_path, name):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(OSError, match="does not lie beside it|is no index"):
         UDMForMaskedGeneration.from_pretrained(folder)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+HOSTILE = "\x1b]0;owned\x07a\x9b31m\u202eb\r\n\tc"
+
+
+def test_control_characters_are_escapes_on_a_terminal_and_themselves_elsewhere(monkeypatch, capsys):
+    assert visible(HOSTILE) == "\\u001b]0;owned\\u0007a\\u009b31m\\u202eb\\u000d\n\tc"
+    assert json.loads(visible(to_json(HOSTILE, ensure_ascii=False))) == HOSTILE
+    for terminal in (True, False):
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda terminal=terminal: terminal)
+        show(HOSTILE)
+        show(HOSTILE, error=True)
+        wanted = (visible(HOSTILE) if terminal else HOSTILE) + "\n"
+        assert list(capsys.readouterr()) == [wanted, wanted]
+
+
+def test_a_live_text_shows_escapes():
+    class Hostile:
+        pad_token_id, mask_token = 0, "[MASK]"
+
+        def decode(self, ids, skip_special_tokens):
+            return HOSTILE + self.mask_token
+
+    assert show_masks(Hostile(), [1]) == visible(HOSTILE) + "░░"
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>x</script>", "a|b", "![x](http://evil)", "`rm`", "a\n\n# Owned\n---", "\x1b[2J"]
+)
+def test_a_data_files_name_is_text_on_a_card_and_nothing_else(trained, name):
+    model = UDMForMaskedGeneration.from_pretrained(trained)
+    bound = {"rows": 3, "nelbo_nats_per_token": 1.0, "length_included": True}
+    report = {"data": f"/data/{name}", "process": "mask", "validation": bound, "model_arguments": {"model": f"/{name}"}}
+    body = make_card(model, "user/name", report=report).split("\n---\n", 1)[1]
+    plain = make_card(model, "user/name", report=report | {"data": "/data/x", "model_arguments": {"model": "/x"}})
+    assert len(body.splitlines()) == len(plain.split("\n---\n", 1)[1].splitlines())
+    for markup in ("<script>", "a|b", "![x](", "`rm`", "\n# Owned", "\x1b"):
+        assert markup not in body

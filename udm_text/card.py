@@ -170,16 +170,22 @@ def describe_data(data: str | None) -> dict[str, str]:
         return {}
     if not is_local(data):
         return {"name": data, "hub": data} if _HUB_NAME.fullmatch(data) else {"name": data}
-    known = {"name": public(data)}
+    known = {"name": " ".join(str(public(data)).split())}
     card = Path(data) / "README.md"
     if card.is_file():
         fields = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
         if fields.get("pretty_name"):
-            known["name"] = str(fields["pretty_name"])
+            known["name"] = " ".join(str(fields["pretty_name"]).split())
         licence = fields.get("license_name") or fields.get("license")
         if licence:
             known["license"] = ", ".join(licence) if isinstance(licence, list) else str(licence)
     return known
+
+
+def inline(text: str) -> str:
+    """A string that is shown as it is within a line or a cell of Markdown: no markup, no HTML, no control character."""
+    tidy = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", " ".join(tidy.split()))
 
 
 def base_model(report: dict[str, Any]) -> str | None:
@@ -379,7 +385,7 @@ def make_card(
         process=process,
         parameters=sum(p.numel() for p in model.parameters()),
         report=clean,
-        data=data,
+        data={key: inline(value) for key, value in data.items()},
         figures=measured(clean),
         held=clean.get("validation") or clean.get("repair"),
         samples=samples,
@@ -387,7 +393,7 @@ def make_card(
         length=length,
         prices=prices,
         schedules=_schedules(prices),
-        facts=_facts(clean, data, start),
+        facts={k: inline(v) if isinstance(v, str) else v for k, v in _facts(clean, data, start).items()},
         images=images,
         with_code=with_code,
     )

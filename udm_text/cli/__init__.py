@@ -19,5 +19,7 @@ def main() -> None:
         mendable = broken or isinstance(error, ValueError | OSError | ImportError | RuntimeError)
         if os.environ.get("UDM_TRACEBACK") or not mendable:
             raise
-        print(f"udm: {error}", file=sys.stderr)
+        from .terminal import show
+
+        show(f"udm: {error}", error=True)
         raise SystemExit(1) from None

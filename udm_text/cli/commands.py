@@ -18,7 +18,7 @@ from continuous.cli import app as image_app
 from ..common import to_json
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
-from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
+from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable, show, visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -144,11 +144,11 @@ def generate(
         save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
     if as_json:
         pairs = zip(inputs, results, strict=True)
-        print(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=False))
+        show(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=False))
     elif not watch:
         for group in results:
             for record in group:
-                print(record["generated_text"])
+                show(record["generated_text"])
     if verbose:
         print(describe_speed(results, batch_size, seconds), file=sys.stderr)
 
@@ -172,12 +172,13 @@ def repair(
         steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
         records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
     if as_json:
-        print(to_json(records, ensure_ascii=False))
+        show(to_json(records, ensure_ascii=False))
         return
     for record in records:
         for before, after in zip(record["edits"], record["edits"][1:], strict=False):
-            print(f"  {before}\n  {marks(before, after)}")
-        print(record["repaired"])
+            before, after = visible(before), visible(after)
+            show(f"  {before}\n  {marks(before, after)}")
+        show(record["repaired"])
 
 
 @app.command()

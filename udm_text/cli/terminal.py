@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,21 @@ def load_pipeline(
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
     with untrusted(model):
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal or turn a text around; line ends and tabs are none."""
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as escapes (\\u001b), which JSON reads as the same text."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def show(text: str, error: bool = False) -> None:
+    """Prints a line, as it is; on a terminal so that what a model or a file put into it cannot steer the terminal."""
+    stream = sys.stderr if error else sys.stdout
+    print(visible(text) if stream.isatty() else text, file=stream)
 
 
 def marks(before: str, after: str) -> str:
@@ -139,4 +156,4 @@ class LiveText:
 def show_masks(tokenizer, ids: list[int]) -> str:
     """Decoded text with a block for each [MASK], without padding."""
     text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
-    return text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text
+    return visible(text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text)
