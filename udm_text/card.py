@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from .common import finite
+from .common import finite, read_object
 from .configuration_udm import PRESETS
 from .schedules import counts, step_costs
 
@@ -180,6 +180,29 @@ def describe_data(data: str | None) -> dict[str, str]:
         if licence:
             known["license"] = ", ".join(licence) if isinstance(licence, list) else str(licence)
     return known
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """The report.json of a training; raises ValueError, naming file and field, where it is none."""
+    report = finite(read_object(path))
+    kinds: dict[str, Any] = dict.fromkeys(
+        ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments"), dict
+    )
+    kinds |= {"data": str, "process": str, "max_corruption": int | float, "train_seconds": int | float}
+    fields = [(name, report.get(name), kind) for name, kind in kinds.items()]
+    if isinstance(report.get("model_arguments"), dict):
+        fields.append(("model_arguments.model", report["model_arguments"].get("model"), str))
+    for part in ("validation", "repair"):
+        held = report.get(part)
+        if isinstance(held, dict):
+            measured = (*_FIGURES, *_RATES)
+            names = [name for key in measured for name in (key, f"{key}_stderr")]
+            fields += [(f"{part}.{name}", held.get(name), int | float) for name in names]
+    for name, value, kind in fields:
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            words = {dict: "an object", str: "a string"}.get(kind, "a number")
+            raise ValueError(f"{path}: {name} must be {words}, got {value!r}")
+    return {name: value for name, value in report.items() if value is not None or name not in kinds}
 
 
 def inline(text: str) -> str:

@@ -95,6 +95,17 @@ def to_json(value: Any, **how: Any) -> str:
     return json.dumps(finite(value), default=str, allow_nan=False, **how)
 
 
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds; raises ValueError, naming the file, where it holds none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {json.dumps(value)[:40]}")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a file of strict JSON (`to_json`), whole or not at all."""
     with written_whole(path) as part:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.hub import cached_file
 
-from .common import choices
+from .common import choices, read_object
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
@@ -58,6 +61,22 @@ MOST_PARAMETERS = 1 << 38
 """Parameters of a model at most."""
 
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
+
+
+def check_config_file(path: Any, **where: Any) -> None:
+    """Raises ValueError where the config.json of a model is no JSON object, or fields of it are none either."""
+    if os.path.isfile(path):
+        return
+    missing = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
+    file = cached_file(path, "config.json", **dict.fromkeys(missing, False), **where)
+    if file is None:
+        return
+    stored = read_object(file)
+    for name in ("auto_map", "text_config", "custom_pipelines"):
+        if name in stored and not isinstance(stored[name], dict):
+            raise ValueError(f"{file}: {name} must be an object, got {stored[name]!r}")
+    if not isinstance(stored.get("model_type", ""), str):
+        raise ValueError(f"{file}: model_type must be a string, got {stored['model_type']!r}")
 
 
 def check_sizes(config: Any, stored: int | None = None) -> None:
@@ -327,7 +346,11 @@ class UDMConfig(PreTrainedConfig):
             own.setdefault("time_conditioning", None)
             own.setdefault("step_curve", None)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+        try:
+            config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+        except (StrictDataclassError, TypeError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"a field of the configuration of a UDM model is of a wrong type: {said}") from error
         if wants_unused:
             return config, unused
         cls._refuse(
@@ -356,6 +379,7 @@ class UDMConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        check_config_file(pretrained_model_name_or_path, **where)
         where["trust_remote_code"] = kwargs.get("trust_remote_code")
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config or config.get("model_type") == cls.model_type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,10 +15,22 @@ import typer
 
 from continuous.cli import app as image_app
 
+from .. import __version__
 from ..common import to_json
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
-from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable, show, visible
+from .terminal import (
+    LiveText,
+    check_device,
+    describe_prices,
+    describe_speed,
+    load_pipeline,
+    marks,
+    readable,
+    show,
+    speaks_unicode,
+    visible,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +39,22 @@ app = typer.Typer(
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_steps is --num-steps
     help="Text by discrete diffusion: train, generate, evaluate, repair.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"udm-text {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
 
 app.add_typer(image_app, name="image")
 
@@ -43,7 +71,11 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
     """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
     from transformers import PreTrainedConfig
 
+    from ..configuration_udm import check_config_file
+
+    check_device(device)
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
+        check_config_file(model, revision=revision)
         kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
         if kind != "udm":
             raise ValueError(
@@ -144,7 +176,7 @@ def generate(
         save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
     if as_json:
         pairs = zip(inputs, results, strict=True)
-        show(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=False))
+        show(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=not speaks_unicode()))
     elif not watch:
         for group in results:
             for record in group:
@@ -172,7 +204,7 @@ def repair(
         steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
         records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
     if as_json:
-        show(to_json(records, ensure_ascii=False))
+        show(to_json(records, ensure_ascii=not speaks_unicode()))
         return
     for record in records:
         for before, after in zip(record["edits"], record["edits"][1:], strict=False):
@@ -204,6 +236,7 @@ def evaluate(
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from .. import register
+    from ..card import read_report
     from ..common import write_json
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
@@ -213,16 +246,19 @@ def evaluate(
     from .train_text import rows_of_split
 
     register()
+    check_device(device)
+    if curve and Path(model).is_dir() and not os.access(model, os.W_OK):
+        raise ValueError(f"--curve stores what it measures in {model}, which may not be written to")
     report_file = Path(model) / "report.json"
     report: dict[str, Any] = {}
     how: dict[str, Any] = {}
     if report_file.is_file():
-        report = json.loads(report_file.read_text(encoding="utf-8"))
+        report = read_report(report_file)
         known = {field.name for field in dataclasses.fields(DataArguments)}
-        how = {name: value for name, value in report["data_arguments"].items() if name in known}
+        how = {name: value for name, value in report.get("data_arguments", {}).items() if name in known}
         if data is not None:
             how["validation_data"] = None  # another corpus has held-out texts of its own
-        data = data or report["data"]
+        data = data or report.get("data")
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -298,10 +334,11 @@ def export(
     """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
     from .. import register
     from ..framing import load_tokenizer
-    from ..hub import save_backbone
+    from ..hub import check_new_folder, save_backbone
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
+    check_new_folder(output)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')

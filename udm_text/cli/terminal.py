@@ -31,10 +31,27 @@ def load_pipeline(
         raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"there is no model directory {model}")
+    check_device(device)
     make: Any = transformers.pipeline
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
     with untrusted(model):
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
+
+
+def check_device(name: str | None) -> None:
+    """Raises ValueError for a --device that this machine does not have."""
+    import torch
+
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    module = getattr(torch, device.type, None)
+    count = 1 if device.type == "cpu" else getattr(module, "device_count", lambda: 0)()
+    if (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: this machine has {count} of that kind; give --device cpu, or leave it away")
 
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -44,6 +61,11 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2
 def visible(text: str) -> str:
     """The text with its control characters as escapes (\\u001b), which JSON reads as the same text."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def speaks_unicode() -> bool:
+    """Whether the output can hold every character; where it cannot, JSON is written in ASCII."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
 
 
 def show(text: str, error: bool = False) -> None:
