@@ -201,6 +201,11 @@ def test_no_row_to_evaluate_raises(rows):
     [
         ({"draws": 0}, "draws must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"draws": True}, "draws must be an integer of 64 bits, got True"),
+        ({"draws": "8"}, "draws must be an integer of 64 bits, got '8'"),
+        ({"batch_size": 10**30}, "batch_size must be an integer of 64 bits"),
+        ({"num_steps": 2.0}, "num_steps must be an integer of 64 bits"),
+        ({"seed": None}, "seed must be an integer of 64 bits, got None"),
         ({"kernel": "sight"}, "kernel must be 'site', 'hamming' or 'free', got 'sight'"),
     ],
 )

@@ -1,6 +1,7 @@
 """`generate`: only what may change changes; a row's result is its own; orders, steps and settings do what they say."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -438,6 +439,83 @@ def test_a_callback_sees_every_step_and_may_replace_xt(model_of):
     assert rows.tolist() == [[CLS, 9, 9, 9, 9, SEP]]
 
 
+@pytest.mark.parametrize("how", [{}, {"threshold": 0.5}, {"speculate": 2}], ids=str)
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda xt: xt, "got Tensor"),
+        (lambda xt: "xt", "got str"),
+        (lambda xt: {"xs": xt}, r"got \['xs'\]"),
+        (lambda xt: {"xt": xt.tolist()}, "got list"),
+        (lambda xt: {"xt": xt[:, 1:]}, r"shape \(1, 6\) of xt, got \(1, 5\)"),
+        (lambda xt: {"xt": xt.float()}, "got .* torch.float32"),
+        (lambda xt: {"xt": xt == 3}, "got .* torch.bool"),
+        (lambda xt: {"xt": xt + 24}, r"token ids in \[0, 24\), got 2[4-9] to"),
+        (lambda xt: {"xt": xt - 24}, r"token ids in \[0, 24\), got -"),
+    ],
+)
+def test_what_a_callback_returns_is_checked(model_of, returned, message, how):
+    with pytest.raises(ValueError, match=f"callback_on_step_end must return None or .*{message}"):
+        model_of["mask"].generate(length=4, callback_on_step_end=lambda m, step, s, state: returned(state["xt"]), **how)
+
+
+def test_a_callback_may_return_nothing_or_ids_of_32_bits(model_of):
+    model = model_of["mask"]
+    expected = model.generate(length=4, seed=0)
+    for returned in (lambda xt: {}, lambda xt: {"xt": xt.int()}, lambda xt: {"xt": xt}):
+        rows = model.generate(length=4, seed=0, callback_on_step_end=lambda m, i, s, state, f=returned: f(state["xt"]))
+        assert torch.equal(rows, expected) and rows.dtype == torch.int64
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_no_rows_give_no_rows(process):
+    model = make_udm(process, length_counts=COUNTS)
+    for empty in (torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64)):
+        uses = [{}, {"max_new_tokens": 3}, {"num_return_sequences": 4}]
+        uses += [{"max_edits": 2}] if process == "substitute" else [{"speculate": 2}, {"order": "margin"}]
+        for how in uses:
+            assert torch.equal(model.generate(empty, **how), empty)
+            output = model.generate(empty, attention_mask=empty.bool(), output_trajectory=True, **how)
+            assert output.sequences.shape == empty.shape and output.steps.shape == (0,) and output.num_calls == 0
+            assert len(output.trajectory) == 1
+        recorder = Recorder()
+        model.generate(empty, streamer=recorder)
+        assert recorder.events == [("end", None)]
+        with pytest.raises(ValueError, match="temperature must be"):
+            model.generate(empty, temperature=-1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_threads_that_share_a_model_leave_it_in_the_mode_they_found_it_in(training):
+    model = make_udm(dropout=0.5).train(training)
+    expected = [module.training for module in model.modules()]
+    inside, leave = threading.Barrier(2), threading.Event()
+    rows: dict[str, torch.Tensor] = {}
+
+    def first(m, step, s, state):
+        if step == 0:
+            inside.wait(20)  # the other is within generate as well, which found the model in evaluation mode
+
+    def second(m, step, s, state):
+        if step == 0:
+            inside.wait(20)
+            assert leave.wait(20)  # and stays there when the first has left
+        assert not m.training
+
+    def run(name, callback):
+        rows[name] = model.generate(length=5, seed=0, callback_on_step_end=callback)
+
+    threads = [threading.Thread(target=run, args=pair) for pair in (("first", first), ("second", second))]
+    for thread in threads:
+        thread.start()
+    threads[0].join(20)
+    assert not model.training
+    leave.set()
+    threads[1].join(20)
+    assert [module.training for module in model.modules()] == expected
+    assert torch.equal(rows["first"], rows["second"])
+
+
 def test_a_generator_is_accepted_and_not_beside_a_seed(model_of):
     model = model_of["mask"]
     first = model.generate(length=8, generator=torch.Generator().manual_seed(4))
@@ -527,6 +605,25 @@ def test_arguments_are_not_changed(model_of):
         ),
         ("mask", {"input_ids": [[PAD, CLS, 7]], "max_new_tokens": 1}, "attention_mask must be right-padded"),
         ("mask", {"length": 2, "sample_index": [1, 2]}, "sample_index must have one entry for each of the 1 rows"),
+        ("mask", {"length": 2, "sample_index": [True]}, r"sample_index .* got \(1,\) torch.bool"),
+        ("mask", {"length": 2, "sample_index": [0.5]}, "sample_index .* got .* torch.float32"),
+        ("mask", {"input_ids": [[CLS, MASK]], "attention_mask": [[1, 2]]}, "attention_mask must hold 1"),
+        ("mask", {"input_ids": [[CLS, MASK]], "token_type_ids": "ab"}, "token_type_ids must be a tensor"),
+        ("mask", {"length": 2, "generator": 3}, "generator must be a torch.Generator, got int"),
+        ("mask", {"length": 2, "streamer": print}, "streamer must have the methods put and end, got builtin"),
+        ("mask", {"length": 2, "callback_on_step_end": "print"}, "callback_on_step_end must be callable, got str"),
+        ("mask", {"length": True}, "length must be a positive integer or None, got True"),
+        ("mask", {"length": 2.0}, "length must be a positive integer or None, got 2.0"),
+        ("mask", {"length": 2, "num_steps": 10**30}, "num_steps must be a positive integer"),
+        ("mask", {"length": 2, "seed": 10**400}, "seed must be an integer of 64 bits or None"),
+        ("mask", {"length": 2, "temperature": 10**400}, "temperature must be a number"),
+        ("mask", {"length": 2, "top_p": "0.9"}, "top_p must be a number in"),
+        ("mask", {"length": 2, "schedule": ["linear"]}, "schedule must be 'linear'"),
+        ("substitute", {"length": 2, "kernel": ["site"]}, "kernel must be 'site'"),
+        ("mask", {"length": 2, "output_trajectory": "yes"}, "output_trajectory must be True or False, got 'yes'"),
+        ("mask", {"length": 2, "return_dict_in_generate": 1}, "return_dict_in_generate must be True or False, got 1"),
+        ("mask", {"max_new_tokens": 10**8, "input_ids": [[CLS, 7, SEP]]}, "row of 100000003 tokens, and the model"),
+        ("mask", {"length": 2, "num_return_sequences": 10**12}, "asks for 1000000000000 rows, and a call makes"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name_before_the_network_is_asked(monkeypatch, process, how, message):
@@ -555,9 +652,13 @@ def test_a_generation_config_of_another_kind_is_refused(model_of):
 
 
 def test_input_ids_must_be_a_tensor_of_integers(model_of):
-    for wrong in ([[CLS, MASK]], torch.tensor([[0.5]])):
+    for wrong in ([[CLS, MASK]], torch.tensor([[0.5]]), torch.tensor([[True]]), "text", 3):
         with pytest.raises(ValueError, match="input_ids must be"):
             model_of["mask"].generate(wrong)
+    ids = torch.tensor([[CLS, MASK]])
+    for name in ("attention_mask", "sample_index", "token_type_ids"):
+        with pytest.raises(ValueError, match=f"{name} .* got list"):
+            model_of["mask"].generate(ids, **{name: [[1, 1]]})
 
 
 def test_a_mask_model_without_mask_token_and_a_vocabulary_of_one_are_refused():

@@ -227,3 +227,36 @@ def test_errors_of_generate_reach_the_caller(pipes):
         pipes["mask"]("", temperature=-1)
     with pytest.raises(ValueError, match="filled in: length does not apply"):
         pipes["mask"]("the [MASK]", length=3)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"batch_size": "3"}, "batch_size must be an integer of 64 bits, got '3'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": True}, "num_workers must be an integer of 64 bits, got True"),
+        ({"return_full_text": "no"}, "return_full_text must be True, False or None, got 'no'"),
+        ({"num_return_sequences": 10**12}, "asks for 1000000000000 rows"),
+        ({"sample_index": 3}, "unknown argument 'sample_index'"),
+    ],
+)
+def test_what_the_pipeline_itself_takes_is_checked_by_type(pipes, how, message):
+    with pytest.raises(ValueError, match=message):
+        pipes["mask"](["the [MASK]", "a [MASK]"], **how)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mask_in_brackets_is_understood_whatever_the_models_own_mask_token_is(directories, family):
+    pipe = pipeline("udm-generation", model=directories[family, "mask"])
+    own = pipe.tokenizer.mask_token
+    assert (own == "<mask>") == (family == "roberta")
+    text = "the [MASK] sat [MASK]"
+    assert pipe(text, seed=0) == pipe(text.replace("[MASK]", own), seed=0)
+    assert pipe.preprocess(text)["input_ids"].tolist()[0].count(pipe.tokenizer.mask_token_id) == 2
+
+
+def test_mask_in_brackets_is_left_alone_where_it_is_a_token_of_its_own(directories):
+    pipe = pipeline("udm-generation", model=directories["roberta", "mask"])
+    pipe.tokenizer.add_tokens(["[MASK]"])
+    ids = pipe.preprocess("the [MASK] sat")["input_ids"].tolist()[0]
+    assert pipe.tokenizer.mask_token_id not in ids and pipe.tokenizer.convert_tokens_to_ids("[MASK]") in ids

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from .common import finite, read_object
 from .configuration_udm import PRESETS
 from .schedules import counts, step_costs
 
@@ -160,7 +161,7 @@ def public(value: Any) -> Any:
         return [public(entry) for entry in value]
     if isinstance(value, str) and value and is_local(value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
-    return value if not isinstance(value, float) or math.isfinite(value) else None
+    return finite(value)
 
 
 def describe_data(data: str | None) -> dict[str, str]:
@@ -169,16 +170,45 @@ def describe_data(data: str | None) -> dict[str, str]:
         return {}
     if not is_local(data):
         return {"name": data, "hub": data} if _HUB_NAME.fullmatch(data) else {"name": data}
-    known = {"name": public(data)}
+    known = {"name": " ".join(str(public(data)).split())}
     card = Path(data) / "README.md"
     if card.is_file():
         fields = DatasetCard(card.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
         if fields.get("pretty_name"):
-            known["name"] = str(fields["pretty_name"])
+            known["name"] = " ".join(str(fields["pretty_name"]).split())
         licence = fields.get("license_name") or fields.get("license")
         if licence:
             known["license"] = ", ".join(licence) if isinstance(licence, list) else str(licence)
     return known
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """The report.json of a training; raises ValueError, naming file and field, where it is none."""
+    report = finite(read_object(path))
+    kinds: dict[str, Any] = dict.fromkeys(
+        ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments"), dict
+    )
+    kinds |= {"data": str, "process": str, "max_corruption": int | float, "train_seconds": int | float}
+    fields = [(name, report.get(name), kind) for name, kind in kinds.items()]
+    if isinstance(report.get("model_arguments"), dict):
+        fields.append(("model_arguments.model", report["model_arguments"].get("model"), str))
+    for part in ("validation", "repair"):
+        held = report.get(part)
+        if isinstance(held, dict):
+            measured = (*_FIGURES, *_RATES)
+            names = [name for key in measured for name in (key, f"{key}_stderr")]
+            fields += [(f"{part}.{name}", held.get(name), int | float) for name in names]
+    for name, value, kind in fields:
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            words = {dict: "an object", str: "a string"}.get(kind, "a number")
+            raise ValueError(f"{path}: {name} must be {words}, got {value!r}")
+    return {name: value for name, value in report.items() if value is not None or name not in kinds}
+
+
+def inline(text: str) -> str:
+    """A string that is shown as it is within a line or a cell of Markdown: no markup, no HTML, no control character."""
+    tidy = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", " ".join(tidy.split()))
 
 
 def base_model(report: dict[str, Any]) -> str | None:
@@ -190,9 +220,11 @@ def base_model(report: dict[str, Any]) -> str | None:
 def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
     """(key, name in words, value, standard error or None, digits) of the figures a report holds on held-out text."""
     figures = []
-    bound, repair = report.get("validation") or {}, report.get("repair") or {}
+    bound, repair = (finite(report.get(name) or {}) for name in ("validation", "repair"))
+    if bound.get("nelbo_nats_per_token") is None:  # infinite, and what follows from it with it
+        bound = {}
     for key, (words, digits) in _FIGURES.items():
-        if bound.get(key) is not None and math.isfinite(bound[key]):
+        if bound.get(key) is not None:
             figures.append((key, f"{words}, upper bound", bound[key], bound.get(f"{key}_stderr"), digits))
     for key, words in _RATES.items():
         if repair.get(key) is not None:
@@ -376,7 +408,7 @@ def make_card(
         process=process,
         parameters=sum(p.numel() for p in model.parameters()),
         report=clean,
-        data=data,
+        data={key: inline(value) for key, value in data.items()},
         figures=measured(clean),
         held=clean.get("validation") or clean.get("repair"),
         samples=samples,
@@ -384,7 +416,7 @@ def make_card(
         length=length,
         prices=prices,
         schedules=_schedules(prices),
-        facts=_facts(clean, data, start),
+        facts={k: inline(v) if isinstance(v, str) else v for k, v in _facts(clean, data, start).items()},
         images=images,
         with_code=with_code,
     )

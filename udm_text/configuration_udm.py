@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.hub import cached_file
 
-from .common import choices
+from .common import choices, read_object
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
 from .processes import MaskProcess, SubstituteProcess
@@ -42,7 +45,64 @@ PRESETS = {
 }
 """Sizes of new models by name: layers, hidden size, attention heads."""
 
+MOST = {
+    "vocab_size": 1 << 26,
+    "hidden_size": 1 << 18,
+    "embedding_size": 1 << 18,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 12,
+    "num_attention_heads": 1 << 14,
+    "max_position_embeddings": 1 << 26,
+    "type_vocab_size": 1 << 16,
+}
+"""What a text_config may ask for; beyond it a config is damaged, or means harm, and nothing is built."""
+
+MOST_PARAMETERS = 1 << 38
+"""Parameters of a model at most."""
+
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
+
+
+def check_config_file(path: Any, **where: Any) -> None:
+    """Raises ValueError where the config.json of a model is no JSON object, or fields of it are none either."""
+    if os.path.isfile(path):
+        return
+    missing = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
+    file = cached_file(path, "config.json", **dict.fromkeys(missing, False), **where)
+    if file is None:
+        return
+    stored = read_object(file)
+    for name in ("auto_map", "text_config", "custom_pipelines"):
+        if name in stored and not isinstance(stored[name], dict):
+            raise ValueError(f"{file}: {name} must be an object, got {stored[name]!r}")
+    if not isinstance(stored.get("model_type", ""), str):
+        raise ValueError(f"{file}: model_type must be a string, got {stored['model_type']!r}")
+
+
+def check_sizes(config: Any, stored: int | None = None) -> None:
+    """Raises ValueError where a masked LM of this text_config would be absurdly large, before anything is built.
+
+    stored: parameters of the checkpoint beside it, which it may exceed by a factor of four (a new head, new tokens);
+    None: there is none.
+    """
+    for name, most in MOST.items():
+        value = getattr(config, name, None)
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ValueError(f"text_config asks for {name} {value}, and a model has {most} at most")
+    hidden, layers = (getattr(config, name, 0) for name in ("hidden_size", "num_hidden_layers"))
+    if not (isinstance(hidden, int) and isinstance(layers, int)):
+        return
+    width = min(hidden, getattr(config, "embedding_size", hidden) or hidden)
+    own = 1 if hasattr(config, "num_hidden_groups") else layers  # ALBERT's layers share their weights
+    rows = config.vocab_size + (getattr(config, "max_position_embeddings", 0) or 0) * (stored is None)
+    parameters = rows * width + 4 * own * hidden**2
+    most = MOST_PARAMETERS if stored is None else 4 * stored + (1 << 22)
+    if parameters > most:
+        beside = "a model has" if stored is None else f"the checkpoint beside it holds {stored}:"
+        raise ValueError(
+            f"text_config asks for some {parameters} parameters (vocab_size {config.vocab_size}, hidden_size {hidden}, "
+            f"num_hidden_layers {layers}), and {beside} {most} at most"
+        )
 
 
 @strict
@@ -114,6 +174,7 @@ class UDMConfig(PreTrainedConfig):
                 "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
                 f"got model type {self.text_config.model_type!r}"
             )
+        check_sizes(self.text_config)
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
         if self.kernel not in KERNELS:
@@ -285,7 +346,11 @@ class UDMConfig(PreTrainedConfig):
             own.setdefault("time_conditioning", None)
             own.setdefault("step_curve", None)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+        try:
+            config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+        except (StrictDataclassError, TypeError, AttributeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"a field of the configuration of a UDM model is of a wrong type: {said}") from error
         if wants_unused:
             return config, unused
         cls._refuse(
@@ -314,6 +379,8 @@ class UDMConfig(PreTrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
+        check_config_file(pretrained_model_name_or_path, **where)
+        where["trust_remote_code"] = kwargs.get("trust_remote_code")
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not config or config.get("model_type") == cls.model_type:
             return config, kwargs

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .decoding import NOT_FINITE
 from .inputs import GenerationInputs
 from .randomness import RowRandom
 
@@ -27,7 +28,9 @@ class Constraints:
             call holds any number of positions; special and forbidden tokens are taken out behind it.
 
     Raises:
-        ValueError: where a position is left without a token, or is not one that may change.
+        ValueError: where a position is left without a token, or is not one that may change; where the logits of a
+            position are no law (`NOT_FINITE`). That is found on the device: on a CPU at once, elsewhere when the next
+            step reads from the device anyway, or at the end (`check`), so that it costs no read of its own.
     """
 
     def __init__(self, model_config, config, inputs: GenerationInputs, processor: Callable[..., Any] | None = None):
@@ -62,6 +65,8 @@ class Constraints:
         if bool(forbidden.all()):
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         self.given = bool(config.forbidden_tokens or sets)
+        self.lawless = torch.zeros((), dtype=torch.bool, device=device)  # whether logits were met that are no law
+        self.reads_are_free = device.type == "cpu"
 
     @property
     def forbidden(self) -> Tensor:
@@ -72,8 +77,8 @@ class Constraints:
         """(N, V): the logits, -inf at what may not be drawn. xt: (B, L); rows, columns: (N,), the place of each."""
         if self.processor is not None:
             scores = self.processor(xt[rows], logits.to(torch.float32, copy=True))
-            if not isinstance(scores, Tensor) or scores.shape != logits.shape:
-                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
+                got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor must return scores {tuple(logits.shape)}, got {got}")
             logits = scores
         blocked = self.forbidden if len(self.blocked) == 1 else self.blocked[self.set_of[columns]]
@@ -82,7 +87,19 @@ class Constraints:
             empty = ~(logits > -torch.inf).any(dim=-1)
             if bool(empty.any()):
                 raise ValueError(f"logits_processor leaves no token at position {int(columns[empty][0])}")
-        return logits
+        lawless = ~logits.amax(dim=-1).isfinite()  # NaN and +inf are above all others
+        self.lawless = self.lawless | lawless.any()
+        if self.reads_are_free:
+            self.check()
+            return logits
+        return logits.masked_fill_(lawless[:, None], 0.0)  # any token: the row is not handed out
+
+    def check(self, *flags: Tensor) -> list[bool]:
+        """The flags, () bool each, by one read from the device; raises ValueError where logits were met without law."""
+        lawless, *others = torch.stack((self.lawless, *flags)).tolist()
+        if lawless:
+            raise ValueError(NOT_FINITE)
+        return others
 
     def prior(self, xt: Tensor, editable: Tensor, random: RowRandom) -> Tensor:
         """xt (B, L), its editable tokens drawn anew, each uniform among those that may stand there."""

@@ -11,6 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+NOT_FINITE = (
+    "the logits of the network are not finite (NaN, +inf, or nothing but -inf where a token may stand), so there is no "
+    "law to draw from or to score by: its weights may be damaged, or of a training that diverged, or their dtype too "
+    "narrow (try float32)"
+)
+"""What is said of logits without a law."""
+
+COLDEST = torch.finfo(torch.float64).tiny
+"""The smallest temperature that is divided by; below it only the best token is left, as at 0."""
+
 _BLOCK = 256
 """Tokens whose probabilities are summed before a block of them is searched."""
 
@@ -23,16 +33,19 @@ def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperatu
 def tempered(logits: Tensor, forbidden: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """(..., V) float64 log-probabilities of logits (..., V) but for a constant, which `draw` does not need.
 
-    forbidden: (V,) bool, tokens of probability zero. temperature > 0 divides the logits; 0 puts all mass on the best.
+    forbidden: (V,) bool, tokens of probability zero. temperature > 0 divides the logits; 0, and what is below
+    `COLDEST`, puts all mass on the best.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")
     scores = logits.to(torch.float64)
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, -torch.inf)
-    if temperature == 0:
+    if temperature < COLDEST:
         best = scores.argmax(dim=-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, best, 0.0)
+    if temperature < 1:  # the best is at 0, so that no quotient overflows
+        scores = scores - scores.amax(dim=-1, keepdim=True)
     return scores if temperature == 1 else scores / temperature
 
 
@@ -43,7 +56,8 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     guidance" (arXiv 2207.12598); for tokens Sanchez et al. (arXiv 2306.17806), whose convention for scale this is.
     """
     log_c, log_u = (logits.to(torch.float64).log_softmax(dim=-1) for logits in (conditional, unconditional))
-    return (log_u + scale * (log_c - log_u)).log_softmax(dim=-1)
+    impossible = log_c.isneginf() & log_u.isneginf()
+    return (log_u + scale * (log_c - log_u)).masked_fill(impossible, -torch.inf).log_softmax(dim=-1)
 
 
 def truncate(log_probs: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:

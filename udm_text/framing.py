@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -10,6 +11,9 @@ from transformers.utils.hub import cached_file
 
 LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
 """Arguments of from_pretrained that say where a file is to be found."""
+
+_MOST_ROWS = 1 << 26
+"""Rows of an embedding at most."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
@@ -26,18 +30,44 @@ def has_file(path, name: str, **where) -> bool:
     return found is not None
 
 
+@contextmanager
+def untrusted(path: Any) -> Iterator[None]:
+    """Within it, what cannot be loaded without running code that lies beside it raises ValueError of one sentence.
+
+    For calls with `trust_remote_code` at True or False: at None transformers would ask on stdin.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} holds Python code of its own, which would have to run for it to be loaded: read it, and if you "
+            "trust it, give trust_remote_code=True (the command: --trust-remote-code)"
+        ) from error
+
+
+def load_tokenizer(path: Any, trust_remote_code: bool | None = None, **where: Any):
+    """The tokenizer of a repository or directory. Code of its own runs only if that is asked for; nothing is asked."""
+    with untrusted(path):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=bool(trust_remote_code), **where)
+
+
 def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> dict[str, Any]:
     """What a UDMConfig takes from a tokenizer: the special tokens and what it puts around a row.
 
     Args:
         tokenizer: a tokenizer, or the name or path of one; {} where there is none at that place.
         vocab_size: rows of the backbone's embedding; rows beyond the tokenizer count as special.
-        where: `revision`, `cache_dir`, `token`, ... for a name on the Hub.
+        where: `revision`, `cache_dir`, `token`, ... for a name on the Hub, and `trust_remote_code`.
     """
     if not hasattr(tokenizer, "all_special_ids"):
+        trust = where.pop("trust_remote_code", None)
         if not any(has_file(tokenizer, name, **where) for name in _TOKENIZER_FILES):
             return {}  # AutoTokenizer would make an empty tokenizer out of the model type alone
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer, **where)
+        tokenizer = load_tokenizer(tokenizer, trust, **where)
+    if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size <= _MOST_ROWS):
+        raise ValueError(f"vocab_size must be an integer up to {_MOST_ROWS}, got {vocab_size!r}")
     special = set(tokenizer.all_special_ids)
     if vocab_size is not None:
         special.update(range(len(tokenizer), vocab_size))

@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from .common import choices
+from .common import choices, is_whole
 
 
 class Option(NamedTuple):
@@ -45,7 +45,13 @@ class Option(NamedTuple):
 
 
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)  # type: ignore[arg-type]
+    """Whether a value is a number (no bool) that a float64 holds; of integers, that 64 bits hold."""
+    if isinstance(value, numbers.Integral) or kind is numbers.Integral:
+        return is_whole(value)
+    try:
+        return isinstance(value, kind) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # a fraction beyond all floats
+        return False
 
 
 def _are_ids(value: Any) -> bool:
@@ -75,7 +81,7 @@ def _whole(least: int, optional: bool = True) -> dict[str, Any]:
     words = "a positive integer" if least == 1 else f"an integer that is at least {least}"
     return {
         "wanted": words + (" or None" if least == 1 else ", or None") * optional,
-        "good": lambda x: (x is None and optional) or (_is_number(x, numbers.Integral) and x >= least),
+        "good": lambda x: (x is None and optional) or is_whole(x, least),
     }
 
 
@@ -99,7 +105,7 @@ OPTIONS: dict[str, Option] = {
     "schedule": Option(
         "linear",
         wanted=lambda: choices(_schedules()),
-        good=lambda x: x in _schedules(),
+        good=lambda x: isinstance(x, str) and x in _schedules(),
         kind=str,
         help="How num_steps are spread: linear, equal steps; cosine, small steps first; optimal, the grid of lowest "
         "expected price on the model's step_curve (mask process, after `udm evaluate --curve`).",
@@ -149,7 +155,7 @@ OPTIONS: dict[str, Option] = {
     "kernel": Option(
         None,
         wanted=lambda: f"{choices(_kernels())}, or None",
-        good=lambda x: x is None or x in _kernels(),
+        good=lambda x: x is None or (isinstance(x, str) and x in _kernels()),
         kind=str | None,
         of="substitute",
         help="Reverse kernel: site, hamming or free; None: the model's own, and free for repair, the one that may "
@@ -194,7 +200,8 @@ OPTIONS: dict[str, Option] = {
         **_real("a number that is at least 0, or None", lambda x: x >= 0),
         kind=float | None,
         speculates=True,
-        help="Divides the logits; 0 takes the most likely token. None: 1, and 0 for repair.",
+        help="Divides the logits; 0, and what is below the smallest normal number, takes the most likely token. None: "
+        "1, and 0 for repair.",
     ),
     "top_k": Option(
         None, **_whole(1), kind=int | None, speculates=True, help="Keep the k most likely tokens of each position."
@@ -252,12 +259,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "seed": Option(
         None,
-        wanted="an integer or None",
-        good=lambda x: x is None or _is_number(x, numbers.Integral),
+        wanted="an integer of 64 bits or None",
+        good=lambda x: x is None or is_whole(x),
         kind=int | None,
         speculates=True,
         help="Reproduces the samples; None draws one from torch's generator. A row depends on (its input, seed, its "
-        "number among the samples) only.",
+        "number among the samples) only, up to rounding, more in bfloat16.",
     ),
     "return_dict_in_generate": _flag("Return a UDMGenerateOutput instead of the tokens alone."),
     "output_trajectory": _flag("The output also holds every xt; implies return_dict_in_generate."),

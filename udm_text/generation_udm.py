@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from transformers.utils import ModelOutput
 
 from .common import eval_mode
 from .constraints import Constraints
-from .decoding import find_order
+from .decoding import COLDEST, find_order
 from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_options import refuse_foreign, refuse_pairs
-from .inputs import check_inputs, make_inputs
+from .inputs import MOST_TOKENS, check_inputs, make_inputs
 from .predictors import guided
 from .randomness import RowRandom
 from .samplers import Start, find_sampler
@@ -133,27 +133,33 @@ class UDMGenerationMixin:
             generator: where a seed is drawn from if none is given (not both).
             sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed;
                 None: their place in the batch. A row's result depends on (its input, seed, sample index) only, up to
-                the rounding of the network, whose last bits change with the shape of a batch.
+                the rounding of the network, whose last bits change with the shape of a batch, more in bfloat16.
             logits_processor: called as processor(input_ids, scores), as transformers' `LogitsProcessorList` is, with a
                 row for each position asked about: input_ids (N, L), the whole xt it stands in, and scores (N, V).
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
                 the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
                 prompt, what precedes the first editable position, is told apart where there is a single row.
             callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step (with `speculate`, after each
-                round, s the masks that remain); may return {"xt": ...}.
+                round, s the masks that remain); may return {"xt": ...}, token ids of the shape of xt.
 
         The model is in evaluation mode meanwhile: dropout would make a row's result depend on more than its own noise.
 
         Returns:
-            (B * num_return_sequences, L') int64, or a `UDMGenerateOutput`.
+            (B * num_return_sequences, L') int64, or a `UDMGenerateOutput`. No rows give no rows, unasked.
+
+        Raises:
+            ValueError: for an argument of a type or value that cannot work, before the network is asked; where its
+                logits are no law (`decoding.NOT_FINITE`); where a callback or processor returns what cannot be used.
         """
         model: Any = self
+        _check_call(generator, streamer, callback_on_step_end)
         config = self._prepare_generation_config(generation_config, **kwargs)
         if generator is not None and generation_config is None and "seed" not in kwargs:
             config.seed = None  # a stored seed gives way to the generator of the call
         device = model.get_input_embeddings().weight.device
         input_ids, attention_mask = check_inputs(model.config, input_ids, attention_mask, token_type_ids, device)
         if input_ids is not None and attention_mask is not None:
+            check_rows(len(input_ids) * config.num_return_sequences)
             input_ids = input_ids.repeat_interleave(config.num_return_sequences, dim=0)
             attention_mask = attention_mask.repeat_interleave(config.num_return_sequences, dim=0)
         rows = config.num_return_sequences if input_ids is None else len(input_ids)
@@ -161,6 +167,8 @@ class UDMGenerationMixin:
 
         process = model.config.build_process()
         _resolve_defaults(config, model.config, process)
+        if input_ids is not None and attention_mask is not None and not rows:
+            return _no_rows(config, input_ids, attention_mask, streamer)
         given = [name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None]
         inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given)
         constraints = Constraints(model.config, config, inputs, logits_processor)
@@ -175,6 +183,7 @@ class UDMGenerationMixin:
         start = Start(process, predictor, xt, times, config, inputs.editable, random, watcher)
         with eval_mode(model):
             walk = find_sampler(config)(start)
+        constraints.check()
         watcher.end(walk.sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
             return walk.sequences
@@ -214,9 +223,28 @@ class Watcher:
     def __call__(self, step: int, xs: Tensor, s: Tensor) -> Tensor:
         """The rows after a step, s (B,) positions of them corrupted; returns what the callback puts in their place."""
         if self.callback is not None:
-            xs = (self.callback(self.model, step, s, {"xt": xs}) or {}).get("xt", xs)
+            xs = self._replaced(self.callback(self.model, step, s, {"xt": xs}), xs)
         self._show(xs)
         return xs
+
+    def _replaced(self, returned: Any, xs: Tensor) -> Tensor:
+        """What a callback returned in place of the rows xs, checked."""
+        if returned is None or (isinstance(returned, Mapping) and not returned):
+            return xs
+        must = 'callback_on_step_end must return None or {"xt": tensor}'
+        if not isinstance(returned, Mapping) or set(returned) != {"xt"}:
+            got = list(returned) if isinstance(returned, Mapping) else type(returned).__name__
+            raise ValueError(f"{must}, got {got}")
+        new = returned["xt"]
+        if new is xs:
+            return xs
+        if not isinstance(new, Tensor) or new.shape != xs.shape or new.dtype not in (torch.int64, torch.int32):
+            got = f"{tuple(new.shape)} {new.dtype}" if isinstance(new, Tensor) else type(new).__name__
+            raise ValueError(f"{must} with token ids of the shape {tuple(xs.shape)} of xt, got {got}")
+        vocab = self.model.config.vocab_size
+        if bool(((new < 0) | (new >= vocab)).any()):
+            raise ValueError(f"{must} with token ids in [0, {vocab}), got {int(new.min())} to {int(new.max())}")
+        return new.to(xs)
 
     def end(self, sequences: Tensor) -> None:
         """The finished rows."""
@@ -231,14 +259,56 @@ class Watcher:
             self.streamer.put_draft(xs[:, self.prompt :].cpu())
 
 
+def _check_call(generator: Any, streamer: Any, callback: Any) -> None:
+    """Raises ValueError for what is not of the kind that `generate` can use."""
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise ValueError(f"streamer must have the methods put and end, got {type(streamer).__name__}")
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback_on_step_end must be callable, got {type(callback).__name__}")
+
+
+def check_rows(rows: int) -> None:
+    """Raises ValueError for more rows than a call makes."""
+    if rows > MOST_TOKENS:
+        raise ValueError(
+            f"num_return_sequences asks for {rows} rows, and a call makes {MOST_TOKENS} at most: make several calls, "
+            "each with another seed or sample_index"
+        )
+
+
+def _no_rows(config: UDMGenerationConfig, input_ids: Tensor, attention_mask: Tensor, streamer: Any):
+    """What `generate` returns for a batch without rows: (0, L) as it came."""
+    if streamer is not None:
+        streamer.end()
+    if not (config.return_dict_in_generate or config.output_trajectory):
+        return input_ids
+    none = input_ids.new_zeros(0)
+    no_drafts = input_ids.new_zeros(0, config.speculate or 0)
+    return UDMGenerateOutput(
+        sequences=input_ids,
+        attention_mask=attention_mask,
+        editable=attention_mask.clone(),
+        steps=none,
+        trajectory=(input_ids,) if config.output_trajectory else None,
+        num_calls=0,
+        tokens_per_call=none.double(),
+        drafts=None if config.speculate is None else Drafts(no_drafts, no_drafts.clone()),
+    )
+
+
 def _row_random(rows, seed, generator, sample_index, device) -> RowRandom:
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both")
+    check_rows(rows)
     if sample_index is None:
         sample_index = torch.arange(rows)
-    if sample_index.shape != (rows,):
+    tensor = isinstance(sample_index, Tensor)
+    if not tensor or sample_index.dtype not in (torch.int64, torch.int32) or sample_index.shape != (rows,):
+        got = f"{tuple(sample_index.shape)} {sample_index.dtype}" if tensor else type(sample_index).__name__
         raise ValueError(
-            f"sample_index must have one entry for each of the {rows} rows, got {tuple(sample_index.shape)}"
+            f"sample_index must have one entry for each of the {rows} rows, a ({rows},) tensor of integers, got {got}"
         )
     if seed is None:
         seed = RowRandom.fresh(1, generator=generator).seed
@@ -276,4 +346,6 @@ def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> Non
         )
     if config.temperature is None:
         config.temperature = 1.0 if config.max_edits is None else 0.0
+    if config.temperature < COLDEST:
+        config.temperature = 0.0
     process.resolve_options(config, model_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import get_session, validate_repo_id, yaml_dump
-from safetensors import safe_open
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForMaskedLM
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -35,8 +36,11 @@ from .card import (
     make_card,
     price_rows,
     public,
+    read_report,
     write_samples,
 )
+from .common import write_json
+from .framing import load_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -175,7 +179,7 @@ def write_repository(
     published = _published(model, source)
     report = None
     if (stored := published.get("report.json")) is not None:
-        report = json.loads(stored.read_text(encoding="utf-8"))
+        report = read_report(stored)
     images = ["loss.png"] if "loss.png" in published else []
     if images:
         shutil.copyfile(published["loss.png"], directory / "loss.png")
@@ -183,7 +187,7 @@ def write_repository(
     if rows and draw_prices(length, rows, directory / "prices.png"):
         images.append("prices.png")
     if report is not None:
-        (directory / "report.json").write_text(json.dumps(public(report), indent=2) + "\n", encoding="utf-8")
+        write_json(directory / "report.json", public(report))
         entries = eval_entries(report, describe_data(report.get("data")))
         if entries:
             (directory / ".eval_results").mkdir()
@@ -235,17 +239,27 @@ def _name_code(directory: Path, fields: dict[str, Any]) -> None:
     config.write_text(json.dumps(kept | fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def check_new_folder(directory: str | Path) -> Path:
+    """The folder, if it can be written: empty or not there yet. Raises OSError before anything is computed for it."""
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not an empty folder: give another; nothing was written")
+    above = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f"{directory} cannot be written, since {above} is no folder that may be written to")
+    return directory
+
+
 def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     """Writes the masked LM inside a model, with its tokenizer, as transformers itself would: `fill-mask` works on it.
 
     Raises:
         ValueError: where the backbone alone is not the model: it is conditioned on time, or was changed so that
-            AutoModelForMaskedLM would not load all of it; or the tokenizer has no mask token.
+            AutoModelForMaskedLM would not load all of it; or weights of it are not finite; or the tokenizer has no mask
+            token.
         FileExistsError: the directory is not empty.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not an empty folder: give another; nothing was written")
+    directory = check_new_folder(directory)
     time = model.time_embedding
     if time is not None and any(bool(parameter.any()) for parameter in time.output.parameters()):
         raise ValueError(
@@ -253,13 +267,19 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
             "it adds to its input would be lost, and with it what it predicts; `model.backbone.save_pretrained(...)` "
             "writes the rest"
         )
+    broken = [name for name, weight in model.backbone.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ValueError(f"{broken[0]} of the backbone holds NaN or infinity: what it predicts would be none")
     if tokenizer is None or tokenizer.mask_token is None:
         raise ValueError("fill-mask needs a tokenizer with a mask token, and this model has none")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
-        model.backbone.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        try:
+            model.backbone.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # as a full disk is to it
+            raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
+        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
         changed = sorted(
             {*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])}
         )
@@ -274,7 +294,7 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
 
 def _tokenizer_of(source: str) -> Any:
-    return AutoTokenizer.from_pretrained(source) if _find(source, _TOKENIZER_FILE) else None
+    return load_tokenizer(source) if _find(source, _TOKENIZER_FILE) else None
 
 
 def _find(source: str, name: str) -> Path | None:

@@ -10,6 +10,9 @@ from torch import Tensor
 from .decoding import draw
 from .randomness import RowRandom
 
+MOST_TOKENS = 1 << 20
+"""Tokens of a row at most, of models that read rows of any length; and rows of a call at most."""
+
 
 class GenerationInputs(NamedTuple):
     """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions.
@@ -42,17 +45,27 @@ def check_inputs(
             f"input_ids must lie in [0, {model_config.vocab_size}), the vocabulary of the model, got "
             f"{int(input_ids.min())} to {int(input_ids.max())}"
         )
-    if token_type_ids is not None and bool(torch.as_tensor(token_type_ids).any()):
-        raise ValueError("token_type_ids must hold zeros: a row has one segment")
+    if token_type_ids is not None:
+        if not isinstance(token_type_ids, Tensor):
+            raise ValueError(f"token_type_ids must be a tensor of zeros, got {type(token_type_ids).__name__}")
+        if bool(token_type_ids.any()):
+            raise ValueError("token_type_ids must hold zeros: a row has one segment")
     if attention_mask is None:
         pad = model_config.pad_token_id
         attention_mask = torch.ones_like(input_ids) if pad is None else input_ids != pad
+    if not isinstance(attention_mask, Tensor):
+        raise ValueError(
+            f"attention_mask must be a tensor of the shape of input_ids, got {type(attention_mask).__name__}"
+        )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask must have the shape {tuple(input_ids.shape)} of input_ids, got "
             f"{tuple(attention_mask.shape)}"
         )
-    attention_mask = attention_mask.to(device).bool()
+    given = attention_mask.to(device)
+    attention_mask = given.bool()
+    if bool((given != attention_mask).any()):
+        raise ValueError("attention_mask must hold 1 where there is a token and 0 elsewhere, got other values")
     if (attention_mask[:, 1:] & ~attention_mask[:, :-1]).any():
         raise ValueError("attention_mask must be right-padded: ones, then zeros (tokenizer.padding_side = 'right')")
     return input_ids, attention_mask
@@ -85,13 +98,7 @@ def make_inputs(
             inputs = GenerationInputs(input_ids, masked, attention_mask, masked.sum(1))
         else:
             inputs = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
-    longest = model_config.max_row_length
-    width = int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0
-    if longest is not None and width > longest:
-        raise ValueError(
-            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
-            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
-        )
+    _check_width(model_config, int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0)
     empty = (inputs.start == 0).nonzero()[:, 0]
     if len(empty) and model_config.prompted and config.max_edits is not None:
         raise ValueError(
@@ -104,6 +111,16 @@ def make_inputs(
             "to continue, or max_edits to repair a text"
         )
     return inputs
+
+
+def _check_width(model_config, width: int) -> None:
+    """Raises ValueError for a row of more tokens than the model reads, or than `MOST_TOKENS` where it has no limit."""
+    longest = MOST_TOKENS if model_config.max_row_length is None else model_config.max_row_length
+    if width > longest:
+        raise ValueError(
+            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
+            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
+        )
 
 
 def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
@@ -154,6 +171,9 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
     prompts = [row for row, _ in open_rows]
     new = _count_new(model_config, config, open_rows, infill, uniforms)
     filler = mask_id if mask_id is not None else 0
+    behind = [0 if whole else len(suffix) for whole in infill]
+    widths = [len(row) + n + m for row, n, m in zip(prompts, new.tolist(), behind, strict=True)]
+    _check_width(model_config, max(widths))  # before anything of that size is built
     tokens, editable = [], []
     for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
         tail = [] if whole else suffix

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PreT
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import can_return_tuple, logging
+from transformers.utils.hub import cached_file
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
-from .configuration_udm import UDMConfig
-from .framing import LOCATION_ARGUMENTS, has_file
+from .configuration_udm import UDMConfig, check_sizes
+from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 
@@ -82,6 +85,59 @@ def check_masked_lm(config: UDMConfig) -> None:
             f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers; "
             "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
         )
+
+
+def check_weights(path: Any, **where: Any) -> int | None:
+    """The parameters that the safetensors of a model hold, from their headers alone; None where there are none.
+
+    Raises:
+        OSError: for a file that is no safetensors, or is cut off; for an index that is no index, or that names a file
+            which does not lie beside it.
+    """
+    asked = {name: value for name, value in where.items() if name != "force_download"}
+    how: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **asked}
+    how["_raise_exceptions_for_connection_errors"] = False
+    names = ["model.safetensors"]
+    if cached_file(path, names[0], **how) is None:
+        index = cached_file(path, "model.safetensors.index.json", **how)
+        if index is None:
+            return None
+        try:
+            names = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OSError(f"{index} is no index of safetensors: its weight_map must name their files") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+                raise OSError(f"{index} names {name!r}, which does not lie beside it: nothing is read")
+    total = 0
+    for name in names:
+        file = cached_file(path, name, **how)
+        if file is None:
+            raise OSError(f"{path} holds no {name}, which its index names")
+        total += _count_stored(Path(file))
+    return total
+
+
+def _count_stored(file: Path) -> int:
+    """The numbers that a file of safetensors holds, by its header."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= size - 8:
+                raise ValueError("a header longer than the file")
+            tensors = json.loads(stream.read(length))
+        tensors.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in tensors.values()]
+        count = sum(math.prod(entry["shape"]) for entry in tensors.values())
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise OSError(f"{file} is no file of safetensors, or a damaged one: fetch or copy it again") from error
+    if max(ends, default=0) + length + 8 != size:
+        raise OSError(
+            f"{file} is damaged: its header speaks of {max(ends, default=0) + length + 8} bytes, and it has {size}; "
+            "fetch or copy it again"
+        )
+    return count
 
 
 def refuse_pickle(path: Any, **where: Any) -> None:
@@ -156,12 +212,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
         A plain masked LM is wrapped: its weights are loaded by its own class, head included. An encoder without a head
         gets a new one, with a warning. UDMConfig arguments (`process=`, `kernel=`, `mask_token_id=`...) may be given.
+        Code that lies beside the weights runs with `trust_remote_code=True` only; nothing is asked.
         """
         path = pretrained_model_name_or_path
         if path is None:  # weights given as state_dict
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
-        stored, _ = UDMConfig.get_config_dict(path, **where)
+        trust = bool(kwargs.pop("trust_remote_code", None))
+        stored, _ = UDMConfig.get_config_dict(path, trust_remote_code=trust, **where)
         if not stored:
             raise OSError(f"{path} holds no config.json that names a model")
         own = {name: kwargs.pop(name) for name in UDMConfig._own_fields() if name in kwargs}
@@ -169,6 +227,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             raise ValueError(f"give config or its fields, not both: config and {', '.join(own)}")
         if not {"variant", "state_dict", "gguf_file", "use_safetensors"} & kwargs.keys():
             refuse_pickle(path, **where)
+            stored_parameters = check_weights(path, **where)
+            if stored_parameters is not None:
+                check_sizes(UDMConfig.from_dict({**stored, **own}).text_config, stored_parameters)
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
@@ -177,7 +238,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         check_masked_lm(config)
         wants_info = kwargs.pop("output_loading_info", False)
         generation_config = kwargs.pop("generation_config", None)
-        backbone, info = AutoModelForMaskedLM.from_pretrained(path, output_loading_info=True, **kwargs)
+        with untrusted(path):
+            backbone, info = AutoModelForMaskedLM.from_pretrained(
+                path, output_loading_info=True, trust_remote_code=trust, **kwargs
+            )
         if info["missing_keys"]:
             logger.warning(
                 f"{path} has no trained weights for {', '.join(sorted(info['missing_keys']))}: these are NEW and "

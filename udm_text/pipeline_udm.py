@@ -12,9 +12,14 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.utils import logging
 
+from .common import check_whole
 from .configuration_udm import UDMConfig
 from .detokenizing import restore_text, unknown_parts
 from .generation_configuration_udm import UDMGenerationConfig
+from .generation_udm import check_rows
+
+MASK = "[MASK]"
+"""What stands for the mask token of any model in a text."""
 
 logger = logging.get_logger(__name__)
 
@@ -25,7 +30,8 @@ class UDMGenerationPipeline(Pipeline):
     What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of
     the substitute process); any other text is continued; an empty string is written from nothing. To a model that was
     trained on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or
-    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun".
+    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the
+    model's own mask token is.
 
     ```python
     >>> import udm_text
@@ -36,7 +42,8 @@ class UDMGenerationPipeline(Pipeline):
     ```
 
     Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input,
-    the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`. So equal
+    the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`, up to the
+    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal
     inputs under one seed give equal texts; ask for several by `num_return_sequences`.
     """
 
@@ -70,6 +77,8 @@ class UDMGenerationPipeline(Pipeline):
             if name not in known:
                 known = (*known, "return_full_text", "batch_size", "num_workers")
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
+        if not isinstance(return_full_text, bool | None):
+            raise ValueError(f"return_full_text must be True, False or None, got {return_full_text!r}")
         if kwargs.get("forbidden_tokens") is not None:
             kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
         if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
@@ -114,6 +123,9 @@ class UDMGenerationPipeline(Pipeline):
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
             the network for its batch, and `"expected_nats"` where `generate` gives them.
         """
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            if kwargs.get(name) is not None:
+                check_whole(least, **{name: kwargs[name]})
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
             inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
@@ -140,6 +152,7 @@ class UDMGenerationPipeline(Pipeline):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
             )
+        input_ = self._with_own_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
         if new:
             self._unknown.update(new)
@@ -152,10 +165,18 @@ class UDMGenerationPipeline(Pipeline):
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 
+    def _with_own_masks(self, text: str) -> str:
+        """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
+        own = self.tokenizer.mask_token
+        if own is None or MASK not in text or own == MASK or MASK in self.tokenizer.get_vocab():
+            return text
+        return text.replace(MASK, own)
+
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
+        check_rows(number * rows)
         index = None
         seeded = config.seed is not None and forward_parameters.get("generator") is None
         if seeded:  # under one seed a row is told apart by its number among the samples of its input

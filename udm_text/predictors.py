@@ -85,6 +85,10 @@ class Predictor:
         free = not (constraints.given or constraints.processor or config.revise or guided(config))
         return config.order == "random" and plain and free and not approximate(config)
 
+    def _any(self, wanted: Tensor) -> bool:
+        """Whether a position is wanted; raises ValueError where the last step met logits without law."""
+        return self.constraints.check(wanted.any())[0]
+
     def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
         """The output for N positions, in the order of `positions.nonzero()`."""
         self.num_calls += self.readings
@@ -190,7 +194,7 @@ class MaskPredictor(Predictor):
             wanted = self.process.changing(xt, s, noise)
         else:
             noise, wanted = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
-        if not wanted.any():
+        if not self._any(wanted):
             noise = noise if noise is not None else self._remask_least_confident(self._noise(xt, t, None), t, s)
             return Prediction(xt, noise)
         output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
@@ -262,7 +266,7 @@ class SubstitutePredictor(Predictor):
         wanted = self.editable & (t > s)[:, None]
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
         change = Change(never, torch.zeros_like(never), xt)
-        if wanted.any():
+        if self._any(wanted):
             output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
             pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
             wholes = (never, torch.zeros_like(never), xt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,9 +15,22 @@ import typer
 
 from continuous.cli import app as image_app
 
+from .. import __version__
+from ..common import to_json
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
-from .terminal import LiveText, describe_prices, describe_speed, load_pipeline, marks, readable
+from .terminal import (
+    LiveText,
+    check_device,
+    describe_prices,
+    describe_speed,
+    load_pipeline,
+    marks,
+    readable,
+    show,
+    speaks_unicode,
+    visible,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,19 +40,42 @@ app = typer.Typer(
     help="Text by discrete diffusion: train, generate, evaluate, repair.",
 )
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"udm-text {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(image_app, name="image")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the Hub.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that lies beside the model. Read it first.")
+]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 
 
-def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32"):
+def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32", trust: bool = False):
     """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
     from transformers import PreTrainedConfig
 
+    from ..configuration_udm import check_config_file
+
+    check_device(device)
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
+        check_config_file(model, revision=revision)
         kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
         if kind != "udm":
             raise ValueError(
@@ -47,7 +83,7 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
                 f"`udm train --model {model} --data ... --output ...`"
             )
     try:
-        return load_pipeline(model, revision, device, dtype)
+        return load_pipeline(model, revision, device, dtype, trust)
     except ValueError as error:
         *_, last = str(error).strip().splitlines()
         if "while loading with" not in str(error):
@@ -62,11 +98,22 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
 )
 def train(context: typer.Context) -> None:
     """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
+    from transformers import dynamic_module_utils
+
     from .. import register
     from .train_text import main as run
 
     register()
-    run(context.args)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it refuses at once in place of asking on stdin
+    try:
+        run(context.args)
+    except ValueError as error:
+        if "trust_remote_code=True" not in str(error):
+            raise
+        raise ValueError(
+            "what --model or --tokenizer names holds Python code of its own, which `udm train` never runs: save it in "
+            "a form that transformers loads by itself"
+        ) from error
 
 
 def _with_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -104,13 +151,14 @@ def generate(
         Path | None, typer.Option(help="Write how the texts came to be: a page (.html) or an animation (.gif).")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Speed and expected price, on stderr.")] = False,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
-    pipe = _pipeline(model, revision, device, dtype)
+    pipe = _pipeline(model, revision, device, dtype, trust_remote_code)
     inputs = list(text or [""])
     if not options.get("forbidden_tokens"):
         options["forbidden_tokens"] = None
@@ -127,13 +175,12 @@ def generate(
         states = [record.pop("trajectory") for group in results for record in group]
         save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
     if as_json:
-        print(
-            json.dumps([{"input": a, "generated": b} for a, b in zip(inputs, results, strict=True)], ensure_ascii=False)
-        )
+        pairs = zip(inputs, results, strict=True)
+        show(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=not speaks_unicode()))
     elif not watch:
         for group in results:
             for record in group:
-                print(record["generated_text"])
+                show(record["generated_text"])
     if verbose:
         print(describe_speed(results, batch_size, seconds), file=sys.stderr)
 
@@ -146,22 +193,24 @@ def repair(
     seed: Seed = 0,
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
-    pipe = _pipeline(model, revision, device)
+    pipe = _pipeline(model, revision, device, trust=trust_remote_code)
     records = []
     for one in text:
         [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
         steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
         records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
     if as_json:
-        print(json.dumps(records, ensure_ascii=False))
+        show(to_json(records, ensure_ascii=not speaks_unicode()))
         return
     for record in records:
         for before, after in zip(record["edits"], record["edits"][1:], strict=False):
-            print(f"  {before}\n  {marks(before, after)}")
-        print(record["repaired"])
+            before, after = visible(before), visible(after)
+            show(f"  {before}\n  {marks(before, after)}")
+        show(record["repaired"])
 
 
 @app.command()
@@ -181,36 +230,42 @@ def evaluate(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) the share of rows it restores instead."""
     from .. import register
+    from ..card import read_report
     from ..common import write_json
-    from ..corpus import load_tokenizer
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
+    from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.arguments import DataArguments
     from .reports import describe, describe_repair
     from .train_text import rows_of_split
 
     register()
+    check_device(device)
+    if curve and Path(model).is_dir() and not os.access(model, os.W_OK):
+        raise ValueError(f"--curve stores what it measures in {model}, which may not be written to")
     report_file = Path(model) / "report.json"
     report: dict[str, Any] = {}
     how: dict[str, Any] = {}
     if report_file.is_file():
-        report = json.loads(report_file.read_text(encoding="utf-8"))
+        report = read_report(report_file)
         known = {field.name for field in dataclasses.fields(DataArguments)}
-        how = {name: value for name, value in report["data_arguments"].items() if name in known}
+        how = {name: value for name, value in report.get("data_arguments", {}).items() if name in known}
         if data is not None:
             how["validation_data"] = None  # another corpus has held-out texts of its own
-        data = data or report["data"]
+        data = data or report.get("data")
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
-    network = UDMForMaskedGeneration.from_pretrained(model)
+    network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
         network = network.to(device)
-    rows = rows_of_split(DataArguments(**{**how, "data": data}), load_tokenizer(model), split)
+    tokenizer = load_tokenizer(model, trust_remote_code)
+    rows = rows_of_split(DataArguments(**{**how, "data": data}), tokenizer, split)
     if curve:
         for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
             if value is not None:
@@ -231,7 +286,7 @@ def evaluate(
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
         figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
-    print(json.dumps({"model": model, "data": data, "split": split, **figures}) if as_json else text)
+    print(to_json({"model": model, "data": data, "split": split, **figures}) if as_json else text)
 
 
 @app.command()
@@ -246,16 +301,19 @@ def push(
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     license: Annotated[str | None, typer.Option(help="The licence of the weights, as apache-2.0.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
     from .. import register
+    from ..framing import has_file, load_tokenizer
     from ..hub import push as publish
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
     commit = publish(
-        UDMForMaskedGeneration.from_pretrained(model),
+        UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
         name,
+        tokenizer=load_tokenizer(model, trust_remote_code) if has_file(model, "tokenizer_config.json") else None,
         source=model,
         private=private or None,
         include_code=include_code,
@@ -271,16 +329,18 @@ def push(
 def export(
     model: Model,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    trust_remote_code: Trust = False,
 ) -> None:
     """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
-    from transformers import AutoTokenizer
-
     from .. import register
-    from ..hub import save_backbone
+    from ..framing import load_tokenizer
+    from ..hub import check_new_folder, save_backbone
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
-    save_backbone(UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model), output)
+    check_new_folder(output)
+    network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
+    save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')
 
 

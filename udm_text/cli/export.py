@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ def check_target(path: str | Path) -> Path:
         raise ValueError(f"--save must end in .html or .gif, got {str(path)!r}")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"--save must be a file in an existing directory, got {str(path)!r}")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--save must be a file in a directory that may be written to, got {str(path)!r}")
     if path.suffix.lower() == ".gif":
         _pillow()
     return path

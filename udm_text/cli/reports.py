@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,19 @@ def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int
     )
 
 
+def figure_with_error(value: float | None, error: float | None, digits: int) -> str:
+    """A figure +- one standard error; None and infinity alike are infinite, an error that is no number unknown."""
+    if value is None or not math.isfinite(value):
+        return "infinite"
+    known = error is not None and math.isfinite(error)
+    return f"{value:.{digits}f} +- {format(error, f'.{digits}f') if known else 'unknown'}"
+
+
 def describe(bound: dict[str, Any]) -> str:
     """One line on a bound, each figure with its standard error."""
 
     def figure(name: str, digits: int) -> str:
-        value, error = bound[name], bound[f"{name}_stderr"]
-        if value is None:
-            return "infinite"
-        return f"{value:.{digits}f} +- {'unknown' if error is None else format(error, f'.{digits}f')}"
+        return figure_with_error(bound[name], bound[f"{name}_stderr"], digits)
 
     exact = bool(bound.get("exact"))
     names = ("NLL", "perplexity") if exact else ("NELBO", "perplexity bound")
@@ -51,7 +57,7 @@ def describe_evaluation(logs: dict[str, float]) -> str:
     if "eval_nelbo_nats_per_token" not in logs:
         return f"held-out loss {logs['eval_loss']:.4f} nats/token"
     value, error = (logs[f"eval_nelbo_nats_per_token{end}"] for end in ("", "_stderr"))
-    return f"held-out NELBO {value:.4f} +- {error:.4f} nats/token"
+    return f"held-out NELBO {figure_with_error(value, error, 4)} nats/token"
 
 
 def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] | None = None) -> None:
@@ -70,18 +76,19 @@ def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] |
     held = [
         (entry["step"], entry["eval_nelbo_nats_per_token"], entry["eval_nelbo_nats_per_token_stderr"])
         for entry in history
-        if "eval_nelbo_nats_per_token" in entry
+        if math.isfinite(entry.get("eval_nelbo_nats_per_token", math.nan))
     ]
     if train:
         axes.plot(*zip(*train, strict=True), label="training loss", color="#4477aa", linewidth=1)
     if held:
         steps, values, errors = zip(*held, strict=True)
+        errors = tuple(error if math.isfinite(error) else 0.0 for error in errors)
         axes.errorbar(steps, values, errors, label="held-out bound", color="#ee6677", marker="o", capsize=3)
-    if final is not None and train:
+    if final is not None and final["nelbo_nats_per_token"] is not None and train:
         value = final["nelbo_nats_per_token"] - final["length_nats_per_token"]
         label = f"held-out bound at the end: {value:.3f}, lengths not counted"
         axes.errorbar(
-            train[-1][0], value, final["nelbo_nats_per_token_stderr"], color="#228833", marker="D", label=label
+            train[-1][0], value, final["nelbo_nats_per_token_stderr"] or 0.0, color="#228833", marker="D", label=label
         )
     axes.set(xlabel="step", ylabel="nats per token", yscale="log")
     axes.yaxis.set_major_formatter(ScalarFormatter())

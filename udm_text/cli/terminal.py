@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,66 @@ BLOCK = "░░"
 """Stands for a [MASK]."""
 
 
-def load_pipeline(model: str, revision: str | None = None, device: str | None = None, dtype: str = "float32"):
+def load_pipeline(
+    model: str,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+):
     """The generation pipeline of a model, on the Hub at that revision."""
     import torch
     import transformers
 
     from .. import register
+    from ..framing import untrusted
 
     register()
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
         raise FileNotFoundError(f"there is no model directory {model}")
+    check_device(device)
     make: Any = transformers.pipeline
-    return make("udm-generation", model=model, revision=revision, device=device, dtype=getattr(torch, dtype))
+    how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
+    with untrusted(model):
+        return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
+
+
+def check_device(name: str | None) -> None:
+    """Raises ValueError for a --device that this machine does not have."""
+    import torch
+
+    if name is None:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 or the like, got {name!r}") from error
+    module = getattr(torch, device.type, None)
+    count = 1 if device.type == "cpu" else getattr(module, "device_count", lambda: 0)()
+    if (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: this machine has {count} of that kind; give --device cpu, or leave it away")
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that steer a terminal or turn a text around; line ends and tabs are none."""
+
+
+def visible(text: str) -> str:
+    """The text with its control characters as escapes (\\u001b), which JSON reads as the same text."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def speaks_unicode() -> bool:
+    """Whether the output can hold every character; where it cannot, JSON is written in ASCII."""
+    return (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+
+
+def show(text: str, error: bool = False) -> None:
+    """Prints a line, as it is; on a terminal so that what a model or a file put into it cannot steer the terminal."""
+    stream = sys.stderr if error else sys.stdout
+    print(visible(text) if stream.isatty() else text, file=stream)
 
 
 def marks(before: str, after: str) -> str:
@@ -130,4 +178,4 @@ class LiveText:
 def show_masks(tokenizer, ids: list[int]) -> str:
     """Decoded text with a block for each [MASK], without padding."""
     text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
-    return text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text
+    return visible(text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import choices, eval_mode
+from ..common import check_whole, choices, eval_mode, finite
 from ..corpus.rows import collate
+from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
 from ..objectives import row_losses
 from ..randomness import RowRandom
@@ -26,7 +27,8 @@ class BoundReport:
     each row: a bound on -log p of the text itself. Of rows with a prompt it is the answer alone that is counted, given
     the prompt. bits_per_char divides the same nats by the characters; None where
     the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
-    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw.
+    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw,
+    or holds a token that it rules out; the perplexity bound is where a float64 cannot hold it.
     With num_steps it is the bound of the sampler with as many steps (NELBO_K), otherwise that of one token a step.
     """
 
@@ -50,8 +52,7 @@ class BoundReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which knows neither nan nor infinity: None in their place."""
-        fields = dataclasses.asdict(self)
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
+        return finite(dataclasses.asdict(self))
 
 
 def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
@@ -99,6 +100,9 @@ def row_draws(
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
     mean estimates NELBO_K = sum_j (t_j - t_{j+1}) c(t_j). One token a step changes no t.
+
+    Raises:
+        ValueError: where the logits of the network are no law (`NOT_FINITE`).
     """
     config, process = model.config, model.config.build_process()
     device = model.get_input_embeddings().weight.device
@@ -126,7 +130,10 @@ def row_draws(
                 if grid is not None:
                     t = torch.where(grid >= t, grid, lengths).amin(dim=0)
                 nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
-                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats.double().cpu()
+                nats = nats.double().cpu()
+                if bool(nats.isnan().any()):
+                    raise ValueError(NOT_FINITE)
+                result.t[chosen, stratum], result.nats[chosen, stratum] = t.cpu(), nats
     return result
 
 
@@ -154,9 +161,8 @@ def evaluate_bound(
         num_steps, schedule: the bound of the sampler that takes so many steps in random order (masks); None: one token
             a step, "linear".
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size), ("num_steps", num_steps)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(1, draws=draws, batch_size=batch_size, num_steps=1 if num_steps is None else num_steps)
+    check_whole(-(2**63), seed=seed)
     kernel = kernel or model.config.kernel
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be {choices(KERNELS)}, got {kernel!r}")
@@ -203,7 +209,10 @@ def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, l
     tokens: (R,) float64, editable tokens of each row. total: nats of each, `lengths` of them for how long it is.
     """
     per_token, stderr = ratio_with_stderr(total, tokens)
-    perplexity = math.exp(min(per_token, 700.0))
+    try:
+        perplexity = math.exp(per_token)
+    except OverflowError:
+        perplexity = math.inf
     chars, bits, bits_stderr = None, None, None
     if all(row.get("num_chars") is not None for row in rows):
         count = torch.tensor([row["num_chars"] for row in rows], dtype=torch.float64)
@@ -213,7 +222,7 @@ def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, l
         "nelbo_nats_per_token": per_token,
         "nelbo_nats_per_token_stderr": stderr,
         "perplexity_bound": perplexity,
-        "perplexity_bound_stderr": perplexity * stderr,
+        "perplexity_bound_stderr": perplexity * stderr if math.isfinite(perplexity) else math.nan,
         "bits_per_char": bits,
         "bits_per_char_stderr": bits_stderr,
         "length_nats_per_token": float(lengths.sum() / tokens.sum()),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import written_whole
+from ..common import check_whole, finite, to_json, written_whole
 from ..schedules import SCHEDULES, counts, interpolation_weights, step_costs
 from .bounds import row_draws, scored_rows
 
@@ -40,8 +40,7 @@ class CurveReport:
     def to_dict(self) -> dict[str, Any]:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["covariance"], fields["halves"]
-        stderr = [value if math.isfinite(value) else None for value in self.curve_stderr]
-        return {**fields, "curve_stderr": stderr}
+        return finite(fields)
 
     def price(self, schedule: str, num_steps: int | None = None, length: int | None = None) -> tuple[float, float]:
         """NELBO_K of a row in nats per token, a bound on -log p of the sampler, and its standard error.
@@ -83,15 +82,23 @@ def measure_curve(
     Args:
         model: of the mask process. rows, batch_size, draws, seed: as in `evaluate_bound`, whose noise this is.
         points: n at most; fewer where the longest row has fewer tokens.
+
+    Raises:
+        ValueError: where a row's price is infinite: it holds a token that the model rules out.
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size), ("points", points)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_whole(1, draws=draws, batch_size=batch_size, points=points)
+    check_whole(-(2**63), seed=seed)
     if not model.config.build_process().prices_steps:
         raise ValueError(f"the curve is of the mask process; this model has process {model.config.process!r}")
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed}
     drawn = row_draws(model, kept, index, batch_size=batch_size, kernel=model.config.kernel, **how)
+    infinite = (~drawn.nats.isfinite()).any(dim=1).nonzero()[:, 0].tolist()
+    if infinite:
+        raise ValueError(
+            f"row {index[infinite[0]]} holds a token whose probability is 0 to this model, so that its price is "
+            "infinite, and no curve can be made of it: leave such rows out, or train on them"
+        )
     lengths = drawn.lengths
     points = min(points, int(lengths.max()))
     below, weight = interpolation_weights(drawn.t.double() / lengths[:, None], points)
@@ -148,7 +155,7 @@ def store_curve(directory: str | Path, curve: Sequence[float]) -> None:
     file = Path(directory) / "config.json"
     fields = json.loads(file.read_text(encoding="utf-8"))
     with written_whole(file) as part:
-        part.write_text(json.dumps({**fields, "step_curve": list(curve)}, indent=2, sort_keys=True) + "\n", "utf-8")
+        part.write_text(to_json({**fields, "step_curve": list(curve)}, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def price_table(report: CurveReport, length: int | None = None) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..common import check_whole, finite
 from ..corpus.rows import collate
 from ..randomness import RowRandom
 
@@ -30,7 +31,7 @@ class RepairReport:
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return finite(dataclasses.asdict(self))
 
 
 def evaluate_repair(
@@ -45,8 +46,8 @@ def evaluate_repair(
     config, process = model.config, model.config.build_process()
     if "max_edits" not in process.generation_options:
         raise ValueError("repair needs a model of process 'substitute'")
-    if errors < 1:
-        raise ValueError(f"errors must be at least 1, got {errors}")
+    check_whole(1, errors=errors, max_rows=max_rows, batch_size=batch_size)
+    check_whole(-(2**63), seed=seed)
     counted = config.count_editable(row["input_ids"] for row in rows)
     fit = [row for row, count in zip(rows, counted, strict=True) if count >= errors]
     if not fit:

@@ -1,0 +1,115 @@
+"""Everyday mistakes end in one line that names them, before the work."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from tests.helpers import ROOT, udm, udm_here, write_shapes
+from tests.models import save_masked_lm, wake_time
+from udm_text import UDMForMaskedGeneration, __version__, register
+from udm_text.card import read_report
+from udm_text.cli.terminal import check_device
+from udm_text.hub import check_new_folder, save_backbone
+
+register()
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model as `udm train` leaves one, to spoil."""
+    plain = save_masked_lm(tmp_path / "plain", "bert")
+    wake_time(UDMForMaskedGeneration.from_pretrained(plain, length_counts=[0, 1, 2, 3])).save_pretrained(tmp_path / "m")
+    AutoTokenizer.from_pretrained(plain).save_pretrained(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def test_the_version_is_told():
+    assert udm_here("--version").output == f"udm-text {__version__}\n"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cudda", "mps:7", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_before_the_model_is_read(name):
+    with pytest.raises(ValueError, match="--device"):
+        check_device(name)
+    if not torch.cuda.is_available():
+        for command in (["generate"], ["evaluate", "--data", "x"], ["repair", "a"]):
+            said = str(udm_here(*command, "no-such-model", "--device", "cuda", code=1).exception)
+            assert "--device cuda: this machine has 0" in said or "no-such-model" in said
+    check_device("cpu")
+    check_device(None)
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[]", "{", "3", "", '{"validation": 3}', '{"data": []}', '{"max_corruption": "a"}']
+)
+def test_a_report_that_is_none_is_refused_by_name(model, tmp_path, content):
+    (model / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="report.json"):
+        read_report(model / "report.json")
+    error = udm_here("evaluate", model, "--data", write_shapes(tmp_path / "rows.txt"), code=1).exception
+    assert isinstance(error, ValueError) and "report.json" in str(error)
+
+
+def test_an_empty_report_names_no_corpus(model):
+    (model / "report.json").write_text("{}")
+    assert "give --data" in str(udm_here("evaluate", model, code=1).exception)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["null", "[]", "{", "{}", '{"model_type": 3}', '{"model_type": "udm", "text_config": []}']
+    + ['{"model_type": "udm", "text_config": {"model_type": "bert", "hidden_size": "big"}}']
+    + ['{"model_type": "udm", "special_token_ids": "abc"}', '{"model_type": "udm", "auto_map": null}'],
+)
+def test_a_config_that_is_none_is_refused_in_one_sentence(model, content):
+    (model / "config.json").write_text(content)
+    for command in (["generate", model], ["export", model, model.parent / "out"]):
+        error = udm_here(*command, code=1).exception
+        assert isinstance(error, ValueError | OSError), repr(error)
+    assert not (model.parent / "out").exists()
+
+
+def test_an_export_that_cannot_be_written_says_so_before_the_model_is_read(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    error = udm_here("export", "no-such-model", tmp_path / "file" / "out", code=1).exception
+    assert "is no folder that may be written to" in str(error)
+    assert check_new_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+
+
+def test_a_full_disk_ends_an_export_in_one_sentence_and_leaves_nothing(model, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    network, tokenizer = UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="could not be written .*No space left"):
+        save_backbone(network, tokenizer, tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_arguments_that_are_no_utf8_are_refused():
+    call = [sys.executable, "-m", "udm_text.cli", "generate", "m", b"caf\xe9"]
+    result = subprocess.run(call, cwd=ROOT, capture_output=True, timeout=280)
+    assert result.returncode == 1
+    assert result.stderr == b"udm: argument 3 is not UTF-8: b'caf\\xe9'\n"
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
+def test_a_prompt_beyond_ascii_works_in_every_locale(model, locale):
+    call = [sys.executable, "-m", "udm_text.cli", "generate", str(model), "naïve 木 [MASK]", "--json", "--seed", "0"]
+    result = subprocess.run(call, cwd=ROOT, env={**os.environ, **locale}, capture_output=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)[0]["input"] == "naïve 木 [MASK]"
+
+
+def test_integers_beyond_64_bits_end_in_one_line(model):
+    for flag in ("--seed", "--num-steps", "-n", "--length"):
+        result = udm("generate", model, flag, 10**30, code=1)
+        assert result.stderr.startswith("udm: ") and len(result.stderr.splitlines()) == 1
