@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from udm_text.common import choices, written_whole
+from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.resuming import digest_rows
 from udm_text.training.runs import Preparation, RunArguments, end, prepare, resolved
@@ -122,6 +122,7 @@ class BestWeights(TrainerCallback):
         self.step, self.loss, self.last = -1, math.inf, -1
         self.weights: dict[str, Tensor] = {}
         self.over = False
+        trainer.in_checkpoints.append(self.save)
 
     def current(self) -> dict[str, Tensor]:
         """The tensors that an evaluation measures."""
@@ -145,12 +146,11 @@ class BestWeights(TrainerCallback):
             self.step, self.loss = state.global_step, loss
             self.weights = {name: value.detach().clone() for name, value in self.current().items()}
 
-    def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.weights and state.is_world_process_zero and folder.is_dir():
+    def save(self, folder: Path) -> None:
+        """Writes best.safetensors, where there are such weights."""
+        if self.weights:
             about = {"format": "pt", "step": str(self.step), "loss": repr(self.loss)}
-            with written_whole(folder / self.name) as part:
-                save_file({name: value.contiguous() for name, value in self.weights.items()}, part, about)
+            save_file({name: value.contiguous() for name, value in self.weights.items()}, folder / self.name, about)
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, **kwargs):
