@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.helpers import python
@@ -214,6 +214,46 @@ def test_a_text_comes_back_from_its_tokens(kind, size):
         expected = " ".join(text.split()) if kind == "wordpiece" else text
         assert tokenizer.decode(ids) == expected
         assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+
+
+MARKDOWN = ["# Title", "## Sub title", "### Third ### c##b a#b #", "####", "acgt" * 300, "x" * 130 + "#yz end"]
+
+
+@pytest.mark.parametrize("size", [40, 200, 4000])
+def test_word_pieces_keep_number_signs_and_words_of_any_length(tmp_path, size):
+    """## is the mark of a piece inside a word, and stands in texts too; WordPiece looks at 100 characters of a word."""
+    tokenizer = train_tokenizer("wordpiece", MARKDOWN, size)
+    assert len(tokenizer) <= size and sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    tokenizer.save_pretrained(tmp_path)
+    for text in [*MARKDOWN, "a ##b ##", "#" * 250 + " a", "acgt" * 55 + "#x", f"{'acgt' * 25} {'acgt' * 50} a"]:
+        for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+            ids = loaded(text)["input_ids"]
+            assert loaded.decode(ids) == text and loaded.unk_token_id not in ids
+    rows, counts = make_rows(Dataset.from_dict({"text": MARKDOWN}), tokenizer)
+    assert list(rows["num_chars"]) == list(map(len, MARKDOWN)) and counts["unknown"] == counts["left_out"] == 0
+    for stand_in in ("\U0010fffd", "\U0010ffff"):  # of # itself: unknown, and no number sign
+        assert train_tokenizer("wordpiece", [*MARKDOWN, stand_in], 200)(stand_in)["input_ids"] == [1]
+
+
+def test_word_pieces_split_where_the_tokenizer_splits():
+    """Python takes some control characters for white space, Unicode does not."""
+    text = "a\x1cb c\x85d e\u3000f\u200bg"
+    tokenizer = train_tokenizer("wordpiece", [text], 60)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == "a\x1cb c d e f\u200bg"
+
+
+def test_a_word_piece_tokenizer_of_before_reads_as_it_did(tmp_path):
+    core = Tokenizer(
+        models.WordPiece({"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "#": 3, "###": 4, "a": 5}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(cleanup=False)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names).save_pretrained(
+        tmp_path
+    )
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer(f"## a {'a' * 101}")["input_ids"] == [3, 4, 5, 1]
+    assert tokenizer.decode([3, 4, 5]) == "## a"
 
 
 @pytest.mark.parametrize(("kind", "size"), KINDS)

@@ -314,6 +314,13 @@ def test_rows_of_the_embedding_that_have_no_token_are_never_drawn(few_words, tmp
     assert set(range(len(tokenizer), len(tokenizer) + 5)) <= set(config.special_token_ids)
 
 
+def test_lines_that_begin_with_number_signs_are_trained_on(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("".join(f"{'#' * (1 + i % 4)} part {i % 7}\n###{'acgt' * (10 + i)}\n" for i in range(40)))
+    report = train(path, tmp_path / "out", "--max_steps", 2)
+    assert report["dropped"]["left_out"] == report["vocabulary"]["unknown"] == 0
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 
