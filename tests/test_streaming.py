@@ -136,7 +136,7 @@ def test_a_stream_without_rows_says_so():
 
 
 class Records(list):
-    where = "records"
+    where, blank, notes = "records", 0, ()
 
 
 def test_held_out_texts_are_those_of_the_whole_corpus_and_never_streamed():

@@ -12,12 +12,13 @@ from itertools import chain, count, islice
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..randomness import RowRandom
+from .files import CorpusError
 from .rows import RowCutter, each
-from .sources import CorpusError, Stream, held_below, hold_out, text_hash
+from .sources import Corpus, Stream, held_below, hold_out, text_hash
 
 _SHUFFLE = 0x5348554646000000
 """Distinguishes the seed of the order from that of the noise."""
@@ -65,7 +66,7 @@ def _hash(record: dict[str, str]) -> int:
 
 def sample_corpus(
     splits: dict[str, Stream], sample: int, share: float = 0.05, contiguous: bool = False
-) -> tuple[DatasetDict, TrainingTexts]:
+) -> tuple[Corpus, TrainingTexts]:
     """What is read of a stream beforehand, and the texts to train on.
 
     The first `sample` texts stand for all: the tokenizer is trained on their training part, the lengths of rows and the
@@ -75,10 +76,11 @@ def sample_corpus(
     """
     if sample < 2:
         raise ValueError(f"stream_sample must be at least 2, got {sample}")
-    head = DatasetDict()
+    head = Corpus({}, notes=splits["train"].notes)
     for split, stream in splits.items():
         if split in ("train", "validation", "test") and (records := list(islice(stream, sample))):
             head[split] = Dataset.from_list(records)
+            head.blank[split] = stream.blank
     if "train" not in head:
         raise CorpusError(f"{splits['train'].where} holds no text to train on")
     parts = hold_out(head, share, contiguous)
