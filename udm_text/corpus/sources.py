@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
@@ -366,12 +366,70 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+class HoldOut(NamedTuple):
+    """Which rows are held out: those whose place (`text_hash`) lies below `below`.
+
+    whole: the place is that of prompt and text together; else of the prompt, where there is one, or of the text. note:
+    a sentence on why it is so, where it is not the usual rule.
+    """
+
+    below: int = 0
+    whole: bool = False
+    note: str | None = None
+
+    def place(self, record: Mapping[str, str | None]) -> int:
+        """Where a row stands between 0 and 2^64."""
+        text, prompt = record["text"] or "", record.get("prompt", "") or ""
+        if self.whole:
+            return text_hash(f"{prompt}\0{text}")
+        return text_hash(prompt if "prompt" in record else text)
+
+    def holds(self, record: Mapping[str, str | None]) -> bool:
+        """Whether the row is held out."""
+        return self.below > 0 and self.place(record) < self.below
+
+
+def hold_out_rule(train: Dataset, share: float) -> HoldOut:
+    """The rule that holds out about `share` of these rows, and one at least.
+
+    It goes by prompts, so that equal ones stay on one side; where few of them repeat, so that the rows they hold out
+    are more than twice or less than half of the share, it goes by rows.
+    """
+
+    def below(rule: HoldOut) -> tuple[int, int, int]:
+        """The limit, how many rows lie below, and how many places there are."""
+        places = [rule.place(record) for batch in train.iter(1000) for record in _each(batch)]
+        limit = held_below(places, share)
+        return limit, sum(place < limit for place in places), len(set(places))
+
+    limit, held, prompts = below(HoldOut())
+    wanted = max(1.0, share * len(train))
+    if (
+        "prompt" not in train.column_names
+        or prompts == len(train)
+        or (wanted / 2 <= held <= 2 * wanted and held < len(train))
+    ):
+        return HoldOut(limit)
+    return HoldOut(
+        below(HoldOut(whole=True))[0],
+        True,
+        "rows are held out by prompt and text together, and equal prompts are on both sides: by the "
+        f"{prompts} different prompts alone {held} of {len(train)} rows would be held out, where a share of {share:g} "
+        "was asked for",
+    )
+
+
+def _each(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
+
+
 def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False) -> Any:
     """A validation split where there is none, of about `share` of the texts and one at least.
 
     Texts are chosen by a hash of their own, so equal texts never stand on both sides, and a text keeps its side when
-    others come or go; of rows with a prompt, it is the prompt that decides. With `contiguous` it is the end of the
-    corpus instead: for packed rows, whose blocks join neighbours.
+    others come or go; of rows with a prompt, it is the prompt that decides, or prompt and text together where few
+    prompts repeat (`hold_out_rule`; a note says so). With `contiguous` it is the end of the corpus instead: for packed
+    rows, whose blocks join neighbours.
     A test split serves as validation split where there is no other.
     """
     if not 0 <= share < 1:
@@ -387,18 +445,18 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
         if cut < 1:
             raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
         return _replaced(splits, {"train": train.select(range(cut)), "validation": train.select(range(cut, total))})
-    hashes = [text_hash(text or "") for text in train["prompt" if "prompt" in train.column_names else "text"]]
-    limit = held_below(hashes, share)
+    rule = hold_out_rule(train, share)
+    held = [rule.holds(record) for batch in train.iter(1000) for record in _each(batch)]
     sides = {
-        "train": [i for i, value in enumerate(hashes) if value >= limit],
-        "validation": [i for i, value in enumerate(hashes) if value < limit],
+        side: [i for i, there in enumerate(held) if there == (side == "validation")] for side in ("train", "validation")
     }
     if not sides["train"]:
         raise CorpusError(
-            f"{len(hashes)} rows are too few to hold out a share of {share} for validation; give more text, a "
+            f"{len(held)} rows are too few to hold out a share of {share} for validation; give more text, a "
             "validation split, or validation_share=0"
         )
-    return _replaced(splits, {side: splits["train"].select(rows) for side, rows in sides.items()})
+    notes = [] if rule.note is None else [rule.note]
+    return _replaced(splits, {side: train.select(rows) for side, rows in sides.items()}, *notes)
 
 
 def _replaced(splits: DatasetDict, others: Mapping[str, Dataset], *notes: str) -> Corpus:

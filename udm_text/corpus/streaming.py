@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ..randomness import RowRandom
 from .files import CorpusError
 from .rows import RowCutter, each
-from .sources import Corpus, Stream, held_below, hold_out, text_hash
+from .sources import Corpus, HoldOut, Stream, hold_out, hold_out_rule
 
 _SHUFFLE = 0x5348554646000000
 """Distinguishes the seed of the order from that of the noise."""
@@ -45,23 +45,21 @@ class TrainingTexts:
     """The texts of a stream that are not held out, read anew by each iteration.
 
     Args:
-        below: texts whose place (`text_hash`, of the prompt where there is one) is below are held out.
+        rule: says which texts are held out; None: none of them.
         between: so are those from the first of these numbers to before the second, counted as they come.
     """
 
-    def __init__(self, source: Iterable[dict[str, str]], below: int = 0, between: tuple[int, int] = (0, 0)):
-        self.source, self.below, self.between = source, below, between
+    def __init__(
+        self, source: Iterable[dict[str, str]], rule: HoldOut | None = None, between: tuple[int, int] = (0, 0)
+    ):
+        self.source, self.rule, self.between = source, rule, between
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         first, end = self.between
         for number, record in enumerate(self.source):
-            if first <= number < end or (self.below and _hash(record) < self.below):
+            if first <= number < end or (self.rule is not None and self.rule.holds(record)):
                 continue
             yield record
-
-
-def _hash(record: dict[str, str]) -> int:
-    return text_hash(record.get("prompt", record["text"]))
 
 
 def sample_corpus(
@@ -89,7 +87,7 @@ def sample_corpus(
         return parts, TrainingTexts(source)
     if contiguous:
         return parts, TrainingTexts(source, between=(len(parts["train"]), len(head["train"])))
-    return parts, TrainingTexts(source, below=held_below((_hash(record) for record in head["train"]), share))
+    return parts, TrainingTexts(source, hold_out_rule(head["train"], share))
 
 
 class RowStream(IterableDataset):
