@@ -1,11 +1,17 @@
 """Every kind of source becomes the same rows, every tokenizer gives the text back, and bad input is named."""
 
+import bz2
+import csv
+import gzip
 import hashlib
+import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.helpers import python
@@ -17,6 +23,7 @@ from udm_text.corpus import (
     load_corpus,
     load_tokenizer,
     make_rows,
+    open_corpus,
     read_lines,
     train_tokenizer,
     vocabulary_report,
@@ -168,6 +175,186 @@ def test_read_lines_keeps_white_space_inside_a_line(tmp_path):
     assert list(read_lines(write(tmp_path / "a", " a\tb \n\nc"))) == [" a\tb ", "c"]
 
 
+STRINGS = ["null", "NA", "nan", "None", "", "00042", "1.10", "1e5", "True", "2024-01-31", "1" * 81, ' a, "b"\tc\nd ']
+
+
+def write_table(path: Path, columns: dict[str, list]) -> Path:
+    """As people's own programs write it: by the standard library."""
+    rows = list(zip(*columns.values(), strict=True))
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writerows([list(columns), *(["" if cell is None else cell for cell in row] for row in rows)])
+    elif path.suffix == ".parquet":
+        Dataset.from_dict(columns).to_parquet(path)
+    else:
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        lines = path.suffix in (".jsonl", ".ndjson")
+        text = "".join(f"{json.dumps(record)}\n" for record in records) if lines else json.dumps(records, indent=1)
+        write(path, text)
+    return path
+
+
+def both_ways(path, *columns, **how):
+    """The rows of a file, as they are loaded; they stream alike."""
+    loaded = load_corpus(str(path), *columns, **how)
+    streams = open_corpus(str(path), *columns, **how)
+    assert {split: list(stream) for split, stream in streams.items()} == {
+        s: rows.to_list() for s, rows in loaded.items()
+    }
+    assert {split: stream.blank for split, stream in streams.items()} == loaded.blank
+    return loaded
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "tsv", "parquet"])
+def test_cells_are_the_strings_that_stand_in_the_file(tmp_path, kind):
+    strings = STRINGS if kind != "tsv" else [*STRINGS[:-1], ' a, "b"', '"c" d']  # a TSV row is a line
+    columns = {"id": list(range(len(strings))), "label": strings[::-1], "text": strings}
+    path = write_table(tmp_path / f"a.{kind}", columns)
+    loaded = both_ways(path, prompt_column="label")
+    kept = [(text, label) for text, label in zip(strings, strings[::-1], strict=True) if text]
+    assert [(row["text"], row["prompt"]) for row in loaded["train"]] == kept
+    assert loaded.blank == {"train": 1}
+    with pytest.raises(CorpusError, match=rf"a\.{kind}: no column 'body'; it has 'id', 'label', 'text'"):
+        load_corpus(str(path), "body")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_cells_stay_what_they_are_far_into_a_file(tmp_path, kind):
+    texts = [f"{i:06}" for i in range(11_000)] + ["1.10", "word", "9" * 40]
+    assert list(both_ways(write_table(tmp_path / f"a.{kind}", {"text": texts}))["train"]["text"]) == texts
+
+
+def test_numbers_in_json_are_their_text_and_nothing_else_is_guessed(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": 1.10}\n{"text": 12345678901234567890123}\n{"text": null}\n{}\n\n')
+    loaded = both_ways(path)
+    assert loaded["train"]["text"] == ["1.10", "12345678901234567890123"] and loaded.blank == {"train": 2}
+    for cell, words in (("true", "true"), ('["a"]', r'\["a"\]'), ('{"a": 1}', r'\{"a": "1"\}')):
+        write(path, f'{{"text": "one"}}\n{{"text": {cell}}}\n')
+        with pytest.raises(CorpusError, match=rf"a\.jsonl, line 2: column 'text' holds no text but {words}"):
+            load_corpus(str(path))
+    write(path, '{"text": "\\ud800"}\n')
+    with pytest.raises(CorpusError, match="line 1: column 'text' holds half a surrogate pair"):
+        load_corpus(str(path))
+    write(path, '{"text": "one"}\n["two"]\n')
+    with pytest.raises(CorpusError, match=r'line 2 holds \["two"\], and no object'):
+        load_corpus(str(path))
+
+
+def test_columns_that_are_not_asked_for_may_be_anything(tmp_path):
+    rows = ['{"text": "a", "date": null}', '{"text": "b", "date": "2024-01-31T00:00:00"}']
+    rows += ['{"date": 3, "text": "c", "more": {"x": [1, "y"]}}', '{"text": "d", "date": ["z"]}']
+    assert both_ways(write(tmp_path / "a.jsonl", "\n".join(rows)))["train"]["text"] == ["a", "b", "c", "d"]
+    folder = tmp_path / "folder"
+    write(folder / "1.csv", "text,a\none,1\n")
+    write(folder / "2.csv", "more,text\nx,two\ny\n")
+    write(folder / "3.json", '[{"text": "three", "a": "1"}]')
+    loaded = both_ways(folder)
+    assert loaded["train"]["text"] == ["one", "two", "three"] and loaded.blank == {"train": 1}
+    write(folder / "4.csv", "body\nfour\n")
+    for read in (load_corpus, lambda data: list(open_corpus(data)["train"])):
+        with pytest.raises(CorpusError, match=r"4\.csv: no column 'text'; it has 'body'"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("a.csv", "text,b\none,1\ntwo, and more,2\n", "line 3 has 3 cells and the first line 2"),
+        ("a.csv", 'text\n"one\n', "line 2: unexpected end of data"),
+        ("a.csv", "text,text\none,two\n", "2 columns are called 'text'"),
+        ("a.json", '[{"text": "one"},\n', "Expecting value"),
+        ("a.ndjson", '{"text": "one"}\n{"text"}\n', "line 2: "),
+        ("a.parquet", "PAR1", "cannot be read as a .parquet file"),
+    ],
+)
+def test_a_broken_table_is_named_by_its_line(tmp_path, name, text, error):
+    with pytest.raises(CorpusError, match=f"{name} cannot be read as a .*{error}|{name} {error}"):
+        load_corpus(str(write(tmp_path / name, text)))
+
+
+PACKERS = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+
+
+@pytest.mark.parametrize("packed", ["gz", "bz2", "xz", "zip", "bare zip"])
+@pytest.mark.parametrize("kind", ["txt", "csv", "tsv", "json", "ndjson", "parquet"])
+def test_compressed_files_are_read_as_they_were(tmp_path, kind, packed):
+    path = tmp_path / f"a.{kind}"
+    write(path, "one\ntwo\n") if kind == "txt" else write_table(path, {"text": ["one", "two"]})
+    if packed in PACKERS:
+        target = tmp_path / f"{path.name}.{packed}"
+        with PACKERS[packed](target, "wb") as file:
+            file.write(path.read_bytes())
+    else:
+        target = tmp_path / (f"{path.name}.zip" if packed == "zip" else "b.ZIP")
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(path, path.name)
+            archive.writestr("__MACOSX/._a", b"junk")
+    assert both_ways(target)["train"]["text"] == ["one", "two"]
+    target.write_bytes(target.read_bytes()[:-20])
+    with pytest.raises(CorpusError, match=r"is not a whole (gzip|bzip2|xz|zip) file"):
+        load_corpus(str(target))
+
+
+def test_a_zip_file_of_several_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.txt", "one")
+        archive.writestr("b.txt", "two")
+    with pytest.raises(CorpusError, match=r"a\.zip holds 2 files, and one alone is read"):
+        load_corpus(str(tmp_path / "a.zip"))
+
+
+def test_brackets_in_a_path_are_brackets(tmp_path):
+    folder = tmp_path / "[a] {b} *?"
+    write_table(folder.mkdir() or folder / "[x].csv", {"text": ["one"]})
+    assert both_ways(folder / "[x].csv")["train"]["text"] == both_ways(folder)["train"]["text"] == ["one"]
+    write(folder / "README.md", "---\nconfigs:\n- config_name: default\n  data_files: '[x].csv'\n---\n")
+    assert both_ways(folder)["train"]["text"] == ["one"]
+
+
+def test_hidden_files_of_a_folder_are_not_read(tmp_path):
+    write(tmp_path / "a.txt", "one\n")
+    hidden = (".git/x.txt", ".ipynb_checkpoints/a.txt", "._a.txt", ".a.csv", "__MACOSX/b.txt", "b/.hidden/c.jsonl")
+    for name in hidden:
+        write(tmp_path / name, "hidden\n")
+    assert both_ways(tmp_path)["train"]["text"] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.txt", "val.txt", "test.txt"),
+        ("train-00000-of-00001.txt", "valid_1.txt", "Testing.TXT"),
+        ("train/a.txt", "validation/a.txt", "test/sub/a.txt"),
+        ("wiki.train.txt", "wiki.dev.txt", "wiki.eval.txt"),
+        ("x.txt", "dev.txt", "test.txt"),
+    ],
+)
+def test_files_of_different_splits_are_kept_apart(tmp_path, names):
+    for name, text in zip(names, ("one", "two", "three"), strict=True):
+        write(tmp_path / name, text)
+    loaded = both_ways(tmp_path)
+    assert {split: rows["text"] for split, rows in loaded.items()} == {
+        "train": ["one"],
+        "validation": ["two"],
+        "test": ["three"],
+    }
+    assert "splits by their names: train 1, validation 1, test 1" in loaded.notes[0]
+
+
+def test_a_word_in_a_name_makes_no_split(tmp_path):
+    for name in ("web-dev.txt", "test of time.txt", "training.of.cats.txt", "b/a test.txt"):
+        write(tmp_path / name, name)
+    assert list(both_ways(tmp_path)) == ["train"]
+
+
+def test_a_folder_of_tables_says_that_its_text_files_are_not_read(tmp_path):
+    write_table(tmp_path / "a.csv", {"text": ["one"]})
+    write(tmp_path / "LICENSE.txt", "two")
+    loaded = both_ways(tmp_path)
+    assert loaded["train"]["text"] == ["one"] and "1 .txt files, which are not" in loaded.notes[0]
+
+
 # --- held-out texts --------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +401,46 @@ def test_a_text_comes_back_from_its_tokens(kind, size):
         expected = " ".join(text.split()) if kind == "wordpiece" else text
         assert tokenizer.decode(ids) == expected
         assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+
+
+MARKDOWN = ["# Title", "## Sub title", "### Third ### c##b a#b #", "####", "acgt" * 300, "x" * 130 + "#yz end"]
+
+
+@pytest.mark.parametrize("size", [40, 200, 4000])
+def test_word_pieces_keep_number_signs_and_words_of_any_length(tmp_path, size):
+    """## is the mark of a piece inside a word, and stands in texts too; WordPiece looks at 100 characters of a word."""
+    tokenizer = train_tokenizer("wordpiece", MARKDOWN, size)
+    assert len(tokenizer) <= size and sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    tokenizer.save_pretrained(tmp_path)
+    for text in [*MARKDOWN, "a ##b ##", "#" * 250 + " a", "acgt" * 55 + "#x", f"{'acgt' * 25} {'acgt' * 50} a"]:
+        for loaded in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+            ids = loaded(text)["input_ids"]
+            assert loaded.decode(ids) == text and loaded.unk_token_id not in ids
+    rows, counts = make_rows(Dataset.from_dict({"text": MARKDOWN}), tokenizer)
+    assert list(rows["num_chars"]) == list(map(len, MARKDOWN)) and counts["unknown"] == counts["left_out"] == 0
+    for stand_in in ("\U0010fffd", "\U0010ffff"):  # of # itself: unknown, and no number sign
+        assert train_tokenizer("wordpiece", [*MARKDOWN, stand_in], 200)(stand_in)["input_ids"] == [1]
+
+
+def test_word_pieces_split_where_the_tokenizer_splits():
+    """Python takes some control characters for white space, Unicode does not."""
+    text = "a\x1cb c\x85d e\u3000f\u200bg"
+    tokenizer = train_tokenizer("wordpiece", [text], 60)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == "a\x1cb c d e f\u200bg"
+
+
+def test_a_word_piece_tokenizer_of_before_reads_as_it_did(tmp_path):
+    core = Tokenizer(
+        models.WordPiece({"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "#": 3, "###": 4, "a": 5}, unk_token="[UNK]")
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece(cleanup=False)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names).save_pretrained(
+        tmp_path
+    )
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer(f"## a {'a' * 101}")["input_ids"] == [3, 4, 5, 1]
+    assert tokenizer.decode([3, 4, 5]) == "## a"
 
 
 @pytest.mark.parametrize(("kind", "size"), KINDS)

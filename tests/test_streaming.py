@@ -136,7 +136,7 @@ def test_a_stream_without_rows_says_so():
 
 
 class Records(list):
-    where = "records"
+    where, blank, notes = "records", 0, ()
 
 
 def test_held_out_texts_are_those_of_the_whole_corpus_and_never_streamed():
@@ -171,6 +171,22 @@ def test_prompts_decide_the_side_as_they_do_without_a_stream():
     parts, texts = sample_corpus({"train": records}, 200, 0.2)
     assert parts["validation"]["text"] == sides["validation"]["text"]
     assert [record["text"] for record in TrainingTexts(texts)] == list(sides["train"]["text"])
+
+
+def test_few_prompts_that_repeat_hold_out_rows_and_no_class():
+    records = Records({"prompt": ("positive", "negative")[i % 2], "text": f"review {i % 700}"} for i in range(1000))
+    sides = hold_out(DatasetDict(train=Dataset.from_list(records)), 0.05)
+    held = sides["validation"].to_list()
+    assert 25 <= len(held) <= 100 and {row["prompt"] for row in held} == {"positive", "negative"}
+    kept = sides["train"].to_list()
+    assert len(held) + len(kept) == 1000 and not [row for row in held if row in kept]
+    assert "by prompt and text together" in sides.notes[0] and "by the 2 different prompts alone" in sides.notes[0]
+    parts, texts = sample_corpus({"train": records}, 1000, 0.05)
+    assert parts["validation"].to_list() == held and list(texts) == kept and parts.notes == sides.notes
+    pair = Dataset.from_list([{"prompt": "q", "text": "a"}, {"prompt": "q", "text": "b"}])
+    assert [len(rows) for rows in hold_out(DatasetDict(train=pair)).values()] == [1, 1]
+    many = [{"prompt": f"q{i % 400}", "text": f"a{i}"} for i in range(1000)]
+    assert hold_out(DatasetDict(train=Dataset.from_list(many)), 0.05).notes == []
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------

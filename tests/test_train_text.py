@@ -556,6 +556,26 @@ def test_rows_of_the_embedding_that_have_no_token_are_never_drawn(few_words, tmp
     assert set(range(len(tokenizer), len(tokenizer) + 5)) <= set(config.special_token_ids)
 
 
+def test_lines_that_begin_with_number_signs_are_trained_on(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("".join(f"{'#' * (1 + i % 4)} part {i % 7}\n###{'acgt' * (10 + i)}\n" for i in range(40)))
+    report = train(path, tmp_path / "out", "--max_steps", 2)
+    assert report["dropped"]["left_out"] == report["vocabulary"]["unknown"] == 0
+
+
+def test_rows_without_text_are_counted_and_notes_are_reported(tmp_path, capsys):
+    rows = [f"{i},small word {i % 9}" for i in range(40)] + ["40,", "41,  ", "42"]
+    for name, lines in (("train.csv", rows), ("val.csv", rows[:9])):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).write_text("\n".join(["id,text", *lines]))
+    for i, how in enumerate(((), ("--streaming", "true", "--row_length", 8))):
+        report = train(tmp_path / "data", tmp_path / f"out{i}", "--max_steps", 1, *how)
+        assert report["dropped"]["blank"] == 3 and report["train_rows"] == 40 and report["validation"]["rows"] == 9
+        assert "splits by their names: train 1, validation 1" in report["notes"][0]
+        said = capsys.readouterr().out
+        assert f"note: {report['notes'][0]}" in said and "of 40 training rows: blank 3, truncated 0" in said
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

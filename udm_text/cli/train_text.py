@@ -13,13 +13,14 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..common import choices
 from ..configuration_udm import PRESETS, UDMConfig
 from ..corpus import (
     TOKENIZERS,
+    Corpus,
     RowCutter,
     fit_vocabulary,
     hold_out,
@@ -64,6 +65,8 @@ class Rows:
     """What is streamed; None: nothing."""
     dropped: dict[str, int]
     vocabulary: dict[str, Any]
+    notes: list[str]
+    """What is to be said of the corpus, in sentences."""
 
 
 def train_text(
@@ -121,18 +124,23 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     with state.main_process_first():
         train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
         validation = make_rows(splits["validation"], tokenizer, **cut)[0] if "validation" in splits else None
+    dropped = {"blank": splits.blank.get("train", 0), **dropped}
     vocabulary = vocabulary_report(train_rows, tokenizer)
+    for note in splits.notes:
+        ready.say(f"note: {note}")
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
-    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary)
+    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes)
 
 
-def read_texts(data: DataArguments) -> tuple[DatasetDict, TrainingTexts | None]:
+def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
     """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream."""
     how: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
     contiguous = data.rows == "packed"
-    given: dict[str, Any] = {}
+    given: dict[str, Dataset] = {}
+    said = Corpus({})
     if data.validation_data is not None:
-        given["validation"] = load_corpus(data.validation_data, **how)["train"]
+        said = load_corpus(data.validation_data, **how)
+        given["validation"] = said["train"]
     if data.streaming:
         splits, texts = sample_corpus(
             open_corpus(data.data, name=data.data_config, **how),
@@ -140,9 +148,10 @@ def read_texts(data: DataArguments) -> tuple[DatasetDict, TrainingTexts | None]:
             0.0 if given else data.validation_share,
             contiguous,
         )
-        return DatasetDict({**splits, **given}), texts
+        return splits.replaced({**splits, **given}, *said.notes), texts
     corpus = load_corpus(data.data, name=data.data_config, **how)
-    return hold_out(DatasetDict({**corpus, **given}), data.validation_share, contiguous), None
+    whole = corpus.replaced({**corpus, **given}, *said.notes)
+    return hold_out(whole, data.validation_share, contiguous), None
 
 
 def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> Dataset:
@@ -351,6 +360,7 @@ def describe_run(
         "train_rows": len(rows.train),
         "dropped": rows.dropped,
         "vocabulary": rows.vocabulary,
+        "notes": rows.notes,
     }
 
 

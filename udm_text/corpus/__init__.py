@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from .files import CorpusError, read_lines
 from .rows import ROWS, RowCutter, collate, length_counts, make_rows, vocabulary_report
-from .sources import CorpusError, hold_out, load_corpus, open_corpus, read_lines
+from .sources import Corpus, hold_out, load_corpus, open_corpus
 from .tokenizers import TOKENIZERS, fit_vocabulary, load_tokenizer, train_tokenizer
 
 __all__ = [
     "ROWS",
     "TOKENIZERS",
+    "Corpus",
     "CorpusError",
     "RowCutter",
     "collate",

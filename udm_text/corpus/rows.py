@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..common import choices
 from ..framing import tokenizer_frame, tokenizer_separator
-from .sources import CorpusError
+from .files import CorpusError
 
 ROWS = ("line", "fixed", "packed")
 

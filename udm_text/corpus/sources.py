@@ -2,146 +2,227 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_dataset_builder, load_from_disk
+import yaml
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 
-TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""Suffixes of files that have columns, and who reads them; any other file is plain text. Each may end in .gz."""
+from ..common import choices
+from .files import TABLES, CorpusError, Record, bare_name, file_kind, read_records
 
-
-class CorpusError(ValueError):
-    """The corpus cannot be used; the message names the file, and the line where there is one."""
-
-
-def file_kind(path: Path) -> str:
-    """The suffix that says what a file holds, in small letters: that before .gz where it is compressed."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Splits, and the names of files and folders that are theirs."""
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The non-empty lines of a UTF-8 text file (or a .gz of one), without line ends and without a byte order mark."""
-    packed = path.suffix.lower() == ".gz"
-    try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise CorpusError(
-                        f"{path}, line {number}: not valid UTF-8 (byte {error.object[error.start]:#04x}, the line's "
-                        f"byte {error.start + 1}); convert the file, for example with iconv"
-                    ) from None
-                if line := line.strip("\r\n"):
-                    yield line
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise CorpusError(f"{path} is not a whole gzip file: {error}") from None
+class Corpus(DatasetDict):
+    """Splits of texts, and what is to be said of them.
+
+    blank: rows of each split that were left out, since no text stands in them. notes: sentences for who trains on it.
+    """
+
+    def __init__(
+        self, splits: Mapping[str, Dataset], blank: Mapping[str, int] | None = None, notes: Iterable[str] = ()
+    ):
+        super().__init__(splits)
+        self.blank, self.notes = dict(blank or {}), list(notes)
+
+    def replaced(self, splits: Mapping[str, Dataset], *notes: str) -> Corpus:
+        """Other splits, of which the same is to be said, and more."""
+        return Corpus(splits, self.blank, [*self.notes, *notes])
 
 
-def _records(files: list[str], stamps: list[tuple[int, int]] | None = None) -> Iterator[dict[str, str]]:
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+class _Files:
+    """The rows of some files under our names of columns, read anew by each iteration."""
+
+    def __init__(self, files: Iterable[Path], names: Mapping[str, str], separator: str | None = None):
+        self.files, self.names, self.separator = [file.resolve() for file in files], dict(names), separator
+
+    def __iter__(self) -> Iterator[Record]:
+        return _rows(list(map(str, self.files)), self.names, self.separator)
+
+    def load(self) -> Dataset:
+        """The rows as a data set, kept by `datasets` under a name that changes with the files."""
+        features = Features(dict.fromkeys(self.names, Value("string")))
+        if next(iter(self), None) is None:  # which `datasets` would not call by its name
+            return Dataset.from_dict({name: [] for name in self.names}, features=features)
+        given = {"files": tuple(map(str, self.files)), "names": self.names, "separator": self.separator}
+        return Dataset.from_generator(
+            _rows, features=features, gen_kwargs={**given, "stamps": tuple(map(_stamp, self.files))}
+        )
+
+
+def _rows(
+    files: Iterable[str], names: Mapping[str, str], separator: str | None, stamps: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Record]:
     for file in files:
-        for line in read_lines(Path(file)):
-            yield {"text": line}
+        yield from read_records(Path(file), names, separator)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file changes: a part of the name under which its lines are cached."""
+    """What changes when a file changes: a part of the name under which its rows are cached."""
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
-def _plain_text(files: list[Path]) -> DatasetDict:
-    files = [file.resolve() for file in files]
-    if next(_records(list(map(str, files))), None) is None:  # which `datasets` would not call by its name
-        return DatasetDict(train=Dataset.from_dict({"text": []}, features=Features({"text": Value("string")})))
-    lines = Dataset.from_generator(
-        _records,
-        features=Features({"text": Value("string")}),
-        gen_kwargs={"files": tuple(map(str, files)), "stamps": tuple(map(_stamp, files))},
-    )
-    return DatasetDict(train=lines)
+# --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _check_utf8(path: Path) -> None:
-    for _ in read_lines(path):  # so that invalid UTF-8 is reported with its line
-        pass
+def _visible_files(path: Path) -> list[Path]:
+    """The files of a folder, in the order of names; none that is hidden, or of a folder that is (.git, __MACOSX)."""
+    files = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return sorted(path / file for file in files if not any(part.startswith((".", "__")) for part in file.parts))
 
 
-def _text_files(path: Path) -> list[Path]:
-    """The text files of a folder that holds texts alone; [] where it is something else."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    texts = [file for file in files if file_kind(file) == ".txt"]
+def _name_of_split(words: list[str]) -> str | None:
+    return next((split for split, names in SPLITS.items() if words and words[-1] in names), None)
+
+
+def by_split(path: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The files of a folder by the splits that their names, or else those of the folders they are in, say; else train.
+
+    A name says it if it is the split's alone, but for numbers (train-00000-of-00002); or if it begins or ends by it
+    and a file that differs in this alone is of the training split (wiki.train, wiki.valid).
+    """
+
+    def words(name: str) -> list[str]:
+        return [word for word in re.split(r"[._-]+", name.lower()) if word not in ("", "of") and not word.isdigit()]
+
+    def read(name: str) -> tuple[str | None, tuple[str, ...]]:
+        """The split that a name may be of, and the rest of it."""
+        there = words(name)
+        if (split := _name_of_split(there)) is not None:
+            return split, tuple(there[:-1])
+        return _name_of_split(there[:1]), tuple(there[1:])
+
+    files = list(files)
+    names = {file: read(bare_name(file)) for file in files}
+    trained = {(file.parent, rest) for file, (split, rest) in names.items() if split == "train"}
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        split, rest = names[file]
+        if split is None or (rest and (file.parent, rest) not in trained):
+            folders = (read(part) for part in reversed(file.relative_to(path).parent.parts))
+            split = next((split for split, rest in folders if split is not None and not rest), "train")
+        found.setdefault(split, []).append(file)
+    return {split: found[split] for split in (*SPLITS,) if split in found}
+
+
+def _card(path: Path) -> dict[str, Any] | None:
+    """The YAML at the head of a folder's README.md; None: there is none, and the folder is no `datasets` repository."""
     card = path / "README.md"
-    has_card = card.is_file() and card.read_bytes().startswith(b"---")  # the YAML of a `datasets` repository
-    return [] if has_card or any(file_kind(file) in TABLES for file in files) else texts
+    if not card.is_file():
+        return None
+    parts = re.split(r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE)
+    if len(parts) < 3 or parts[0].strip("\ufeff \n"):
+        return None
+    try:
+        fields = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        raise CorpusError(f"{card}: its head is not YAML: {error}") from None
+    return fields if isinstance(fields, dict) else {}
+
+
+def _configuration(path: Path, configs: Any, name: str | None) -> dict[str, Any]:
+    """The configuration of this name, or the only one, or the default one, of a card."""
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        raise CorpusError(f"{path / 'README.md'}: configs must be a list of configurations")
+    named = {str(config.get("config_name", "default")): config for config in configs}
+    default = next((key for key, config in named.items() if config.get("default") is True), "default")
+    if name is None and len(named) == 1:
+        name = next(iter(named))
+    if (chosen := named.get(default if name is None else name)) is None:
+        given = "none is given" if name is None else f"got {name!r}"
+        raise CorpusError(f"{path}: its configuration (--data_config) must be {choices(named)}, and {given}")
+    return chosen
+
+
+def _listed(path: Path, config: Mapping[str, Any]) -> dict[str, list[Path]] | None:
+    """The files that a configuration lists, by split; None where it says what is not read here."""
+    known = {"config_name", "data_files", "data_dir", "default", "description", "sep", "delimiter"}
+    if not known.issuperset(config):
+        return None
+    base, listed = path / str(config.get("data_dir") or "."), config.get("data_files")
+    if listed is None:
+        return by_split(base, _visible_files(base))
+    entries = listed if isinstance(listed, list) else [listed]
+    found: dict[str, list[Path]] = {}
+    for entry in entries:
+        split, patterns = (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        for pattern in patterns if isinstance(patterns, list) else [patterns]:
+            if not isinstance(split, str) or not isinstance(pattern, str) or pattern.startswith("/") or ":" in pattern:
+                return None
+            one = base / pattern  # whose name may hold what would be a pattern
+            files = [one] if one.is_file() else sorted(file for file in base.glob(pattern) if file.is_file())
+            if not files:
+                raise CorpusError(f"{path / 'README.md'} lists {pattern!r} as {split}, and there is no such file")
+            found.setdefault(split, []).extend(files)
+    return found
+
+
+def _read_folder(path: Path, name: str | None, names: Mapping[str, str]) -> tuple[dict[str, _Files], list[str]] | None:
+    """The splits of a folder, and notes; None where it holds something else than text files and tables."""
+    card = _card(path)
+    separator = None
+    notes: list[str] = []
+    if card is not None and card.get("configs"):
+        config = _configuration(path, card["configs"], name)
+        splits = _listed(path, config)
+        separator = config.get("sep") or config.get("delimiter")
+    else:
+        files = _visible_files(path)
+        kinds = [file for file in files if file_kind(file) in TABLES]
+        texts = [file for file in files if file_kind(file) == ".txt"]
+        if kinds and texts:
+            notes.append(f"{path} holds tables, which are read, and {len(texts)} .txt files, which are not")
+        splits = by_split(path, kinds or texts)
+        if len(splits) > 1:
+            counts = ", ".join(f"{split} {len(files)}" for split, files in splits.items())
+            notes.append(f"the files of {path} are splits by their names: {counts}")
+    if not splits or any(file_kind(file) not in (".txt", *TABLES) for files in splits.values() for file in files):
+        return None
+    return {split: _Files(files, names, separator) for split, files in splits.items()}, notes
 
 
 def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
 
 
-def _load_folder(path: Path, name: str | None, **how: Any) -> Any:
-    # By its files: the cache of a folder does not notice that they have changed, the cache of files does.
-    builder = load_dataset_builder(str(path), name)
-    if not builder.config.data_files:
-        return load_dataset(str(path), name, **how)
-    reader = type(builder).__module__.rsplit(".", 1)[-1]
-    files = {split: list(files) for split, files in builder.config.data_files.items()}
-    return load_dataset(reader, data_files=files, **how)
+# --- any source ------------------------------------------------------------------------------------------------------
 
 
-def _load(data: str, path: Path, name: str | None) -> DatasetDict:
+def _find(
+    data: str, path: Path, name: str | None, names: Mapping[str, str], streaming: bool = False
+) -> tuple[Mapping[str, Any], list[str]]:
+    """The splits of a source, as `_Files` or as `datasets` gives them, and notes."""
     if path.is_file():
-        kind = TABLES.get(file_kind(path))
-        if kind is None:
-            return _plain_text([path])
-        if kind != "parquet":
-            _check_utf8(path)
-        return load_dataset(kind, data_files={"train": str(path)})
+        return {"train": _Files([path], names)}, []
+    how = {"streaming": True} if streaming else {}
     if not path.is_dir():
-        return load_dataset(data, name)
-    if texts := _text_files(path):
-        return _plain_text(texts)
-    if _is_saved(path):
-        saved = load_from_disk(str(path))
-        return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-    return _load_folder(path, name)
-
-
-def _open(data: str, path: Path, name: str | None) -> dict[str, Any]:
-    """The splits of `_load` as iterables of records, which begin anew each time they are iterated over."""
-    if path.is_file():
-        kind = TABLES.get(file_kind(path))
-        if kind is None:
-            return {"train": _Lines([path])}
-        return load_dataset(kind, data_files={"train": str(path)}, streaming=True)
-    if not path.is_dir():
-        return load_dataset(data, name, streaming=True)
-    if texts := _text_files(path):
-        return {"train": _Lines(texts)}
+        return load_dataset(data, name, **how), []
     if _is_saved(path):  # memory-mapped already
-        return _load(data, path, name)
-    return _load_folder(path, name, streaming=True)
+        saved = load_from_disk(str(path))
+        return (saved if isinstance(saved, DatasetDict) else {"train": saved}), []
+    return _read_folder(path, name, names) or (load_dataset(str(path), name, **how), [])
 
 
-class _Lines:
-    """The lines of text files as records."""
-
-    column_names = ("text",)
-
-    def __init__(self, files: list[Path]):
-        self.files = [str(file) for file in files]
-
-    def __iter__(self) -> Iterator[dict[str, str]]:
-        return _records(self.files)
+def _with_validation(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """The splits, where none is called validation and one is called val, valid or dev, that one by this name."""
+    other = next((name for name in SPLITS["validation"] if name in splits), None)
+    return {"validation" if name == other else name: rows for name, rows in splits.items()}
 
 
-def _reading(data: str, read: Callable[..., Any], name: str | None) -> Any:
-    """read(data, path, name), where a failure says what could not be read."""
+def _reading(data: str, read: Callable[[Path], Any]) -> Any:
+    """read(path), where a failure says what could not be read."""
     path = Path(data).expanduser()
     if path.is_file() and not path.stat().st_size:
         raise CorpusError(f"{path} is empty")
@@ -149,7 +230,7 @@ def _reading(data: str, read: Callable[..., Any], name: str | None) -> Any:
     if is_path and not path.exists():
         raise CorpusError(f"there is no file or folder {data}")
     try:
-        return read(data, path, name)
+        return read(path)
     except CorpusError:
         raise
     except Exception as error:
@@ -189,53 +270,76 @@ def _columns(text_column: str, prompt_column: str | None) -> dict[str, str]:
 
 def load_corpus(
     data: str, text_column: str = "text", name: str | None = None, *, prompt_column: str | None = None
-) -> DatasetDict:
+) -> Corpus:
     """Read a corpus into splits of a "text" column, and of a "prompt" column where one is asked for.
 
-    Lines of text files and what is read from tables are cached by `datasets`, under a name that changes with the files.
+    The columns of files are the strings that stand in them, and no other column is read (`files.read_records`). What is
+    read from files is cached by `datasets`, under a name that changes with the files.
 
     Args:
-        data: a text file (one row a line), a .jsonl, .json, .csv or .parquet file, a folder of text files, a folder
-            that is a `datasets` repository or was written by `save_to_disk`, or the name of a data set on the Hub.
-            Text, .jsonl, .json and .csv files may be compressed (.gz).
+        data: a text file (one row a line), a table (`files.TABLES`), a folder of either, a folder that is a `datasets`
+            repository or was written by `save_to_disk`, or the name of a data set on the Hub. Files may be compressed
+            (`files.PACKED`). Hidden files of a folder are not read.
         text_column: the column that holds the text, the answer where there are prompts.
         name: configuration of a `datasets` data set.
         prompt_column: the column of prompts; one that is missing in a row is empty.
 
     Returns:
-        Splits as the source has them, without rows whose text is blank; a file or a folder of text files is one split,
-        "train".
+        Splits as the source has them, without rows whose text is missing or blank, which are counted; a file is one
+        split, "train", and the files of a folder are of the splits that their names say (`by_split`).
 
     Raises:
         CorpusError: where there is no such source, it cannot be read, or it holds no text to train on.
     """
     names = _columns(text_column, prompt_column)
-    splits = _reading(data, _load, name)
+    blank: dict[str, int] = {}
+
+    def read(path: Path) -> tuple[dict[str, Dataset], list[str]]:
+        found, notes = _find(data, path, name, names)
+        splits = {}
+        for split, rows in _with_validation(found).items():
+            if isinstance(rows, _Files):
+                splits[split] = rows.load()
+            else:
+                _check_columns(f"{data}, split {split}", rows, names.values())
+                rows = rows.select_columns(list(names.values()))
+                # In two steps, since the columns may trade names with each other
+                rows = rows.rename_columns({theirs: f"our {ours}" for ours, theirs in names.items()})
+                splits[split] = rows.rename_columns({f"our {ours}": ours for ours in names})
+        return splits, notes
+
+    splits, notes = _reading(data, read)
     for split, rows in splits.items():
-        _check_columns(f"{data}, split {split}", rows, names.values())
-    splits = splits.select_columns(list(names.values()))
-    # In two steps, since the columns may trade names with each other
-    splits = splits.rename_columns({theirs: f"our {ours}" for ours, theirs in names.items()})
-    splits = splits.rename_columns({f"our {ours}": ours for ours in names})
-    splits = splits.filter(_has_text, input_columns="text")
-    splits = DatasetDict({split: rows for split, rows in splits.items() if len(rows)})
+        splits[split] = rows.filter(_has_text, input_columns="text")
+        blank[split] = len(rows) - len(splits[split])
+    splits = {split: rows for split, rows in splits.items() if len(rows)}
     if "train" not in splits:
-        raise CorpusError(f"{data} holds no text to train on (splits with text: {', '.join(splits) or 'none'})")
-    return splits
+        raise CorpusError(
+            f"{data} holds no text to train on (splits with text: {', '.join(splits) or 'none'}; rows without text: "
+            f"{sum(blank.values())})"
+        )
+    return Corpus(splits, blank, notes)
 
 
 class Stream:
-    """The records of a source, {"text": ...} and {"prompt": ...}, read anew by each iteration; blank texts left out."""
+    """The records of a source, {"text": ...} and {"prompt": ...}, read anew by each iteration; blank texts left out.
 
-    def __init__(self, where: str, source: Any, names: dict[str, str]):
+    blank: how many were left out since the last iteration began. notes: sentences on the source.
+    """
+
+    def __init__(self, where: str, source: Any, names: dict[str, str], notes: Iterable[str] = ()):
         self.where, self.source, self.names = where, source, names
+        self.blank, self.notes = 0, list(notes)
 
     def __iter__(self) -> Iterator[dict[str, str]]:
+        self.blank = 0
         for record in self.source:
             if missing := [theirs for theirs in self.names.values() if theirs not in record]:
                 raise CorpusError(f"{self.where}: no column {missing[0]!r}; it has {', '.join(map(repr, record))}")
             if _has_text(record[self.names["text"]]):
                 yield {ours: record[theirs] or "" for ours, theirs in self.names.items()}
+            else:
+                self.blank += 1
 
 
 def open_corpus(
@@ -243,12 +347,18 @@ def open_corpus(
 ) -> dict[str, Stream]:
     """The splits of `load_corpus` as streams: what does not fit into memory (nor, converted, on the disk)."""
     names = _columns(text_column, prompt_column)
-    splits = _reading(data, _open, name)
-    for split, rows in splits.items():
-        _check_columns(f"{data}, split {split}", rows, names.values())
-    if "train" not in splits:
+    splits, notes = _reading(data, lambda path: _find(data, path, name, names, streaming=True))
+    streams = {}
+    for split, rows in _with_validation(splits).items():
+        where = f"{data}, split {split}"
+        if isinstance(rows, _Files):
+            streams[split] = Stream(where, rows, {ours: ours for ours in names}, notes)
+        else:
+            _check_columns(where, rows, names.values())
+            streams[split] = Stream(where, rows, names, notes)
+    if "train" not in streams:
         raise CorpusError(f"{data} holds no text to train on (splits: {', '.join(splits)})")
-    return {split: Stream(f"{data}, split {split}", rows, names) for split, rows in splits.items()}
+    return streams
 
 
 def text_hash(text: str) -> int:
@@ -256,12 +366,70 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False) -> DatasetDict:
+class HoldOut(NamedTuple):
+    """Which rows are held out: those whose place (`text_hash`) lies below `below`.
+
+    whole: the place is that of prompt and text together; else of the prompt, where there is one, or of the text. note:
+    a sentence on why it is so, where it is not the usual rule.
+    """
+
+    below: int = 0
+    whole: bool = False
+    note: str | None = None
+
+    def place(self, record: Mapping[str, str | None]) -> int:
+        """Where a row stands between 0 and 2^64."""
+        text, prompt = record["text"] or "", record.get("prompt", "") or ""
+        if self.whole:
+            return text_hash(f"{prompt}\0{text}")
+        return text_hash(prompt if "prompt" in record else text)
+
+    def holds(self, record: Mapping[str, str | None]) -> bool:
+        """Whether the row is held out."""
+        return self.below > 0 and self.place(record) < self.below
+
+
+def hold_out_rule(train: Dataset, share: float) -> HoldOut:
+    """The rule that holds out about `share` of these rows, and one at least.
+
+    It goes by prompts, so that equal ones stay on one side; where few of them repeat, so that the rows they hold out
+    are more than twice or less than half of the share, it goes by rows.
+    """
+
+    def below(rule: HoldOut) -> tuple[int, int, int]:
+        """The limit, how many rows lie below, and how many places there are."""
+        places = [rule.place(record) for batch in train.iter(1000) for record in _each(batch)]
+        limit = held_below(places, share)
+        return limit, sum(place < limit for place in places), len(set(places))
+
+    limit, held, prompts = below(HoldOut())
+    wanted = max(1.0, share * len(train))
+    if (
+        "prompt" not in train.column_names
+        or prompts == len(train)
+        or (wanted / 2 <= held <= 2 * wanted and held < len(train))
+    ):
+        return HoldOut(limit)
+    return HoldOut(
+        below(HoldOut(whole=True))[0],
+        True,
+        "rows are held out by prompt and text together, and equal prompts are on both sides: by the "
+        f"{prompts} different prompts alone {held} of {len(train)} rows would be held out, where a share of {share:g} "
+        "was asked for",
+    )
+
+
+def _each(batch: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
+
+
+def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False) -> Any:
     """A validation split where there is none, of about `share` of the texts and one at least.
 
     Texts are chosen by a hash of their own, so equal texts never stand on both sides, and a text keeps its side when
-    others come or go; of rows with a prompt, it is the prompt that decides. With `contiguous` it is the end of the
-    corpus instead: for packed rows, whose blocks join neighbours.
+    others come or go; of rows with a prompt, it is the prompt that decides, or prompt and text together where few
+    prompts repeat (`hold_out_rule`; a note says so). With `contiguous` it is the end of the corpus instead: for packed
+    rows, whose blocks join neighbours.
     A test split serves as validation split where there is no other.
     """
     if not 0 <= share < 1:
@@ -269,26 +437,31 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
     if "validation" in splits or not share:
         return splits
     if "test" in splits:
-        return DatasetDict(**{**splits, "validation": splits["test"]})
+        return _replaced(splits, {**splits, "validation": splits["test"]})
     train = splits["train"]
     if contiguous:
         total = len(train)
         cut = min(total - 1, round(total * (1 - share)))
         if cut < 1:
             raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
-        return DatasetDict(train=train.select(range(cut)), validation=train.select(range(cut, total)))
-    hashes = [text_hash(text or "") for text in train["prompt" if "prompt" in train.column_names else "text"]]
-    limit = held_below(hashes, share)
+        return _replaced(splits, {"train": train.select(range(cut)), "validation": train.select(range(cut, total))})
+    rule = hold_out_rule(train, share)
+    held = [rule.holds(record) for batch in train.iter(1000) for record in _each(batch)]
     sides = {
-        "train": [i for i, value in enumerate(hashes) if value >= limit],
-        "validation": [i for i, value in enumerate(hashes) if value < limit],
+        side: [i for i, there in enumerate(held) if there == (side == "validation")] for side in ("train", "validation")
     }
     if not sides["train"]:
         raise CorpusError(
-            f"{len(hashes)} rows are too few to hold out a share of {share} for validation; give more text, a "
+            f"{len(held)} rows are too few to hold out a share of {share} for validation; give more text, a "
             "validation split, or validation_share=0"
         )
-    return DatasetDict({side: splits["train"].select(rows) for side, rows in sides.items()})
+    notes = [] if rule.note is None else [rule.note]
+    return _replaced(splits, {side: train.select(rows) for side, rows in sides.items()}, *notes)
+
+
+def _replaced(splits: DatasetDict, others: Mapping[str, Dataset], *notes: str) -> Corpus:
+    """Other splits, of which is to be said what is said of these, and more."""
+    return (splits if isinstance(splits, Corpus) else Corpus({})).replaced(others, *notes)
 
 
 def held_below(hashes: Iterable[int], share: float) -> int:

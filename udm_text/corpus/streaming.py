@@ -12,12 +12,13 @@ from itertools import chain, count, islice
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..randomness import RowRandom
+from .files import CorpusError
 from .rows import RowCutter, each
-from .sources import CorpusError, Stream, held_below, hold_out, text_hash
+from .sources import Corpus, HoldOut, Stream, hold_out, hold_out_rule
 
 _SHUFFLE = 0x5348554646000000
 """Distinguishes the seed of the order from that of the noise."""
@@ -44,28 +45,26 @@ class TrainingTexts:
     """The texts of a stream that are not held out, read anew by each iteration.
 
     Args:
-        below: texts whose place (`text_hash`, of the prompt where there is one) is below are held out.
+        rule: says which texts are held out; None: none of them.
         between: so are those from the first of these numbers to before the second, counted as they come.
     """
 
-    def __init__(self, source: Iterable[dict[str, str]], below: int = 0, between: tuple[int, int] = (0, 0)):
-        self.source, self.below, self.between = source, below, between
+    def __init__(
+        self, source: Iterable[dict[str, str]], rule: HoldOut | None = None, between: tuple[int, int] = (0, 0)
+    ):
+        self.source, self.rule, self.between = source, rule, between
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         first, end = self.between
         for number, record in enumerate(self.source):
-            if first <= number < end or (self.below and _hash(record) < self.below):
+            if first <= number < end or (self.rule is not None and self.rule.holds(record)):
                 continue
             yield record
 
 
-def _hash(record: dict[str, str]) -> int:
-    return text_hash(record.get("prompt", record["text"]))
-
-
 def sample_corpus(
     splits: dict[str, Stream], sample: int, share: float = 0.05, contiguous: bool = False
-) -> tuple[DatasetDict, TrainingTexts]:
+) -> tuple[Corpus, TrainingTexts]:
     """What is read of a stream beforehand, and the texts to train on.
 
     The first `sample` texts stand for all: the tokenizer is trained on their training part, the lengths of rows and the
@@ -75,10 +74,11 @@ def sample_corpus(
     """
     if sample < 2:
         raise ValueError(f"stream_sample must be at least 2, got {sample}")
-    head = DatasetDict()
+    head = Corpus({}, notes=splits["train"].notes)
     for split, stream in splits.items():
         if split in ("train", "validation", "test") and (records := list(islice(stream, sample))):
             head[split] = Dataset.from_list(records)
+            head.blank[split] = stream.blank
     if "train" not in head:
         raise CorpusError(f"{splits['train'].where} holds no text to train on")
     parts = hold_out(head, share, contiguous)
@@ -87,7 +87,7 @@ def sample_corpus(
         return parts, TrainingTexts(source)
     if contiguous:
         return parts, TrainingTexts(source, between=(len(parts["train"]), len(head["train"])))
-    return parts, TrainingTexts(source, below=held_below((_hash(record) for record in head["train"]), share))
+    return parts, TrainingTexts(source, hold_out_rule(head["train"], share))
 
 
 class RowStream(IterableDataset):

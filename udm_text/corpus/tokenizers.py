@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ..common import choices
@@ -16,6 +17,16 @@ from ..framing import tokenizer_fields
 TOKENIZERS = ("wordpiece", "char", "bpe")
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
 CLS_SEP = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+_WORD = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+"""A character of a word: what Unicode does not call white space, which is where the tokenizer splits."""
+_WORDS = re.compile(_WORD + "+")
+_WORD_LENGTH = 100
+"""Characters of a word that WordPiece looks at; of a longer one it would make a single unknown token."""
+_HASH = "\U0010fffd"
+"""Stands in word pieces for #, which so is never taken for the mark of a piece inside a word."""
+_NOTHING = "\U0010ffff"
+"""Stands for `_HASH` itself, and is in no vocabulary."""
 
 
 def train_tokenizer(
@@ -33,7 +44,9 @@ def train_tokenizer(
 
     Args:
         kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##),
-            or "bpe" (byte level: any text, no unknown token).
+            or "bpe" (byte level: any text, no unknown token). With "wordpiece" a text comes back with one space for
+            each run of white space, where its characters are known; where # stands in the texts, or words of more than
+            100 characters, # is written by a character of private use, and long words are cut into pieces.
         vocab_size: tokens at most, special tokens included.
         min_frequency: what is rarer in the texts becomes no token: characters are then unknown (but for bytes), pieces
             are made of smaller ones.
@@ -57,9 +70,12 @@ def train_tokenizer(
         )
         core.train_from_iterator(texts, trainer)
     elif kind == "wordpiece":
-        core = Tokenizer(models.WordPiece(_word_pieces(texts, vocab_size, special, min_frequency), unk_token="[UNK]"))
+        words = Counter(match[0] for text in texts for match in _WORDS.finditer(text))
+        core = Tokenizer(models.WordPiece(_word_pieces(words, vocab_size, special, min_frequency), unk_token="[UNK]"))
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         core.decoder = decoders.WordPiece(cleanup=False)
+        if any("#" in word or len(word) > _WORD_LENGTH for word in words):
+            _keep_every_word(core)
     elif kind == "bpe":
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -87,32 +103,56 @@ def _merged(min_frequency: int) -> int:
     return min_frequency if min_frequency > 1 else 0
 
 
-def _word_pieces(texts: Iterable[str], vocab_size: int, special: list[str], min_frequency: int) -> dict[str, int]:
+def _keep_every_word(core: Tokenizer) -> None:
+    """Makes a WordPiece tokenizer keep words that hold # and words of any length.
+
+    # is written as another character, so that ## is a mark and nothing else. A long word is cut, and its later parts
+    begin by that mark, as pieces inside a word do.
+    """
+    core.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(_HASH, _NOTHING),
+            normalizers.Replace("#", _HASH),
+            normalizers.Replace(Regex(rf"{_WORD}{{{_WORD_LENGTH}}}\K(?={_WORD})"), " ##"),
+        ]
+    )
+    core.model.max_input_chars_per_word = _WORD_LENGTH + len("##")
+    core.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Replace(_HASH, "#")])
+
+
+def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_frequency: int) -> dict[str, int]:
     """The WordPiece vocabulary of `WordPieceTrainer`, but the same in every process.
 
     That trainer is BPE over characters of which all but a word's first carry ##, and it breaks ties by the order of a
-    hash map. Here each character and ##character is one private character, and the alphabet is given in order.
+    hash map. Here each character and ##character is one private character, and the alphabet is given in order. # is
+    written as `_HASH`, and words are cut where the tokenizer cuts them (`_keep_every_word`).
     """
-    words = Counter(word for text in texts for word in text.split() if not any(token in word for token in special))
-    counts: Counter[str] = Counter()
+    pieces: Counter[tuple[str, ...]] = Counter()
     for word, count in words.items():
-        for symbol in (word[0], *(f"##{char}" for char in word[1:])):
+        if any(token in word for token in special) or _HASH in word or _NOTHING in word:
+            continue
+        word = word.replace("#", _HASH)
+        symbols = (word[0], *(f"##{char}" for char in word[1:]))
+        for start in range(0, len(symbols), _WORD_LENGTH):
+            pieces[symbols[start : start + _WORD_LENGTH]] += count
+    counts: Counter[str] = Counter()
+    for word_symbols, count in pieces.items():
+        for symbol in word_symbols:
             counts[symbol] += count
             counts[symbol[-1]] += 0  # a character seen inside words may begin one
     characters: Counter[str] = Counter()
     for symbol, number in counts.items():
         characters[symbol[-1]] += number
     kept = [symbol for symbol in counts if characters[symbol[-1]] >= min_frequency]
-    symbols = sorted(kept, key=lambda symbol: (-counts[symbol], symbol))[: vocab_size - len(special)]
-    written = {symbol: chr(0xF0000 + i) for i, symbol in enumerate(sorted(symbols))}
+    alphabet = sorted(kept, key=lambda symbol: (-counts[symbol], symbol))[: vocab_size - len(special)]
+    written = {symbol: chr(0xF0000 + i) for i, symbol in enumerate(sorted(alphabet))}
     read = {char: symbol.removeprefix("##") if len(symbol) > 1 else symbol for symbol, char in written.items()}
     inside = {char for symbol, char in written.items() if len(symbol) > 1}
 
     def corpus() -> Iterator[list[str]]:
-        for word, count in words.items():
-            pieces = [written.get(s, "") for s in (word[0], *(f"##{char}" for char in word[1:]))]
-            if all(pieces):  # a word with a character outside the vocabulary is unknown as a whole
-                yield ["".join(pieces)] * count
+        for word_symbols, count in pieces.items():
+            if all(symbol in written for symbol in word_symbols):  # else it is unknown as a whole
+                yield ["".join(written[symbol] for symbol in word_symbols)] * count
 
     core = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
