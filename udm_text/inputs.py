@@ -10,6 +10,9 @@ from torch import Tensor
 from .decoding import draw
 from .randomness import RowRandom
 
+_LONGEST_ROW = 2**20
+"""Tokens of a row at most, of a model that does not say how many it reads."""
+
 
 class GenerationInputs(NamedTuple):
     """Rows to work on, all (B, L): tokens, what may change, where there is a token; start (B,): corrupted positions.
@@ -85,13 +88,7 @@ def make_inputs(
             inputs = GenerationInputs(input_ids, masked, attention_mask, masked.sum(1))
         else:
             inputs = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
-    longest = model_config.max_row_length
-    width = int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0
-    if longest is not None and width > longest:
-        raise ValueError(
-            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
-            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
-        )
+    _check_width(model_config, int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0)
     empty = (inputs.start == 0).nonzero()[:, 0]
     if len(empty) and model_config.prompted and config.max_edits is not None:
         raise ValueError(
@@ -104,6 +101,17 @@ def make_inputs(
             "to continue, or max_edits to repair a text"
         )
     return inputs
+
+
+def _check_width(model_config, width: int) -> None:
+    """Raises ValueError for a row that is longer than the model reads; of a model without a limit, for absurd ones."""
+    longest = model_config.max_row_length
+    if width > (_LONGEST_ROW if longest is None else longest):
+        reads = f"reads at most {longest}" if longest is not None else f"names no limit, so that {_LONGEST_ROW} is it"
+        raise ValueError(
+            f"input_ids with what is to be generated make a row of {width} tokens, and the model {reads}: shorten the "
+            "input, or give a smaller length or max_new_tokens"
+        )
 
 
 def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
@@ -184,6 +192,10 @@ def _count_new(
     grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
     special = set(model_config.special_token_ids)
     held = torch.tensor([sum(token not in special for token in row[start:]) for row, start in open_rows], device=device)
+    for row, count, whole in zip(open_rows, held.tolist(), infill, strict=True):  # before any such row is built
+        added = config.max_new_tokens or max(0, (config.length or 0) - count)
+        if added and not whole:
+            _check_width(model_config, len(row[0]) + int(added) + len(model_config.suffix_token_ids))
     if config.max_new_tokens is not None:
         return config.max_new_tokens * grows
     if config.length is not None:

@@ -297,6 +297,13 @@ def prepare_trainer(
     limit = objective.config.max_row_length
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row_length")
+    shares = run.gradient_accumulation_steps * run.world_size
+    if stream is None and run.train_batch_size * shares > len(rows.train):
+        raise ValueError(
+            f"a step takes {run.train_batch_size * shares} rows (--per_device_train_batch_size x "
+            f"--gradient_accumulation_steps x processes) and {len(rows.train)} rows are there to train on: give "
+            f"--per_device_train_batch_size of at most {max(1, len(rows.train) // shares)}, or more text"
+        )
     if run.learning_rate is None:
         run.learning_rate = 1e-3 if model_args.model in PRESETS else 1e-4
     if stream is not None:

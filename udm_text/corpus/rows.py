@@ -15,14 +15,23 @@ from torch import Tensor
 from ..common import choices
 from ..framing import tokenizer_frame, tokenizer_separator
 from .files import CorpusError
+from .tokenizers import cut_before, split_long
 
 ROWS = ("line", "fixed", "packed")
+_LONG = 20_000
+"""Characters of a text that is tokenised as a whole, however much of it is used."""
+_TOO_LONG = 10**6
+"""Characters of a text that makes no row without row_length: a model of such rows fits into no memory."""
+
+
+_Tokenised = tuple[list[list[int]], list[list[int] | None], list[bool]]
 
 
 class RowCutter:
     """Cuts tokenised texts into rows, and counts what is lost. See `make_rows` for the arguments and what it makes.
 
-    counts: "truncated" rows, "truncated_prompts", texts "left_out", and "unknown" tokens, of all rows cut so far.
+    counts: "truncated" rows, "truncated_prompts", texts "left_out", and "unknown" tokens, of all rows cut so far; and
+        where there are any "cut_before_tokenising", texts so long that a part alone was tokenised.
     """
 
     def __init__(self, tokenizer, rows: str = "line", row_length: int | None = None, prompted: bool = False):
@@ -50,18 +59,73 @@ class RowCutter:
         return self.row_length + sum(map(len, (self.prefix, self.separator, self.suffix)))
 
     def encode(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
-        """A batch of columns "text" (and "prompt") as "ids", "chars" (of each token; None: unknown) and "prompt"."""
-        texts, tokenizer = list(batch["text"]), self.tokenizer
-        fast = tokenizer.is_fast
-        out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-        columns: dict[str, list[Any]] = {"ids": out["input_ids"], "chars": [None] * len(texts)}
-        if fast:
-            spans = zip(texts, out["input_ids"], out["offset_mapping"], strict=True)
-            columns["chars"] = [_chars_per_token(*span, self.special) for span in spans]
+        """A batch of columns "text" (and "prompt") as "ids", "chars" (of each token; None: unknown) and "prompt".
+
+        A text that is very long is tokenised as far as its row goes, of a prompt its end; a block needs all of it, and
+        takes it part by part.
+
+        Raises:
+            CorpusError: for a text of more than a million characters where no row_length says how much of it is a row.
+        """
+        ids, chars, early = self._tokenise(list(batch["text"]))
+        columns: dict[str, list[Any]] = {"ids": ids, "chars": chars, "early": early}
         if self.prompted:
-            prompts = [prompt or "" for prompt in batch["prompt"]]
-            columns["prompt"] = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+            columns["prompt"] = self._tokenise([prompt or "" for prompt in batch["prompt"]], end=True)[0]
         return columns
+
+    def _tokenise(self, texts: list[str], end: bool = False) -> _Tokenised:
+        """Tokens, their characters (None: unknown), and whether a part alone was tokenised, of each text."""
+        if not any(len(text) > _LONG for text in texts):
+            return *self._tokens(texts), [False] * len(texts)
+        ids: list[list[int]] = []
+        chars: list[list[int] | None] = []
+        early: list[bool] = []
+        for text in texts:
+            one = self._tokens_of_long(text, end) if len(text) > _LONG else (*self._tokens([text]), [False])
+            ids += one[0]
+            chars += one[1]
+            early += one[2]
+        return ids, chars, early
+
+    def _tokens_of_long(self, text: str, end: bool) -> _Tokenised:
+        if self.rows == "packed":
+            joined, counted = array("i"), array("i")
+            for part in split_long(text, self._cuts_anywhere):
+                (part_ids,), (part_chars,) = self._tokens([part])
+                joined.extend(part_ids)
+                counted.extend(part_chars or ())
+            return [joined.tolist()], [counted.tolist() if self.tokenizer.is_fast else None], [False]
+        limit = None if end and self.rows == "fixed" else self.row_length
+        if limit is None:
+            if len(text) > _TOO_LONG:
+                raise CorpusError(
+                    f"a {'prompt' if end else 'text'} of {len(text)} characters is too long for a row; it begins with "
+                    f"{text[:40]!r}: give row_length, which cuts it, or rows='packed'"
+                )
+            return *self._tokens([text]), [False]
+        room = max(_LONG, 16 * limit)
+        while True:
+            whole = room >= len(text)
+            ids, chars = self._tokens([text if whole else _end_of(text, room) if end else _beginning_of(text, room)])
+            if whole or len(ids[0]) > limit:
+                return ids, chars, [not whole]
+            room *= 4
+
+    def _tokens(self, texts: list[str]) -> tuple[list[list[int]], list[list[int] | None]]:
+        tokenizer, fast = self.tokenizer, self.tokenizer.is_fast
+        out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        if not fast:
+            return out["input_ids"], [None] * len(texts)
+        spans = zip(texts, out["input_ids"], out["offset_mapping"], strict=True)
+        return out["input_ids"], [_chars_per_token(*span, self.special) for span in spans]
+
+    def _cuts_anywhere(self, left: str, right: str) -> bool:
+        """Whether a text may be cut here, inside a word: its tokens give the same text back."""
+
+        def ids(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+        return self.tokenizer.decode(ids(left) + ids(right)) == self.tokenizer.decode(ids(left + right))
 
     def cut(self, encoded: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Rows from the texts of `encode`, one after the other; those without a token that may change are left out."""
@@ -77,6 +141,8 @@ class RowCutter:
         """The row of one text; None where it fits no row."""
         ids, chars, limit = text["ids"], text["chars"], self.row_length
         prompt = text["prompt"] if self.prompted else []
+        if text["early"]:
+            self.counts["cut_before_tokenising"] = self.counts.get("cut_before_tokenising", 0) + 1
         if self.rows == "fixed":
             if len(ids) != limit:
                 return None
@@ -129,6 +195,18 @@ class RowCutter:
                 row["input_ids"] = [self.tokenizer.mask_token_id]
             rows.append(row)
         return rows
+
+
+def _beginning_of(text: str, room: int) -> str:
+    """The first characters of a text, up to white space where there is some in their second half."""
+    return text[: cut_before(text, room) or room]
+
+
+def _end_of(text: str, room: int) -> str:
+    """The last characters of a text, from white space on where there is some in their first half."""
+    start = len(text) - room
+    found = next((i for i in range(start, start + room // 2) if text[i].isspace()), start)
+    return text[found:]
 
 
 def each(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
