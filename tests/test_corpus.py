@@ -713,6 +713,27 @@ def test_no_row_left_says_why():
         make_rows(TEXTS, train_tokenizer("char", LINES), rows="fixed", row_length=99)
 
 
+@pytest.mark.parametrize(
+    ("texts", "how", "why"),
+    [
+        (LINES, {"rows": "fixed", "row_length": 99}, "they have 10 to 24 tokens, and none has 99"),
+        (["ab"], {"rows": "packed", "row_length": 9}, "all texts together have fewer tokens than a block of 9"),
+        (["жж", "ж"], {}, "no token of theirs is known to the tokenizer"),
+    ],
+)
+def test_no_row_left_names_the_split_and_the_cause(texts, how, why):
+    with pytest.raises(CorpusError, match=rf"no row is left: .* left out \(split 'validation': {why}"):
+        make_rows(Dataset.from_dict({"text": texts}), train_tokenizer("char", LINES), split="validation", **how)
+
+
+def test_equal_texts_are_said_to_be_equal():
+    same, two = (DatasetDict(train=Dataset.from_dict({"text": texts})) for texts in (["same"] * 30, ["one"]))
+    with pytest.raises(CorpusError, match="30 rows are too few .* since all have the same text, and equal"):
+        hold_out(same)
+    with pytest.raises(CorpusError, match="1 rows are too few to hold out a share of 0.05 for validation; give more"):
+        hold_out(two)
+
+
 def test_a_changed_data_set_is_read_anew(tmp_path):
     folder = tmp_path / "names"
     (folder / "data").mkdir(parents=True)

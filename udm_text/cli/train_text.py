@@ -109,7 +109,8 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
     with state.main_process_first():
         train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
-        validation = make_rows(splits["validation"], tokenizer, **cut)[0] if "validation" in splits else None
+        held: Dataset | None = splits.get("validation")
+        validation = None if held is None else make_rows(held, tokenizer, split="validation", **cut)[0]
     dropped = {"blank": splits.blank.get("train", 0), **dropped}
     vocabulary = vocabulary_report(train_rows, tokenizer)
     for note in splits.notes:
@@ -146,7 +147,7 @@ def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> 
     if split not in splits:
         raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-    return make_rows(splits[split], tokenizer, **cut)[0]
+    return make_rows(splits[split], tokenizer, split=split, **cut)[0]
 
 
 def longest_row(*parts: Any) -> int:

@@ -47,6 +47,8 @@ class RowCutter:
         self.prefix, self.suffix = tokenizer_frame(tokenizer)
         self.separator = tokenizer_separator(tokenizer) if prompted else []
         self.special = set(tokenizer.all_special_ids)
+        self._seen = (2**63, 0)  # tokens of the shortest and of the longest text
+        self._ambiguous = 0  # prompts that hold the separator
         self.counts = {"truncated": 0, "left_out": 0, "unknown": 0}
         if prompted:
             self.counts["truncated_prompts"] = 0
@@ -137,12 +139,24 @@ class RowCutter:
             else:
                 self.counts["left_out"] += 1
 
+    def why_none(self) -> str:
+        """Why no text became a row, in a clause, when all of them were cut."""
+        least, most = self._seen
+        if self.rows == "packed":
+            return f"all texts together have fewer tokens than a block of {self.row_length}"
+        if self.rows == "fixed" and not least <= (self.row_length or 0) <= most:
+            return f"they have {least} to {most} tokens, and none has {self.row_length}"
+        if self._ambiguous:
+            return f"{self._ambiguous} prompts hold the separator itself, and the other texts no token that is known"
+        return "no token of theirs is known to the tokenizer" + " and fits" * (self.rows == "fixed")
+
     def _one(self, text: dict[str, Any]) -> dict[str, Any] | None:
         """The row of one text; None where it fits no row."""
         ids, chars, limit = text["ids"], text["chars"], self.row_length
         prompt = text["prompt"] if self.prompted else []
         if text["early"]:
             self.counts["cut_before_tokenising"] = self.counts.get("cut_before_tokenising", 0) + 1
+        self._seen = (min(self._seen[0], len(ids)), max(self._seen[1], len(ids)))
         if self.rows == "fixed":
             if len(ids) != limit:
                 return None
@@ -155,6 +169,7 @@ class RowCutter:
             prompt = prompt[len(prompt) - keep_prompt :]
         n = len(self.separator)
         if self.prompted and any(prompt[i : i + n] == self.separator for i in range(len(prompt))):
+            self._ambiguous += 1
             return None
         return self._row(ids, chars, prompt)
 
@@ -226,7 +241,13 @@ def split_room(answer: int, prompt: int, room: int) -> tuple[int, int]:
 
 
 def make_rows(
-    texts: Dataset, tokenizer, *, rows: str = "line", row_length: int | None = None, num_proc: int | None = None
+    texts: Dataset,
+    tokenizer,
+    *,
+    rows: str = "line",
+    row_length: int | None = None,
+    num_proc: int | None = None,
+    split: str = "train",
 ) -> tuple[Dataset, dict[str, int]]:
     """Tokenised rows with "input_ids", "length" (tokens that may change) and "num_chars".
 
@@ -245,6 +266,7 @@ def make_rows(
             to those of its neighbours.
         row_length: tokens of a row without the special tokens around it (needed for "fixed" and "packed"). Of prompt
             and answer together (see `split_room` for which is cut); with "fixed" of the answer alone.
+        split: what the texts are called where no row is left of them.
         num_proc: processes that tokenise. What they make is cached beside the texts where these are files.
 
     Returns:
@@ -271,7 +293,7 @@ def make_rows(
     if not lengths:
         raise CorpusError(
             f"no row is left: rows={rows!r}, row_length={row_length}, {len(texts)} texts, {cutter.counts['left_out']} "
-            "left out"
+            f"left out (split {split!r}: {cutter.why_none()})"
         )
     input_ids = np.split(np.frombuffer(tokens, dtype=np.intc), begins)
     return Dataset.from_dict({"input_ids": input_ids, "length": lengths, "num_chars": num_chars}), cutter.counts
