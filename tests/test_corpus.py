@@ -603,6 +603,50 @@ def test_one_very_long_text_is_packed_in_linear_time():
     assert len(rows) == 25_000
 
 
+LONG = {
+    "words": "word, and  more " * 5_000,
+    "a word": "".join(hashlib.sha256(bytes([i])).hexdigest() for i in range(256)) * 5,
+}
+
+
+@pytest.mark.parametrize("kind", ["char", "wordpiece", "bpe"])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_very_long_text_is_cut_before_it_is_tokenised(monkeypatch, kind, text):
+    from udm_text.corpus.rows import RowCutter
+
+    tokenizer = train_tokenizer(kind, [text, "one two"], 300)
+    texts = Dataset.from_dict({"text": ["one two", text]})
+    known = tokenizer(text)["input_ids"]
+    seen, tokens = [], RowCutter._tokens
+    monkeypatch.setattr(RowCutter, "_tokens", lambda self, texts: seen.extend(map(len, texts)) or tokens(self, texts))
+    rows, counts = make_rows(texts, tokenizer, row_length=32)
+    assert rows["input_ids"][1] == known[:32] and max(seen) <= 20_000
+    assert (counts["truncated"], counts["cut_before_tokenising"]) == (1, 1)
+    fixed, counts = make_rows(texts, tokenizer, rows="fixed", row_length=len(tokenizer("one two")["input_ids"]))
+    assert len(fixed) == 1 and counts["left_out"] == 1
+    seen.clear()
+    packed, _ = make_rows(Dataset.from_dict({"text": [text * 4]}), tokenizer, rows="packed", row_length=16)
+    whole = tokenizer(text * 4)["input_ids"]
+    joined = [token for ids in packed["input_ids"] for token in ids]
+    if text == LONG["words"] or kind != "bpe":
+        assert joined == whole[: len(whole) // 16 * 16]
+    else:  # bytes may be joined otherwise where a word is cut, and are the same bytes
+        assert (text * 4).startswith(tokenizer.decode(joined))
+    if text == LONG["words"]:
+        paired = train_tokenizer(kind, [text, "one two"], 300, separator=True)
+        answer = paired("one")["input_ids"]
+        row = make_rows(Dataset.from_dict({"text": ["one"], "prompt": [text]}), paired, row_length=32)[0]["input_ids"][
+            0
+        ]
+        assert row == [*paired(text)["input_ids"][len(answer) - 32 :], paired.sep_token_id, *answer]
+
+
+def test_a_text_too_long_for_any_row_needs_a_row_length():
+    texts = Dataset.from_dict({"text": ["ab" * 600_000]})
+    with pytest.raises(CorpusError, match="a text of 1200000 characters is too long for a row; it begins with 'abab"):
+        make_rows(texts, train_tokenizer("char", ["ab"]))
+
+
 def test_characters_of_unknown_tokens_do_not_count():
     """They are not scored, so counting them would lower the bits per character for nothing."""
     tokenizer = train_tokenizer("char", ["abc "])
@@ -667,6 +711,27 @@ def test_wrong_ways_to_cut_rows_are_refused(how, error):
 def test_no_row_left_says_why():
     with pytest.raises(CorpusError, match=r"no row is left: rows='fixed', row_length=99, 5 texts, 5 left out"):
         make_rows(TEXTS, train_tokenizer("char", LINES), rows="fixed", row_length=99)
+
+
+@pytest.mark.parametrize(
+    ("texts", "how", "why"),
+    [
+        (LINES, {"rows": "fixed", "row_length": 99}, "they have 10 to 24 tokens, and none has 99"),
+        (["ab"], {"rows": "packed", "row_length": 9}, "all texts together have fewer tokens than a block of 9"),
+        (["жж", "ж"], {}, "no token of theirs is known to the tokenizer"),
+    ],
+)
+def test_no_row_left_names_the_split_and_the_cause(texts, how, why):
+    with pytest.raises(CorpusError, match=rf"no row is left: .* left out \(split 'validation': {why}"):
+        make_rows(Dataset.from_dict({"text": texts}), train_tokenizer("char", LINES), split="validation", **how)
+
+
+def test_equal_texts_are_said_to_be_equal():
+    same, two = (DatasetDict(train=Dataset.from_dict({"text": texts})) for texts in (["same"] * 30, ["one"]))
+    with pytest.raises(CorpusError, match="30 rows are too few .* since all have the same text, and equal"):
+        hold_out(same)
+    with pytest.raises(CorpusError, match="1 rows are too few to hold out a share of 0.05 for validation; give more"):
+        hold_out(two)
 
 
 def test_a_changed_data_set_is_read_anew(tmp_path):

@@ -673,3 +673,17 @@ def test_rows_of_different_lengths_need_a_padding_token():
     model.config.pad_token_id = None  # BERT's own is 0
     with pytest.raises(ValueError, match="pad_token_id"):
         model.generate(num_return_sequences=20, seed=0)
+
+
+@pytest.mark.parametrize("many", [10**8, 2**62])
+def test_a_row_that_no_model_reads_is_refused_before_it_is_built(model_of, monkeypatch, many):
+    prompt, limited = torch.tensor([[CLS, 7, 8, SEP]]), model_of["mask"]
+    reads = f"and the model reads at most {limited.config.max_row_length}"
+    for given, row in ((prompt, 3), (None, 1)):
+        with pytest.raises(ValueError, match=f"make a row of {many + row + 1} tokens, {reads}: .*max_new_tokens"):
+            limited.generate(given, max_new_tokens=many)
+    with pytest.raises(ValueError, match=f"make a row of {many + 2} tokens, {reads}: .*smaller length"):
+        limited.generate(prompt, length=many, num_return_sequences=3)
+    monkeypatch.setattr(type(limited.config), "max_row_length", None)
+    with pytest.raises(ValueError, match="the model names no limit, so that 1048576 is it"):
+        limited.generate(length=many)

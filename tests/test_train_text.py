@@ -615,6 +615,15 @@ def test_bad_input_fails_before_anything_is_written(few_words, plain_bert, tmp_p
         assert not (tmp_path / f"out{i}").exists(), message
 
 
+def test_a_step_of_more_rows_than_there_are_is_refused(tmp_path):
+    path = tmp_path / "few.txt"
+    path.write_text("".join(f"small word {i}\n" for i in range(12)))
+    error = r"a step takes 64 rows .* and 11 rows are there .*--per_device_train_batch_size of at most 5, or more text"
+    with pytest.raises(ValueError, match=error):
+        train(path, tmp_path / "out", "--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_validation_row_longer_than_the_model_fails_before_training(plain_bert, tmp_path):
     from datasets import Dataset, DatasetDict
 

@@ -114,12 +114,13 @@ def make_inputs(
 
 
 def _check_width(model_config, width: int) -> None:
-    """Raises ValueError for a row of more tokens than the model reads, or than `MOST_TOKENS` where it has no limit."""
-    longest = MOST_TOKENS if model_config.max_row_length is None else model_config.max_row_length
-    if width > longest:
+    """Raises ValueError for a row that is longer than the model reads; of a model without a limit, for absurd ones."""
+    longest = model_config.max_row_length
+    if width > (MOST_TOKENS if longest is None else longest):
+        reads = f"reads at most {longest}" if longest is not None else f"names no limit, so that {MOST_TOKENS} is it"
         raise ValueError(
-            f"input_ids with what is to be generated make a row of {width} tokens, and the model reads at most "
-            f"{longest}: shorten the input, or give a smaller length or max_new_tokens"
+            f"input_ids with what is to be generated make a row of {width} tokens, and the model {reads}: shorten the "
+            "input, or give a smaller length or max_new_tokens"
         )
 
 
@@ -204,6 +205,10 @@ def _count_new(
     grows = ~torch.tensor(infill, dtype=torch.bool, device=device)
     special = set(model_config.special_token_ids)
     held = torch.tensor([sum(token not in special for token in row[start:]) for row, start in open_rows], device=device)
+    for row, count, whole in zip(open_rows, held.tolist(), infill, strict=True):  # before any such row is built
+        added = config.max_new_tokens or max(0, (config.length or 0) - count)
+        if added and not whole:
+            _check_width(model_config, len(row[0]) + int(added) + len(model_config.suffix_token_ids))
     if config.max_new_tokens is not None:
         return config.max_new_tokens * grows
     if config.length is not None:

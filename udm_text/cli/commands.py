@@ -24,6 +24,7 @@ from .terminal import (
     check_device,
     describe_prices,
     describe_speed,
+    fetching,
     load_pipeline,
     marks,
     readable,
@@ -75,15 +76,17 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
 
     check_device(device)
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
-        check_config_file(model, revision=revision)
-        kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
+        with fetching(model):
+            check_config_file(model, revision=revision)
+            kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
         if kind != "udm":
             raise ValueError(
                 f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
                 f"`udm train --model {model} --data ... --output ...`"
             )
     try:
-        return load_pipeline(model, revision, device, dtype, trust)
+        with fetching(model):
+            return load_pipeline(model, revision, device, dtype, trust)
     except ValueError as error:
         *_, last = str(error).strip().splitlines()
         if "while loading with" not in str(error):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,17 @@ def load_pipeline(
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
     with untrusted(model):
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
+
+
+@contextmanager
+def fetching(model: str) -> Iterator[None]:
+    """Within it, a connection that breaks is an OSError that names the model."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2"):
+            raise
+        raise OSError(f"{model} could not be fetched, the connection broke: {error}") from error
 
 
 def check_device(name: str | None) -> None:

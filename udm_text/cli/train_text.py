@@ -123,7 +123,8 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
     with state.main_process_first():
         train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
-        validation = make_rows(splits["validation"], tokenizer, **cut)[0] if "validation" in splits else None
+        held: Dataset | None = splits.get("validation")
+        validation = None if held is None else make_rows(held, tokenizer, split="validation", **cut)[0]
     dropped = {"blank": splits.blank.get("train", 0), **dropped}
     vocabulary = vocabulary_report(train_rows, tokenizer)
     for note in splits.notes:
@@ -160,7 +161,7 @@ def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> 
     if split not in splits:
         raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-    return make_rows(splits[split], tokenizer, **cut)[0]
+    return make_rows(splits[split], tokenizer, split=split, **cut)[0]
 
 
 def arrays_of(rows: Dataset) -> Iterator[Any]:
@@ -321,6 +322,13 @@ def prepare_trainer(
     limit = objective.config.max_row_length
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row_length")
+    shares = run.gradient_accumulation_steps * run.world_size
+    if stream is None and run.train_batch_size * shares > len(rows.train):
+        raise ValueError(
+            f"a step takes {run.train_batch_size * shares} rows (--per_device_train_batch_size x "
+            f"--gradient_accumulation_steps x processes) and {len(rows.train)} rows are there to train on: give "
+            f"--per_device_train_batch_size of at most {max(1, len(rows.train) // shares)}, or more text"
+        )
     if run.learning_rate is None:
         run.learning_rate = 1e-3 if model_args.model in PRESETS else 1e-4
     if stream is not None:

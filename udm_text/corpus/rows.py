@@ -15,14 +15,23 @@ from torch import Tensor
 from ..common import choices
 from ..framing import tokenizer_frame, tokenizer_separator
 from .files import CorpusError
+from .tokenizers import cut_before, split_long
 
 ROWS = ("line", "fixed", "packed")
+_LONG = 20_000
+"""Characters of a text that is tokenised as a whole, however much of it is used."""
+_TOO_LONG = 10**6
+"""Characters of a text that makes no row without row_length: a model of such rows fits into no memory."""
+
+
+_Tokenised = tuple[list[list[int]], list[list[int] | None], list[bool]]
 
 
 class RowCutter:
     """Cuts tokenised texts into rows, and counts what is lost. See `make_rows` for the arguments and what it makes.
 
-    counts: "truncated" rows, "truncated_prompts", texts "left_out", and "unknown" tokens, of all rows cut so far.
+    counts: "truncated" rows, "truncated_prompts", texts "left_out", and "unknown" tokens, of all rows cut so far; and
+        where there are any "cut_before_tokenising", texts so long that a part alone was tokenised.
     """
 
     def __init__(self, tokenizer, rows: str = "line", row_length: int | None = None, prompted: bool = False):
@@ -38,6 +47,8 @@ class RowCutter:
         self.prefix, self.suffix = tokenizer_frame(tokenizer)
         self.separator = tokenizer_separator(tokenizer) if prompted else []
         self.special = set(tokenizer.all_special_ids)
+        self._seen = (2**63, 0)  # tokens of the shortest and of the longest text
+        self._ambiguous = 0  # prompts that hold the separator
         self.counts = {"truncated": 0, "left_out": 0, "unknown": 0}
         if prompted:
             self.counts["truncated_prompts"] = 0
@@ -50,18 +61,73 @@ class RowCutter:
         return self.row_length + sum(map(len, (self.prefix, self.separator, self.suffix)))
 
     def encode(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
-        """A batch of columns "text" (and "prompt") as "ids", "chars" (of each token; None: unknown) and "prompt"."""
-        texts, tokenizer = list(batch["text"]), self.tokenizer
-        fast = tokenizer.is_fast
-        out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-        columns: dict[str, list[Any]] = {"ids": out["input_ids"], "chars": [None] * len(texts)}
-        if fast:
-            spans = zip(texts, out["input_ids"], out["offset_mapping"], strict=True)
-            columns["chars"] = [_chars_per_token(*span, self.special) for span in spans]
+        """A batch of columns "text" (and "prompt") as "ids", "chars" (of each token; None: unknown) and "prompt".
+
+        A text that is very long is tokenised as far as its row goes, of a prompt its end; a block needs all of it, and
+        takes it part by part.
+
+        Raises:
+            CorpusError: for a text of more than a million characters where no row_length says how much of it is a row.
+        """
+        ids, chars, early = self._tokenise(list(batch["text"]))
+        columns: dict[str, list[Any]] = {"ids": ids, "chars": chars, "early": early}
         if self.prompted:
-            prompts = [prompt or "" for prompt in batch["prompt"]]
-            columns["prompt"] = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+            columns["prompt"] = self._tokenise([prompt or "" for prompt in batch["prompt"]], end=True)[0]
         return columns
+
+    def _tokenise(self, texts: list[str], end: bool = False) -> _Tokenised:
+        """Tokens, their characters (None: unknown), and whether a part alone was tokenised, of each text."""
+        if not any(len(text) > _LONG for text in texts):
+            return *self._tokens(texts), [False] * len(texts)
+        ids: list[list[int]] = []
+        chars: list[list[int] | None] = []
+        early: list[bool] = []
+        for text in texts:
+            one = self._tokens_of_long(text, end) if len(text) > _LONG else (*self._tokens([text]), [False])
+            ids += one[0]
+            chars += one[1]
+            early += one[2]
+        return ids, chars, early
+
+    def _tokens_of_long(self, text: str, end: bool) -> _Tokenised:
+        if self.rows == "packed":
+            joined, counted = array("i"), array("i")
+            for part in split_long(text, self._cuts_anywhere):
+                (part_ids,), (part_chars,) = self._tokens([part])
+                joined.extend(part_ids)
+                counted.extend(part_chars or ())
+            return [joined.tolist()], [counted.tolist() if self.tokenizer.is_fast else None], [False]
+        limit = None if end and self.rows == "fixed" else self.row_length
+        if limit is None:
+            if len(text) > _TOO_LONG:
+                raise CorpusError(
+                    f"a {'prompt' if end else 'text'} of {len(text)} characters is too long for a row; it begins with "
+                    f"{text[:40]!r}: give row_length, which cuts it, or rows='packed'"
+                )
+            return *self._tokens([text]), [False]
+        room = max(_LONG, 16 * limit)
+        while True:
+            whole = room >= len(text)
+            ids, chars = self._tokens([text if whole else _end_of(text, room) if end else _beginning_of(text, room)])
+            if whole or len(ids[0]) > limit:
+                return ids, chars, [not whole]
+            room *= 4
+
+    def _tokens(self, texts: list[str]) -> tuple[list[list[int]], list[list[int] | None]]:
+        tokenizer, fast = self.tokenizer, self.tokenizer.is_fast
+        out = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        if not fast:
+            return out["input_ids"], [None] * len(texts)
+        spans = zip(texts, out["input_ids"], out["offset_mapping"], strict=True)
+        return out["input_ids"], [_chars_per_token(*span, self.special) for span in spans]
+
+    def _cuts_anywhere(self, left: str, right: str) -> bool:
+        """Whether a text may be cut here, inside a word: its tokens give the same text back."""
+
+        def ids(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+        return self.tokenizer.decode(ids(left) + ids(right)) == self.tokenizer.decode(ids(left + right))
 
     def cut(self, encoded: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Rows from the texts of `encode`, one after the other; those without a token that may change are left out."""
@@ -73,10 +139,24 @@ class RowCutter:
             else:
                 self.counts["left_out"] += 1
 
+    def why_none(self) -> str:
+        """Why no text became a row, in a clause, when all of them were cut."""
+        least, most = self._seen
+        if self.rows == "packed":
+            return f"all texts together have fewer tokens than a block of {self.row_length}"
+        if self.rows == "fixed" and not least <= (self.row_length or 0) <= most:
+            return f"they have {least} to {most} tokens, and none has {self.row_length}"
+        if self._ambiguous:
+            return f"{self._ambiguous} prompts hold the separator itself, and the other texts no token that is known"
+        return "no token of theirs is known to the tokenizer" + " and fits" * (self.rows == "fixed")
+
     def _one(self, text: dict[str, Any]) -> dict[str, Any] | None:
         """The row of one text; None where it fits no row."""
         ids, chars, limit = text["ids"], text["chars"], self.row_length
         prompt = text["prompt"] if self.prompted else []
+        if text["early"]:
+            self.counts["cut_before_tokenising"] = self.counts.get("cut_before_tokenising", 0) + 1
+        self._seen = (min(self._seen[0], len(ids)), max(self._seen[1], len(ids)))
         if self.rows == "fixed":
             if len(ids) != limit:
                 return None
@@ -89,6 +169,7 @@ class RowCutter:
             prompt = prompt[len(prompt) - keep_prompt :]
         n = len(self.separator)
         if self.prompted and any(prompt[i : i + n] == self.separator for i in range(len(prompt))):
+            self._ambiguous += 1
             return None
         return self._row(ids, chars, prompt)
 
@@ -131,6 +212,18 @@ class RowCutter:
         return rows
 
 
+def _beginning_of(text: str, room: int) -> str:
+    """The first characters of a text, up to white space where there is some in their second half."""
+    return text[: cut_before(text, room) or room]
+
+
+def _end_of(text: str, room: int) -> str:
+    """The last characters of a text, from white space on where there is some in their first half."""
+    start = len(text) - room
+    found = next((i for i in range(start, start + room // 2) if text[i].isspace()), start)
+    return text[found:]
+
+
 def each(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     """A batch of columns as records."""
     for values in zip(*columns.values(), strict=True):
@@ -148,7 +241,13 @@ def split_room(answer: int, prompt: int, room: int) -> tuple[int, int]:
 
 
 def make_rows(
-    texts: Dataset, tokenizer, *, rows: str = "line", row_length: int | None = None, num_proc: int | None = None
+    texts: Dataset,
+    tokenizer,
+    *,
+    rows: str = "line",
+    row_length: int | None = None,
+    num_proc: int | None = None,
+    split: str = "train",
 ) -> tuple[Dataset, dict[str, int]]:
     """Tokenised rows with "input_ids", "length" (tokens that may change) and "num_chars".
 
@@ -167,6 +266,7 @@ def make_rows(
             to those of its neighbours.
         row_length: tokens of a row without the special tokens around it (needed for "fixed" and "packed"). Of prompt
             and answer together (see `split_room` for which is cut); with "fixed" of the answer alone.
+        split: what the texts are called where no row is left of them.
         num_proc: processes that tokenise. What they make is cached beside the texts where these are files.
 
     Returns:
@@ -193,7 +293,7 @@ def make_rows(
     if not lengths:
         raise CorpusError(
             f"no row is left: rows={rows!r}, row_length={row_length}, {len(texts)} texts, {cutter.counts['left_out']} "
-            "left out"
+            f"left out (split {split!r}: {cutter.why_none()})"
         )
     input_ids = np.split(np.frombuffer(tokens, dtype=np.intc), begins)
     return Dataset.from_dict({"input_ids": input_ids, "length": lengths, "num_chars": num_chars}), cutter.counts

@@ -452,11 +452,17 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
     }
     if not sides["train"]:
         raise CorpusError(
-            f"{len(held)} rows are too few to hold out a share of {share} for validation; give more text, a "
-            "validation split, or validation_share=0"
+            f"{len(held)} rows are too few to hold out a share of {share} for validation{_alike(train)}; give more "
+            "text, a validation split, or validation_share=0"
         )
     notes = [] if rule.note is None else [rule.note]
     return _replaced(splits, {side: train.select(rows) for side, rows in sides.items()}, *notes)
+
+
+def _alike(train: Dataset) -> str:
+    """Says of more rows than one that all are the same, which is why none of them can stand on the other side."""
+    same = len(train) > 1 and all(train[i] == train[0] for i in range(len(train)))
+    return ", since all have the same text, and equal texts stay on one side" if same else ""
 
 
 def _replaced(splits: DatasetDict, others: Mapping[str, Dataset], *notes: str) -> Corpus:

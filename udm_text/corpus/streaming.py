@@ -144,7 +144,8 @@ class RowStream(IterableDataset):
                     yield row
             if not some:
                 raise CorpusError(
-                    f"no row is left of the stream: rows={self.cutter.rows!r}, row_length={self.cutter.row_length}"
+                    f"no row is left of the stream: rows={self.cutter.rows!r}, row_length={self.cutter.row_length} "
+                    f"({'none of its texts is read' if self.cutter.rows == 'line' else self.cutter.why_none()})"
                 )
 
 

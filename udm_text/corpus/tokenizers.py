@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from .. import framing
 from ..common import choices
 from ..framing import tokenizer_fields
 
@@ -61,6 +62,7 @@ def train_tokenizer(
     least = len(special) + (256 if kind == "bpe" else 1)
     if vocab_size < least:
         raise ValueError(f"vocab_size must be at least {least} for tokenizer {kind!r}, got {vocab_size}")
+    parts = (part for text in texts for part in split_long(text, lambda left, right: True))
     if kind == "char":
         core = Tokenizer(models.WordLevel(unk_token="[UNK]"))
         core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -68,7 +70,7 @@ def train_tokenizer(
         trainer: Any = trainers.WordLevelTrainer(
             vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=special, show_progress=False
         )
-        core.train_from_iterator(texts, trainer)
+        core.train_from_iterator(parts, trainer)
     elif kind == "wordpiece":
         words = Counter(match[0] for text in texts for match in _WORDS.finditer(text))
         core = Tokenizer(models.WordPiece(_word_pieces(words, vocab_size, special, min_frequency), unk_token="[UNK]"))
@@ -88,7 +90,7 @@ def train_tokenizer(
             initial_alphabet=alphabet,
             show_progress=False,
         )
-        core.train_from_iterator(texts, trainer)
+        core.train_from_iterator(parts, trainer)
     else:
         raise ValueError(f"tokenizer must be {choices(TOKENIZERS)}, or a model directory, got {kind!r}")
     if cls_sep or separator:
@@ -96,6 +98,29 @@ def train_tokenizer(
         single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if cls_sep else ("$A", "$A [SEP] $B")
         core.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
+
+
+def cut_before(text: str, end: int) -> int | None:
+    """The last place in the half before `end` that stands between a word and white space; None: there is none."""
+    return next((i for i in range(end, end // 2, -1) if text[i].isspace() and not text[i - 1].isspace()), None)
+
+
+def split_long(text: str, anywhere: Callable[[str, str], bool], size: int = 1 << 16) -> Iterator[str]:
+    """A text in parts of about `size` characters, cut before white space, so that tokens of words stay what they are.
+
+    anywhere: whether it may be cut inside a word, asked with what stands before and behind the place; where it may not,
+    a part goes on to the next white space.
+    """
+    while len(text) > 2 * size:
+        cut = cut_before(text, size)
+        if cut is None and anywhere(text[size - 50 : size], text[size : size + 50]):
+            cut = size
+        if cut is None:
+            cut = next((i for i in range(size, len(text)) if text[i].isspace()), len(text))
+        yield text[:cut]
+        text = text[cut:]
+    if text:
+        yield text
 
 
 def _merged(min_frequency: int) -> int:
@@ -120,6 +145,13 @@ def _keep_every_word(core: Tokenizer) -> None:
     core.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Replace(_HASH, "#")])
 
 
+class _Marked(dict[str, str]):
+    """Characters as they stand inside words: each a string once."""
+
+    def __missing__(self, char: str) -> str:
+        return self.setdefault(char, f"##{char}")
+
+
 def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_frequency: int) -> dict[str, int]:
     """The WordPiece vocabulary of `WordPieceTrainer`, but the same in every process.
 
@@ -128,13 +160,15 @@ def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_f
     written as `_HASH`, and words are cut where the tokenizer cuts them (`_keep_every_word`).
     """
     pieces: Counter[tuple[str, ...]] = Counter()
+    marked = _Marked()
     for word, count in words.items():
         if any(token in word for token in special) or _HASH in word or _NOTHING in word:
             continue
         word = word.replace("#", _HASH)
-        symbols = (word[0], *(f"##{char}" for char in word[1:]))
-        for start in range(0, len(symbols), _WORD_LENGTH):
-            pieces[symbols[start : start + _WORD_LENGTH]] += count
+        for start in range(0, len(word), _WORD_LENGTH):
+            part = word[start : start + _WORD_LENGTH]
+            first = marked[part[0]] if start else part[0]
+            pieces[(first, *(marked[char] for char in part[1:]))] += count
     counts: Counter[str] = Counter()
     for word_symbols, count in pieces.items():
         for symbol in word_symbols:
@@ -174,7 +208,7 @@ def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_f
 
 def load_tokenizer(name: str):
     """An existing tokenizer, by directory or name; it must have a mask token."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = framing.load_tokenizer(name)
     if tokenizer.mask_token_id is None:
         raise ValueError(
             f"the tokenizer of {name} has no mask token, which diffusion by masks needs; add one by "
