@@ -35,6 +35,11 @@ def check_whole(least: int, **values: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def is_connection_error(error: BaseException) -> bool:
+    """Whether an error, of whichever library carries it, is that the connection to the Hub broke."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
+
+
 _mode_lock = threading.Lock()
 _users: dict[Any, tuple[int, bool]] = {}
 """Modules that are in evaluation mode within `eval_mode`: how many blocks want that, and their mode before."""

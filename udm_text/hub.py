@@ -39,7 +39,7 @@ from .card import (
     read_report,
     write_samples,
 )
-from .common import write_json
+from .common import is_connection_error, write_json
 from .framing import load_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -404,7 +404,7 @@ def _sentence(error: BaseException, repo_id: str, endpoint: str) -> str | None:
     while cause is not None:
         if isinstance(cause, HfHubHTTPError):
             return _refusal(cause, repo_id)
-        if type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "hf_xet"):
+        if is_connection_error(cause):
             return f"the connection to {endpoint} broke ({type(cause).__name__}) while pushing {repo_id}: {_AGAIN}"
         cause = cause.__cause__ or cause.__context__
     return None

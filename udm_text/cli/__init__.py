@@ -13,6 +13,7 @@ def main() -> None:
     """Run the command; what a user can mend ends in one line and exit code 1 (UDM_TRACEBACK=1 shows it all)."""
     # Idle OpenMP threads spin, by default so long that a training step beside one busy process takes 30 times longer.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    from ..common import is_connection_error
     from .commands import app
     from .terminal import show
 
@@ -27,8 +28,7 @@ def main() -> None:
                 raise ValueError(f"argument {number} is not UTF-8: {os.fsencode(argument)!r}") from None
         app()
     except Exception as error:
-        broken = type(error).__module__.split(".")[0] in ("httpx", "httpx2")  # the connection to the Hub
-        broken |= any(kind.__name__ in _MENDABLE for kind in type(error).__mro__)
+        broken = is_connection_error(error) or any(kind.__name__ in _MENDABLE for kind in type(error).__mro__)
         ours = ValueError | OSError | ImportError | RuntimeError | OverflowError | MemoryError
         if os.environ.get("UDM_TRACEBACK") or not (broken or isinstance(error, ours)):
             raise

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..common import is_connection_error
+
 BLOCK = "░░"
 """Stands for a [MASK]."""
 
@@ -46,7 +48,7 @@ def fetching(model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2"):
+        if not is_connection_error(error):
             raise
         raise OSError(f"{model} could not be fetched, the connection broke: {error}") from error
 
