@@ -43,6 +43,7 @@ from udm_text import UDMForMaskedGeneration
 from udm_text.caching import CachedForward
 from udm_text.decoding import log_probabilities
 from udm_text.fastpath import FastForward, plain_path
+from udm_text.positions import Positions
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fast": {},
@@ -140,7 +141,7 @@ def largest_error(model: UDMForMaskedGeneration, rows: Tensor) -> float:
     fast = FastForward(model, attended, (rows == model.config.mask_token_id).sum(dim=1))
     worst = 0.0
     for xt, t, changed in trajectory(model, rows):
-        hidden = fast.hidden(xt, t, changed)
+        hidden = fast.hidden(xt, t, Positions.of(changed))
         assert hidden is not None, "the fast path declines"
         logits = fast.head(hidden)
         whole = model.backbone(input_ids=xt).logits[changed]
@@ -162,7 +163,7 @@ def cache_error(model: UDMForMaskedGeneration, rows: Tensor, refresh: int) -> di
     last = [xt for xt, _, _ in steps[1:]] + [model.generate(rows, seed=0, cache_refresh=refresh)]
     gaps, divergences = [], []
     for (xt, t, changed), xs in zip(steps, last, strict=True):
-        said = (forward.head(forward.hidden(xt, t, changed)) for forward in (kept, exact))
+        said = (forward.head(forward.hidden(xt, t, Positions.of(changed))) for forward in (kept, exact))
         q, p = (log_probabilities(logits, forbidden) for logits in said)
         drawn = xs[changed][:, None]
         gaps.append((q.gather(1, drawn) - p.gather(1, drawn)).abs()[:, 0])

@@ -41,6 +41,23 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def counted_positions() -> Iterator[None]:
+    """What a generation says beforehand of how many positions it asks about is compared with what it then asks."""
+    from udm_text.positions import Positions
+
+    of = Positions.of
+
+    def checked(wanted: torch.Tensor, counts: list[int] | None = None) -> Positions:
+        if wanted.device.type == "cpu" and counts is not None:
+            assert wanted.sum(dim=1).tolist() == counts
+        return of(wanted, counts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Positions, "of", checked)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the checkout: for tests of what is not installed (data, recipes)."""

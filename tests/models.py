@@ -208,7 +208,9 @@ def fixed_logits(monkeypatch, model: UDMForMaskedGeneration, table: torch.Tensor
     calls = []
 
     def forward(input_ids, positions, attention_mask=None, t=None, num_editable=None):
-        calls.append({"input_ids": input_ids.clone(), "positions": positions.clone(), "t": t.clone()})
+        asked = torch.zeros_like(input_ids, dtype=torch.bool)
+        asked[positions] = True
+        calls.append({"input_ids": input_ids.clone(), "positions": asked, "t": t.clone()})
         whole = table[: input_ids.shape[1]].expand(len(input_ids), -1, -1)
         return SimpleNamespace(logits=whole[positions])
 

@@ -9,6 +9,7 @@ from udm_text import UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.cli.terminal import describe_speed
 from udm_text.fastpath import plain_path
+from udm_text.positions import Positions
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
 ROWS = torch.tensor(
@@ -40,9 +41,9 @@ def full(model, attended, lengths, xt, t, positions):
         return model(input_ids=xt, attention_mask=attended.long(), t=t, num_editable=lengths).logits[positions]
 
 
-def asked(fast, *inputs):
+def asked(fast, xt, t, wanted):
     with torch.no_grad():
-        return fast.head(fast.hidden(*inputs))
+        return fast.head(fast.hidden(xt, t, Positions.of(wanted)))
 
 
 @pytest.fixture
@@ -51,15 +52,15 @@ def errors(monkeypatch):
     found = []
     hidden = CachedForward.hidden
 
-    def checked(self, xt, t, positions):
+    def checked(self, xt, t, positions, others=None):
         ages = list(self.age) if self.batch.calls else [0] * len(xt)
-        rows = hidden(self, xt, t, positions)
+        rows = hidden(self, xt, t, positions, others)
         batch = self.batch
         attended = torch.ones_like(xt, dtype=torch.bool) if batch.attended is None else batch.attended
-        exact = full(batch.model, attended, batch.lengths, xt, t, positions)
+        exact = full(batch.model, attended, batch.lengths, xt, t, (positions.rows, positions.columns))
         gap = (self.head(rows) - exact).abs().amax(dim=1)
         due = torch.tensor([age % self.refresh == 0 for age in ages])
-        found.append((due[positions.nonzero()[:, 0]], gap))
+        found.append((due[positions.rows], gap))
         return rows
 
     monkeypatch.setattr(CachedForward, "hidden", checked)

@@ -17,6 +17,7 @@ from udm_text import fastpath, predictors
 from udm_text.backbones import Linear
 from udm_text.decoding import log_probabilities
 from udm_text.fastpath import FastForward, plain_path, round_up
+from udm_text.positions import Positions
 
 ROWS = torch.tensor(
     [
@@ -42,24 +43,24 @@ def errors(monkeypatch):
     found: list[float] = []
     fast = FastForward.hidden
 
-    def checked(self, xt, t, positions):
-        rows = fast(self, xt, t, positions)
+    def checked(self, xt, t, positions, others=None):
+        rows = fast(self, xt, t, positions, others)
         assert rows is not None
         logits = self.head(rows)
         batch = self.batch
         mask = torch.ones_like(xt) if batch.attended is None else batch.attended.long()
         whole = batch.model(input_ids=xt, attention_mask=mask, t=t, num_editable=batch.lengths).logits
         assert not logits.isnan().any()
-        found.append(float((logits - whole[positions]).abs().max()))
+        found.append(float((logits - whole[positions.rows, positions.columns]).abs().max()))
         return rows
 
     monkeypatch.setattr(FastForward, "hidden", checked)
     return found
 
 
-def asked(fast, *inputs):
+def asked(fast, xt, t, wanted):
     """(N, V) logits, or None where it declines."""
-    rows = fast.hidden(*inputs)
+    rows = fast.hidden(xt, t, Positions.of(wanted))
     return None if rows is None else fast.head(rows)
 
 
@@ -344,13 +345,12 @@ def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
         mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
     with torch.no_grad():
         key, value = (made(x).unflatten(-1, (heads, -1)) for made in maps)
-        expected = fastpath.attend(query, key, value, mask, where)
-        found = fastpath.attend_unprojected(query, x, Linear(*maps), mask, where)
+        positions = Positions.of(where)
+        expected = fastpath.attend(query, key, value, mask, positions)
+        found = fastpath.attend_unprojected(query, x, Linear(*maps), mask, positions)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_keys_and_values_are_left_out_where_that_is_less_work_by_half():
-    where = torch.zeros(2, 64, dtype=torch.bool)
     for width, wanted in ((1, True), (8, True), (16, True), (17, False), (64, False)):
-        where[1, :width] = True
-        assert fastpath.cheaper_unprojected(where, heads=8, hidden=512) is wanted
+        assert fastpath.cheaper_unprojected(width, length=64, heads=8, hidden=512) is wanted

@@ -20,6 +20,7 @@ from udm_text.decoding import ORDERS, guide, log_probabilities
 from udm_text.fastpath import plain_path
 from udm_text.inputs import GenerationInputs
 from udm_text.kernels import KERNELS
+from udm_text.positions import Positions
 from udm_text.randomness import RowRandom
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
@@ -78,7 +79,7 @@ def predicted(model, rows, t, scale, plain=False):
     constraints = Constraints(model.config, config, inputs)
     predictor = process.predictor(model, config, inputs, RowRandom(0, torch.arange(len(rows))), constraints)
     with torch.no_grad():
-        answer = predictor.ask(rows, t, editable)
+        answer = predictor.ask(rows, t, Positions.of(editable))
         where = editable.nonzero(as_tuple=True)
         logits = predictor.constraints(answer.head(answer.rows), rows, *where)
     assert (predictor.fast.body is None) == plain

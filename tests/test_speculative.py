@@ -48,13 +48,12 @@ def marginals_of(table, num_tokens, calls=None):
     log_p = torch.tensor(table).log()
 
     def marginals(xt, t, positions):
-        wanted = positions.any(dim=1)
-        assert ((xt == num_tokens).sum(1) == t)[wanted].all(), "t counts the masks of the row that is asked"
-        assert (xt[positions] == num_tokens).all(), "only masks are asked about"
+        rows, columns, _ = positions
+        assert ((xt == num_tokens).sum(1) == t)[rows].all(), "t counts the masks of the row that is asked"
+        assert (xt[rows, columns] == num_tokens).all(), "only masks are asked about"
         if calls is not None:
-            calls.append(int(wanted.sum()))
+            calls.append(len(positions.asked))
         rank = (num_tokens + 1) ** torch.arange(xt.shape[1]).flip(0)
-        rows, columns = positions.nonzero(as_tuple=True)
         return lambda which: log_p[(xt @ rank)[rows[which]], columns[which]]
 
     return marginals
@@ -281,7 +280,7 @@ def test_every_order_is_as_likely_as_any_other():
     keys, ties = (x.flatten(0, 1) for x in torch.broadcast_tensors(orderings(3)[:, None], orderings(3)[None]))
     xt, editable = masks_of(len(keys), 2, 3)
     some = torch.full((len(keys), 3), 0.5, dtype=torch.float64)
-    script = Script(keys, ties, some, *[some, some * 0 + NEVER_ZERO, some[:, :1]] * 3)
+    script = Script(keys, ties, some, *[torch.cat((some, some * 0 + NEVER_ZERO, some[:, :1]), dim=1)] * 3)
     ask, seen = marginals_of(random_predictor(27, 3, 2, seed=0), 2), []
 
     def listening(rows, t, positions):

@@ -11,6 +11,7 @@ The calls of a row are counted for the row, so that what becomes of it does not 
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from .backbones import Angles, Linear, rotate
 from .fastpath import Batch, Group, attend, attend_all, known_body
+from .positions import Positions
 
 
 class CachedForward:
@@ -39,7 +41,7 @@ class CachedForward:
             raise refused(refresh, f"{type(getattr(model, 'backbone', model)).__name__} as it is here is none of them")
         self.batch, self.refresh = Batch(body, model, attention_mask, lengths), refresh
 
-    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor:
+    def hidden(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> Tensor:
         """See `Forward`; never None.
 
         Raises:
@@ -49,16 +51,20 @@ class CachedForward:
             raise refused(self.refresh, "not under autocast, with gradients, or in training mode")
         if self.batch.begin():
             self._prepare()
-        asked = positions.any(dim=1).nonzero()[:, 0].tolist()
+        asked = self.batch.asked(positions)
         due = [row for row in asked if self.age[row] % self.refresh == 0]
         rest = [row for row in asked if self.age[row] % self.refresh]
-        number = positions.nonzero()[:, 0]
-        out = self.kept[0].new_empty(len(number), self.batch.hidden_size)
+        out = self.kept[0].new_empty(len(positions.rows), self.batch.hidden_size)
+        ends = list(accumulate(positions.counts, initial=0))
         for rows, run in ((due, self._refresh), (rest, self._update)):
-            for group in self.batch.groups(rows, xt, t, positions):
-                here = torch.zeros(len(xt), dtype=torch.bool, device=out.device)
-                here[group.index] = True
-                out[here[number]] = run(group)
+            for group in self.batch.groups(rows, xt, t, positions, others):
+                own = group.index
+                here = (
+                    slice(ends[own.start], ends[own.stop])
+                    if isinstance(own, slice)
+                    else torch.isin(positions.rows, own)
+                )
+                out[here] = run(group)
         for row in asked:
             self.age[row] += 1
         return out
@@ -75,34 +81,35 @@ class CachedForward:
     def _refresh(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, exact; all keys and values of the rows of the group are kept."""
         body, layers = self.batch.body, self.batch.layers
-        *_, position_ids = self.batch.changes(group)
+        position_ids = self.batch.renew(group)
         x = body.embed(group.tokens, position_ids, None if group.shift is None else group.shift[:, None])
-        here, wanted = (group.index, slice(x.shape[1])), group.wanted.nonzero(as_tuple=True)
+        here, wanted = (group.index, slice(x.shape[1])), (group.positions.rows, group.positions.columns)
         for number, layer in enumerate(layers):
             mask, angles = group.sights[body.kind(layer)]
             query, key, value = self._project(number, x, angles, here)
             if number < len(layers) - 1:
                 context = attend_all(query, key, value, mask)
             else:
-                x, context = x[wanted], attend(query[wanted], key, value, mask, group.wanted)
+                x, context = x[wanted], attend(query[wanted], key, value, mask, group.positions)
             x = body.attention_output_and_mlp(layer, context, x)
         return x
 
     def _update(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, from what changed and what is asked about alone."""
         body, layers = self.batch.body, self.batch.layers
-        row, column, number_of, position_ids = self.batch.changes(group, besides=group.wanted)
-        where = torch.zeros_like(group.wanted)
-        where[row, column] = True
+        where, number_of, position_ids = self.batch.changes(group, and_asked=True)
+        row, column, _ = where
+        length = group.tokens.shape[1]
+        places = (each.rows * length + each.columns for each in (where, group.positions))
+        asked = torch.searchsorted(*places)  # which of them are asked about
         shift = None if group.shift is None else group.shift[row]
         x = body.embed(group.tokens[row, column][None], position_ids[row, column][None], shift)[0]
         for number, layer in enumerate(layers):
             mask, angles = group.sights[body.kind(layer)]
             query, *_ = self._project(number, x, angles, (number_of, column), column)
-            key, value = self.kept[number][group.index, : where.shape[1]].unbind(dim=2)
+            key, value = self.kept[number][group.index, :length].unbind(dim=2)
             if number == len(layers) - 1:
-                asked, where = group.wanted[row, column], group.wanted
-                query, x = query[asked], x[asked]
+                where, query, x = group.positions, query[asked], x[asked]
             x = body.attention_output_and_mlp(layer, attend(query, key, value, mask, where), x)
         return x
 

@@ -29,8 +29,8 @@ class Constraints:
 
     Raises:
         ValueError: where a position is left without a token, or is not one that may change; where the logits of a
-            position are no law (`NOT_FINITE`). That is found on the device: on a CPU at once, elsewhere when the next
-            step reads from the device anyway, or at the end (`check`), so that it costs no read of its own.
+            position are no law (`NOT_FINITE`). That is found on the device: on a CPU at once, elsewhere at the end
+            (`check`), so that no step waits for it.
     """
 
     def __init__(self, model_config, config, inputs: GenerationInputs, processor: Callable[..., Any] | None = None):
@@ -65,7 +65,7 @@ class Constraints:
         if bool(forbidden.all()):
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         self.given = bool(config.forbidden_tokens or sets)
-        self.lawless = torch.zeros((), dtype=torch.bool, device=device)  # whether logits were met that are no law
+        self.faults: dict[str, Tensor] = {}  # on the device, () bool each
         self.reads_are_free = device.type == "cpu"
 
     @property
@@ -83,23 +83,30 @@ class Constraints:
             logits = scores
         blocked = self.forbidden if len(self.blocked) == 1 else self.blocked[self.set_of[columns]]
         logits = logits.masked_fill(blocked, -torch.inf)
+        best = logits.amax(dim=-1)
         if self.processor is not None:
-            empty = ~(logits > -torch.inf).any(dim=-1)
-            if bool(empty.any()):
-                raise ValueError(f"logits_processor leaves no token at position {int(columns[empty][0])}")
-        lawless = ~logits.amax(dim=-1).isfinite()  # NaN and +inf are above all others
-        self.lawless = self.lawless | lawless.any()
-        if self.reads_are_free:
-            self.check()
-            return logits
-        return logits.masked_fill_(lawless[:, None], 0.0)  # any token: the row is not handed out
+            self.refuse(best == -torch.inf, "logits_processor leaves no token", columns)
+        lawless = best - best != 0  # of NaN and of infinities, which are above all others, or nothing is above them
+        self.refuse(lawless, NOT_FINITE)
+        return logits if self.reads_are_free else logits.masked_fill_(lawless[:, None], 0.0)  # not handed out
 
-    def check(self, *flags: Tensor) -> list[bool]:
-        """The flags, () bool each, by one read from the device; raises ValueError where logits were met without law."""
-        lawless, *others = torch.stack((self.lawless, *flags)).tolist()
-        if lawless:
-            raise ValueError(NOT_FINITE)
-        return others
+    def refuse(self, wrong: Tensor, message: str, columns: Tensor | None = None) -> None:
+        """Raises ValueError with this message where any of `wrong` (N,) bool is true.
+
+        On a CPU at once, and with the column (N,) of the first that is; elsewhere at the end (`check`), so that nothing
+        waits for it.
+        """
+        if not self.reads_are_free:
+            self.faults[message] = self.faults.get(message, False) | wrong.any()
+        elif bool(wrong.any()):
+            raise ValueError(message if columns is None else f"{message} at position {int(columns[wrong][0])}")
+
+    def check(self) -> None:
+        """Raises ValueError for what was met of what `refuse` refuses."""
+        if self.faults:
+            found = torch.stack(list(self.faults.values())).tolist()
+            for message in (message for message, is_wrong in zip(self.faults, found, strict=True) if is_wrong):
+                raise ValueError(message)
 
     def prior(self, xt: Tensor, editable: Tensor, random: RowRandom) -> Tensor:
         """xt (B, L), its editable tokens drawn anew, each uniform among those that may stand there."""

@@ -157,14 +157,16 @@ def find_order(order: str | Order) -> Order | None:
     return order if callable(order) else ADAPTIVE_ORDERS.get(order)
 
 
+NO_ORDER = "order must return numbers, got nan"
+"""What is said of scores that are none."""
+
+
 def score(order: Order, log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """(N,) float64: an order's scores. log_probs (N, V) float64, tokens (N,) int64, those drawn."""
+    """(N,) float64: an order's scores, nan among them. log_probs (N, V) float64, tokens (N,) int64, those drawn."""
     scores = order(log_probs, tokens)
     if not isinstance(scores, Tensor) or scores.shape != tokens.shape:
         got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(f"order must return one score for each of the {len(tokens)} positions, got {got}")
-    if bool(scores.isnan().any()):
-        raise ValueError("order must return numbers, got nan")
     return scores.to(log_probs)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backbones import Body, Linear, Sight, packed_copy, recognise, rotate
+from .positions import Positions
 
 _ROOM = {"cpu": 1 << 20}
 """Numbers of a hidden state that run through the layers at a time, whole rows each: bounds what a large batch needs."""
@@ -60,10 +61,11 @@ def round_up(count: int) -> int:
 class Forward(Protocol):
     """The network in the calls of one `generate`, by way of its backbone's parts: `FastForward`, `CachedForward`."""
 
-    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
-        """(N, H) behind the last layer in the order of `positions.nonzero()`, for `head`; None: ask the model itself.
+    def hidden(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> Tensor | None:
+        """(N, H) behind the last layer at the positions, for `head`; None: ask the model itself.
 
-        xt: (B, L) int64. t: (B,). positions: (B, L) bool.
+        xt: (B, L) int64. t: (B,). others: how many tokens of each row have changed since it was asked about last, but
+        for those at `positions`; None where it is not known.
         """
 
     def head(self, rows: Tensor) -> Tensor:
@@ -77,8 +79,10 @@ class Group(NamedTuple):
     """Which they are in the batch: a slice where they lie side by side (a view), else a tensor (a copy)."""
     tokens: Tensor
     """(b, L) int64."""
-    wanted: Tensor
-    """(b, L) bool, the positions that are asked about."""
+    positions: Positions
+    """Those that are asked about."""
+    others: list[int] | None
+    """How many tokens of each row besides them have changed; None: it is not known."""
     sights: dict[str, Sight]
     """By the kind of layer."""
     shift: Tensor | None
@@ -103,6 +107,7 @@ class Batch:
         rows, length = self.shape
         like = self.weight.new_empty(1, 1, 1).expand(rows, length, 1)
         self.group = max(1, _ROOM.get(like.device.type, _ROOM_ELSEWHERE) // (length * self.hidden_size))  # rows
+        self.reads_are_free = like.device.type == "cpu"
         self.sights = body.sights(like, None if self.attended is None else self.attended.long())
         self._weights, self._stamp = list(model.parameters()), -1
         self.calls = 0  # since the weights are what they are
@@ -121,12 +126,22 @@ class Batch:
         self._stamp, self.calls = stamp, 1
         self.layers: list[Any] = list(self.body.layers)
         self.decoder, self.packed = Linear(self.model.get_output_embeddings()), False
+        self.true = torch.ones((), dtype=torch.bool, device=self.weight.device)
         self.tokens, self.position_ids = (torch.full(self.shape, -1, device=self.weight.device) for _ in range(2))
         return True
 
-    def groups(self, rows: list[int], xt: Tensor, t: Tensor, positions: Tensor) -> Iterator[Group]:
-        """The rows of those numbers, as many at a time as there is room for."""
+    def asked(self, positions: Positions) -> list[int]:
+        """The rows to run: where the host would have to send which they are, those that nobody asks about, too."""
+        return positions.asked if self.reads_are_free else list(range(self.shape[0]))
+
+    def groups(
+        self, rows: list[int], xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None
+    ) -> Iterator[Group]:
+        """The rows of those numbers that are asked about, as many at a time as there is room for."""
         for some in (rows[start : start + self.group] for start in range(0, len(rows), self.group)):
+            own = positions.within(some)
+            if not own.width:
+                continue
             side_by_side = some[-1] - some[0] == len(some) - 1
             index = slice(some[0], some[-1] + 1) if side_by_side else torch.tensor(some, device=xt.device)
             length = max(self.row_lengths[row] for row in some)
@@ -135,22 +150,35 @@ class Batch:
             if self.timed:
                 ratio = t[index] / self.lengths[index].clamp(min=1)
                 shift = self.model.time_embedding(ratio).to(self.weight.dtype)
-            yield Group(index, xt[index, :length], positions[index, :length], sights, shift)
+            changed = None if others is None else [others[row] for row in some]
+            yield Group(index, xt[index, :length], own, changed, sights, shift)
 
-    def changes(self, group: Group, besides: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def changes(self, group: Group, and_asked: bool = False) -> tuple[Positions, Tensor, Tensor]:
         """Where the tokens of a group differ from those of its last call, which they take the place of.
 
-        besides: (b, L) bool, positions that count as changed. Returns row (n,) in the group, column (n,), row (n,) in
-        the batch; and the position ids (b, L).
+        and_asked: the positions that are asked about count as changed, too; then the host may know how many there are.
+        Returns them, rows of the group; their rows (n,) in the batch; and the position ids (b, L).
         """
         index, tokens = group.index, group.tokens
-        here = index, slice(tokens.shape[1])
+        before = index, slice(tokens.shape[1])
         position_ids = self.body.position_ids(tokens, embedded=self.timed)
-        changed = (tokens != self.tokens[here]) | (position_ids != self.position_ids[here])
-        row, column = (changed if besides is None else changed | besides).nonzero(as_tuple=True)
-        number = row + index.start if isinstance(index, slice) else index[row]
-        self.tokens[number, column], self.position_ids[number, column] = tokens[row, column], position_ids[row, column]
-        return row, column, number, position_ids
+        changed = (tokens != self.tokens[before]) | (position_ids != self.position_ids[before])
+        counts = None
+        if and_asked:
+            asked = group.positions
+            changed = changed.index_put((asked.rows, asked.columns), self.true)
+            if group.others is not None:
+                counts = [a + b for a, b in zip(asked.counts, group.others, strict=True)]
+        where = Positions.of(changed, counts)
+        self.tokens[before], self.position_ids[before] = tokens, position_ids
+        return where, where.rows + index.start if isinstance(index, slice) else index[where.rows], position_ids
+
+    def renew(self, group: Group) -> Tensor:
+        """The position ids (b, L) of a group; its tokens are those of its last call now."""
+        before = group.index, slice(group.tokens.shape[1])
+        self.tokens[before] = group.tokens
+        self.position_ids[before] = position_ids = self.body.position_ids(group.tokens, embedded=self.timed)
+        return position_ids
 
     def head(self, rows: Tensor, projections: list[Linear]) -> Tensor:
         """See `Forward.head`. projections: those that whole rows go through, packed where the layers are."""
@@ -185,13 +213,12 @@ class FastForward:
         if self.body is not None:
             self.batch = Batch(self.body, model, attention_mask, lengths)
 
-    def hidden(self, xt: Tensor, t: Tensor, positions: Tensor) -> Tensor | None:
+    def hidden(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> Tensor | None:
         if self.body is None or not self.batch.takes(xt):
             return None
         if self.batch.begin():
             self._prepare()
-        asked = positions.any(dim=1).nonzero()[:, 0].tolist()
-        parts = [self._run(group) for group in self.batch.groups(asked, xt, t, positions)]
+        parts = [self._run(group) for group in self.batch.groups(self.batch.asked(positions), xt, t, positions)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def head(self, rows: Tensor) -> Tensor:
@@ -202,7 +229,9 @@ class FastForward:
         batch, hidden = self.batch, self.batch.hidden_size
         first, last = (batch.body.projections(batch.layers[end]) for end in (0, -1))
         self.query, self.key_value = Linear(*last, end=hidden), Linear(*last, start=hidden)
-        if not batch.timed:
+        # What changed is found by reading it, and to compute all of it anew is one product more: free reads alone pay.
+        self.keeps_first = batch.reads_are_free and not batch.timed
+        if self.keeps_first:
             self.first = Linear(*first)
             self.input = batch.weight.new_empty(*batch.shape, hidden)
             self.projected = batch.weight.new_empty(*batch.shape, 3, batch.body.heads, hidden // batch.body.heads)
@@ -210,8 +239,9 @@ class FastForward:
     def _run(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, of the rows of one group."""
         body, layers = self.batch.body, self.batch.layers
-        if group.shift is not None:  # the first layer's input changes with the time, everywhere
-            x, between = body.embed(group.tokens, shift=group.shift[:, None]), layers[:-1]
+        if not self.keeps_first:
+            shift = None if group.shift is None else group.shift[:, None]  # the time changes the input everywhere
+            x, between = body.embed(group.tokens, shift=shift), layers[:-1]
         else:
             x, projected = self._first(group)
             query, key, value = projected.unbind(dim=2)
@@ -224,7 +254,7 @@ class FastForward:
     def _first(self, group: Group) -> tuple[Tensor, Tensor]:
         """Input (b, L, H) and queries, keys and values (b, L, 3, heads, d) of the first layer, brought up to date."""
         body, layer = self.batch.body, self.batch.layers[0]
-        row, column, number, position_ids = self.batch.changes(group)
+        (row, column, _), number, position_ids = self.batch.changes(group)
         if len(row):
             x = body.embed(group.tokens[row, column][None], position_ids[row, column][None])[0]
             self.input[number, column] = x
@@ -237,44 +267,42 @@ class FastForward:
 
     def _last(self, group: Group, layer: Any, x: Tensor) -> Tensor:
         """(n, H) behind the last layer at the wanted positions, from its input x (b, L, H)."""
-        body, wanted = self.batch.body, group.wanted
+        body, positions = self.batch.body, group.positions
         mask, angles = group.sights[body.kind(layer)]
-        seen = body.attention_input(layer, x)
-        row, column = wanted.nonzero(as_tuple=True)
-        query = rotate(self.query(seen[row, column]).unflatten(-1, (body.heads, -1)), angles, column)
-        if angles is None and cheaper_unprojected(wanted, body.heads, x.shape[-1]):
-            context = attend_unprojected(query, seen, self.key_value, mask, wanted)
+        seen, here = body.attention_input(layer, x), (positions.rows, positions.columns)
+        query = rotate(self.query(seen[here]).unflatten(-1, (body.heads, -1)), angles, positions.columns)
+        if angles is None and cheaper_unprojected(positions.width, x.shape[1], body.heads, x.shape[-1]):
+            context = attend_unprojected(query, seen, self.key_value, mask, positions)
         else:
             key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-            context = attend(query, rotate(key, angles), value, mask, wanted)
-        return body.attention_output_and_mlp(layer, context, x[row, column])
+            context = attend(query, rotate(key, angles), value, mask, positions)
+        return body.attention_output_and_mlp(layer, context, x[here])
 
 
-def cheaper_unprojected(where: Tensor, heads: int, hidden: int) -> bool:
-    """Whether `attend_unprojected` is the cheaper for the positions `where` (b, L), by half the operations at least.
+def cheaper_unprojected(width: int, length: int, heads: int, hidden: int) -> bool:
+    """Whether `attend_unprojected` is the cheaper for `width` queries of a row, by half the operations at least.
 
     Keys and values of a row are 4 L H^2 operations; without them each of its queries costs 4 H^2 + 4 heads L H instead.
     """
-    length, width = where.shape[1], int(where.sum(dim=1).max())
     return 2 * width * (hidden + heads * length) <= length * hidden
 
 
-def attend_unprojected(query: Tensor, x: Tensor, key_value: Linear, mask: Tensor | None, where: Tensor) -> Tensor:
+def attend_unprojected(query: Tensor, x: Tensor, key_value: Linear, mask: Tensor | None, where: Positions) -> Tensor:
     """(n, H): what `attend` gathers from the keys and values that `key_value` makes of x, neither of which is made.
 
     For few queries the maps change places: q (K x_j) = (q K) x_j, and sum_j a_j (V x_j + v) = V (sum_j a_j x_j) + v,
     since the a_j of a query sum to one. The bias of the keys adds the same to all scores of a query: none.
 
-    query: (n, heads, d) of the positions `where` (b, L). x: (b, L, H). mask: (b or 1, 1, L, L), bool or added, or None.
+    query: (n, heads, d) of the positions `where`. x: (b, L, H). mask: (b or 1, 1, L, L), bool or added, or None.
     """
     _, heads, width = query.shape
     key, value = key_value.weight.view(2, heads, width, -1)
-    queries, mask, row, slot = _side_by_side(torch.bmm(query.transpose(0, 1), key).transpose(0, 1), mask, where)
+    queries, mask, slot = _side_by_side(torch.bmm(query.transpose(0, 1), key).transpose(0, 1), mask, where)
     if mask is not None:
         mask = mask.repeat_interleave(heads, dim=2)
     x = x[:, None]
     gathered = F.scaled_dot_product_attention(queries.flatten(1, 2)[:, None], x, x, attn_mask=mask, scale=width**-0.5)
-    gathered = gathered[:, 0].unflatten(1, (-1, heads))[row, slot]
+    gathered = _one_by_one(gathered[:, 0].unflatten(1, (-1, heads)), where, slot)
     context = torch.bmm(gathered.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1).flatten(1)
     return context if key_value.bias is None else context + key_value.bias[heads * width :]
 
@@ -285,33 +313,41 @@ def attend_all(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where: Tensor) -> Tensor:
-    """(n, heads * d): what the queries (n, heads, d) of the positions `where` (b, L) gather from keys and values.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, where: Positions) -> Tensor:
+    """(n, heads * d): what the queries (n, heads, d) of the positions `where` gather from keys and values.
 
     key, value: (b, L, heads, d). mask: (b or 1, 1, L, L), bool or added, or None.
     """
-    queries, mask, row, slot = _side_by_side(query, mask, where)
+    queries, mask, slot = _side_by_side(query, mask, where)
     context = F.scaled_dot_product_attention(
         queries.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
     )
-    return context.transpose(1, 2)[row, slot].flatten(1)
+    return _one_by_one(context.transpose(1, 2), where, slot).flatten(1)
 
 
-def _side_by_side(query: Tensor, mask: Tensor | None, where: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Queries (b, w, ...) with those of each row side by side, their masks (b, 1, w, L), and the place of each.
+def _side_by_side(query: Tensor, mask: Tensor | None, where: Positions) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Queries (b, w, ...) with those of each row side by side, their masks (b, 1, w, L), and the slot (n,) of each.
 
-    query: (n, ...) of the positions `where` (b, L). mask: (b or 1, 1, L, L) or None. The place of a query is row (n,)
-    and slot (n,); slots behind the last query of a row hold zeros.
+    query: (n, ...) of the positions `where`. mask: (b or 1, 1, L, L) or None. Slots behind the last query of a row hold
+    zeros; where every row has as many, no slot is named.
     """
-    row, column = where.nonzero(as_tuple=True)
-    slot = (where.cumsum(dim=1) - 1)[row, column]
-    rows, width = len(where), int(slot.max()) + 1
-    queries = query.new_zeros(rows, width, *query.shape[1:])
-    queries[row, slot] = query
+    seen = None
     if mask is not None:
-        mask = mask.expand(rows, -1, -1, -1)[:, 0]
-        shape = (rows, width, mask.shape[-1])
-        chosen = mask.new_ones(shape) if mask.dtype == torch.bool else mask.new_zeros(shape)
-        chosen[row, slot] = mask[row, column]
-        mask = chosen[:, None]
-    return queries, mask, row, slot
+        seen = mask[:, 0][where.rows, where.columns] if len(mask) > 1 else mask[0, 0][where.columns]
+    rows, width = len(where.counts), where.width
+    if min(where.counts) == width:
+        together = (rows, width)
+        return query.unflatten(0, together), None if seen is None else seen.unflatten(0, together)[:, None], None
+    slot = torch.arange(len(query), device=query.device) - torch.searchsorted(where.rows, where.rows)
+    queries = query.new_zeros(rows, width, *query.shape[1:])
+    queries[where.rows, slot] = query
+    if seen is not None:
+        shape = (rows, 1, width, seen.shape[-1])
+        mask = seen.new_ones(shape) if seen.dtype == torch.bool else seen.new_zeros(shape)
+        mask[:, 0][where.rows, slot] = seen
+    return queries, mask, slot
+
+
+def _one_by_one(x: Tensor, where: Positions, slot: Tensor | None) -> Tensor:
+    """(n, ...): of what the queries of `_side_by_side` gave (b, w, ...), that of each."""
+    return x.flatten(0, 1) if slot is None else x[where.rows, slot]

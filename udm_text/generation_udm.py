@@ -211,6 +211,7 @@ class Watcher:
         self, model: Any, editable: Tensor, streamer: Any, callback: Callable[..., Any] | None, keeps_trajectory: bool
     ):
         self.model, self.streamer, self.callback, self.keeps_trajectory = model, streamer, callback, keeps_trajectory
+        self.replaces = callback is not None
         self.prompt = int((~editable[0]).long().cumprod(0).sum()) if len(editable) == 1 else 0
         self.trajectory: list[Tensor] = []
 

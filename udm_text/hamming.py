@@ -77,12 +77,14 @@ def log_mean_inverse_count(log_change: Tensor, log_stay: Tensor) -> Tensor:
     return (factors.sum(dim=1, keepdim=True) - factors + log_w).logsumexp(dim=-1)
 
 
-def draw_changes(log_change: Tensor, log_stay: Tensor, t: Tensor, uniforms: Tensor) -> Tensor:
+def draw_changes(log_change: Tensor, log_stay: Tensor, t: Tensor, uniforms: Tensor, most: int | None = None) -> Tensor:
     """Which positions change, given that exactly t do: an exact draw without rejection.
 
     Args:
         log_change, log_stay: as in `count_table`. t: (B,) int64.
         uniforms: (B, L) float64 in (0, 1), one for each position.
+        most: a number that no t exceeds, from a caller who knows it and that every row has positions enough: then
+            nothing is read from the device. None: both are found by reading.
 
     Returns:
         (B, L) bool with exactly t true in each row.
@@ -91,9 +93,13 @@ def draw_changes(log_change: Tensor, log_stay: Tensor, t: Tensor, uniforms: Tens
         ValueError: where fewer than t positions can change.
     """
     length = log_change.shape[1]
-    if ((log_change > NEVER / 2).sum(dim=1) < t).any():
-        raise ValueError("t asks for more changes than a row has positions that can change (log_change above NEVER)")
-    table = count_table(log_change, log_stay, max(1, int(t.max())))
+    if most is None:
+        if ((log_change > NEVER / 2).sum(dim=1) < t).any():
+            raise ValueError(
+                "t asks for more changes than a row has positions that can change (log_change above NEVER)"
+            )
+        most = int(t.max())
+    table = count_table(log_change, log_stay, max(1, most))
     left = t.clone()
     chosen = []
     for i in range(length - 1, -1, -1):

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from .core import Prediction
 from .hamming import NEVER, draw_changes, log_leave_one_out, log_mean_inverse_count
-from .randomness import RowRandom
 
 
 class Change(NamedTuple):
@@ -39,10 +38,10 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Kernel:
-    """draw(change, xt, t, s, churn, random, greedy) -> Prediction; log_rate(change, t) -> (B, L) with
-    log p(i -> v) = log p_i(v) + log_rate_i."""
+    """draw(change, xt, t, s, churn, random, greedy, most) -> Prediction; log_rate(change, t) -> (B, L) with
+    log p(i -> v) = log p_i(v) + log_rate_i. most: see `draw_changes`."""
 
-    draw: Callable[[Change, Tensor, Tensor, Tensor, float, RowRandom, bool], Prediction]
+    draw: Callable[..., Prediction]
     log_rate: Callable[[Change, Tensor], Tensor]
 
 
@@ -59,7 +58,7 @@ def _apply(change: Change, where: Tensor, xt: Tensor) -> Tensor:
     return torch.where(where, change.tokens, xt)
 
 
-def _draw_site(change, xt, t, s, churn, random, greedy):
+def _draw_site(change, xt, t, s, churn, random, greedy, most=None):
     if churn:
         raise ValueError("kernel 'site' draws single positions and has no x0_hat to churn; use 'hamming' or 'free'")
     k = t - s
@@ -76,20 +75,20 @@ def _rate_site(change, t):
     return -change.log_change.logsumexp(dim=-1, keepdim=True).expand_as(change.log_change)
 
 
-def _draw_hamming(change, xt, t, s, churn, random, greedy):
+def _draw_hamming(change, xt, t, s, churn, random, greedy, most=None):
     u = random.uniform(xt.shape[1])
     if greedy:
         if not churn:  # of the t best changes, the t - s most preferred are made
             return Prediction(_apply(change, _best(change, t - s), xt), t=t - s, s=torch.zeros_like(s))
         return Prediction(_apply(change, _best(change, t), xt))
-    return Prediction(_apply(change, draw_changes(change.log_change, change.log_stay, t, u), xt))
+    return Prediction(_apply(change, draw_changes(change.log_change, change.log_stay, t, u, most), xt))
 
 
 def _rate_hamming(change, t):
     return log_leave_one_out(change.log_change, change.log_stay, t) - t[:, None].double().log()
 
 
-def _draw_free(change, xt, t, s, churn, random, greedy):
+def _draw_free(change, xt, t, s, churn, random, greedy, most=None):
     u = random.uniform(xt.shape[1])
     k = t - s
     if greedy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,18 +17,36 @@ from torch import Tensor
 from .caching import CachedForward
 from .constraints import Constraints
 from .core import Prediction, recover_noise
-from .decoding import confidence, draw, find_order, guide, log_probabilities, perturb, score, tempered, truncate
+from .decoding import (
+    NO_ORDER,
+    Order,
+    confidence,
+    draw,
+    find_order,
+    guide,
+    log_probabilities,
+    perturb,
+    score,
+    tempered,
+    truncate,
+)
 from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
 from .kernels import KERNELS, Change
 from .objectives import changes
+from .positions import Positions
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
 
 _CHUNK_ELEMENTS = 1 << 21
 """Log-probabilities held in float64 at a time: 16 MiB. The head makes logits of as many positions at a time."""
+
+_MOST = torch.finfo(torch.float64).max
+
+_DRAWS = 6
+"""Draws of a step, at most, with their numbers for every position."""
 
 _MUST = -1e9
 """log(1 - r_i) where xt_i may not stay; small enough to add up, so that of several the most possible change."""
@@ -73,6 +92,21 @@ class Predictor:
         else:
             self.fast = FastForward(model, self.attention_mask, self.lengths)
         self.num_calls = 0
+        self._grid: list[list[int]] = []
+        self._replaced, self._step = False, 0
+
+    def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
+        """Before a walk from rows xt (B, L) down a grid, K + 1 times B counts: what of it is known beforehand."""
+        self._grid, self._step = grid, 0
+
+    def replaced(self) -> None:
+        """Somebody has put other rows in the place of those of the last step: what was known of them is not."""
+        self._replaced = True
+
+    def _counts(self) -> tuple[list[int], list[int]]:
+        """The counts of the rows before and behind the next step, as numbers of the host."""
+        self._step += 1
+        return self._grid[self._step - 1], self._grid[self._step]
 
     def start(self, inputs: GenerationInputs) -> Tensor:
         """xt (B, L) before the first step, where nothing of the editable positions is given: a draw of the prior."""
@@ -85,17 +119,15 @@ class Predictor:
         free = not (constraints.given or constraints.processor or config.revise or guided(config))
         return config.order == "random" and plain and free and not approximate(config)
 
-    def _any(self, wanted: Tensor) -> bool:
-        """Whether a position is wanted; raises ValueError where the last step met logits without law."""
-        return self.constraints.check(wanted.any())[0]
-
-    def ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
-        """The output for N positions, in the order of `positions.nonzero()`."""
+    def ask(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> NetworkOutput:
+        """The output for N positions, in their order. others: see `Forward.hidden`."""
         self.num_calls += self.readings
         if self.condition is None:
-            return self._ask(xt, t, positions)
+            return self._ask(xt, t, positions, others)
         free = xt.masked_fill(self.condition, self.model.config.mask_token_id)
-        both = self._ask(torch.cat((xt, free)), t.repeat(2), positions.repeat(2, 1))
+        both = self._ask(
+            torch.cat((xt, free)), t.repeat(2), positions.repeat(2), None if others is None else others * 2
+        )
         return NetworkOutput(both.rows.unflatten(0, (2, -1)).transpose(0, 1), partial(self._guided, both.head))
 
     def _guided(self, head: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
@@ -103,19 +135,20 @@ class Predictor:
         conditional, unconditional = head(rows.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(dim=1)
         return guide(conditional, unconditional, self.scale)
 
-    def _ask(self, xt: Tensor, t: Tensor, positions: Tensor) -> NetworkOutput:
-        hidden = self.fast.hidden(xt, t, positions)
+    def _ask(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None) -> NetworkOutput:
+        hidden = self.fast.hidden(xt, t, positions, others)
         if hidden is not None:
             return NetworkOutput(hidden, self.fast.head)
-        rows = positions.any(dim=1)
-        everything = bool(rows.all())
-        pick = (lambda x: x) if everything else (lambda x: x[rows])
+        # rows that rest are left out where the host need not send word of which they are
+        asked = positions.asked if xt.device.type == "cpu" else list(range(len(xt)))
+        pick = (lambda x: x) if len(asked) == len(xt) else (lambda x: x[asked])
+        own = positions.within(asked)
         logits = self.model(
             input_ids=pick(xt),
             attention_mask=None if self.full else pick(self.attention_mask).long(),
             t=pick(t),
             num_editable=pick(self.lengths),
-            positions=pick(positions),
+            positions=(own.rows, own.columns),
         ).logits
         return NetworkOutput(logits, lambda rows: rows)
 
@@ -125,6 +158,8 @@ class Predictor:
         """function(logits (n, V), others (n,)...) by chunks of the N positions, which bounds what is held of logits."""
         size = max(1, _CHUNK_ELEMENTS // (self.readings * self.model.config.vocab_size))
         size = size if size < 64 else size - size % 64  # the kernels of the head like whole blocks
+        if len(output.rows) <= size:
+            return list(function(output.head(output.rows), *others))
         whole: list[Tensor] = []
         for start in range(0, len(output.rows), size):
             chunk = slice(start, start + size)
@@ -170,46 +205,158 @@ def condition(model_config, inputs: GenerationInputs, scale: float | None) -> Te
     return given
 
 
+class Plan(NamedTuple):
+    """A walk whose order is drawn before its first step: which position is revealed when, and by which number.
+
+    rows, columns: (N,) int64, by their step, then row by row. uniforms: (N,) float64. ends: of each step, how many
+    positions are revealed before it. counts: of each step, how many each row reveals.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    uniforms: Tensor
+    ends: list[int]
+    counts: list[list[int]]
+
+    def step(self, number: int) -> tuple[Positions, Tensor]:
+        """What a step reveals, and the uniforms (n,) that draw it."""
+        here = slice(self.ends[number], self.ends[number + 1])
+        return Positions(self.rows[here], self.columns[here], self.counts[number]), self.uniforms[here]
+
+
+def _falls(before: list[int], after: list[int]) -> list[int]:
+    """By how much each count falls, 0 where it does not."""
+    return [max(0, t - s) for t, s in zip(before, after, strict=True)]
+
+
 class MaskPredictor(Predictor):
     """Noise first: a static order shows which positions a step reveals, so the network is asked there only.
 
+    Without `churn` one draw of the noise serves all steps: the posterior of what is left of it, given the positions
+    that are still [MASK], is what a step would draw anew. So of a static order the whole walk is known before its first
+    step (`Plan`); an adaptive one puts the keys of a step in an order of its own. A callback that puts other rows in
+    between ends that: each step draws its noise then.
+
     A step with s > t opens again (`revise`): the s positions whose tokens were the least probable when they were drawn.
+    What is drawn there has numbers of its own, so that the walk up to it is the one without.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         unknown = torch.full(self.editable.shape, torch.inf, dtype=torch.float64, device=self.editable.device)
-        self.draw_probability = unknown  # of the token that stands at each position, when it was drawn
+        self.draw_probability = self._nothing = unknown  # of the token that stands at each position, when it was drawn
+        self._seen: list[int] | None = None  # [MASK] in each row when the network was asked last
+        self.noise: TokenNoise | None = None  # of the whole walk
+        self.plan: Plan | None = None
+        self.adaptive = find_order(self.config.order)
+
+    def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
+        super().begin(xt, grid)
+        config, length = self.config, xt.shape[1]
+        if self.noise is None and not self._replaced and not config.churn:
+            self.noise = self._noise(xt, None, self._static_scores(xt))
+            if self.adaptive is None:
+                self._uniforms = self.random.uniform(length)
+                if not config.revise:
+                    self.plan = self._make_plan(xt, grid, self.noise)
+            if config.revise and self.adaptive is None:
+                scores = self._static_scores(xt)
+                self._keys_again = self.random.uniform(length) if scores is None else scores.double()
+                self._uniforms_again = self.random.uniform(length)
+                self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
+        if self.noise is None or self.adaptive is not None:
+            self.random.expect((len(grid) - 1) * _DRAWS)
+
+    def replaced(self) -> None:
+        super().replaced()
+        self.noise = self.plan = None
+
+    def _make_plan(self, xt: Tensor, grid: list[list[int]], noise: TokenNoise) -> Plan:
+        length, steps = xt.shape[1], len(grid) - 1
+        # a position of rank r leaves at the step from t > r to s <= r; one that is not [MASK] never does
+        rising = torch.tensor(grid, device=xt.device).flip(0).T.contiguous()
+        number = steps - torch.searchsorted(rising, ranks(noise.keys), right=True)
+        number = number.masked_fill(~(self.process.corrupted(xt) & self.editable), steps)
+        order = number.flatten().argsort(stable=True)
+        counts = [_falls(*pair) for pair in pairwise(grid)]
+        ends = list(accumulate(map(sum, counts), initial=0))
+        own_rows, columns = torch.div(order, length, rounding_mode="floor"), order % length
+        return Plan(own_rows, columns, self._uniforms.flatten()[order], ends, counts)
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
-        uniforms = self.random.uniform(xt.shape[1])
-        adaptive, gumbel = find_order(self.config.order), None
-        if self.config.order_noise:
-            gumbel = self.random.uniform(xt.shape[1])
-        if adaptive is None:
-            scores = None
-            if self.config.order == "left_to_right":
-                scores = -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
-            noise = self._remask_least_confident(self._noise(xt, t, scores), t, s)
-            wanted = self.process.changing(xt, s, noise)
+        before, after = self._counts()
+        if self.adaptive is not None:
+            return self._by_adaptive_order(self.adaptive, xt, t, s, before, after)
+        if self.plan is not None and self.noise is not None:
+            noise = self.noise
+            positions, own = self.plan.step(self._step - 1)
         else:
-            noise, wanted = None, self.process.corrupted(xt) & self.editable & (t > s)[:, None]
-        if not self._any(wanted):
-            noise = noise if noise is not None else self._remask_least_confident(self._noise(xt, t, None), t, s)
+            noise, uniforms = self._static_step(xt, t, s, before, after)
+            known = None if self.noise is None else _falls(before, after)
+            positions = Positions.of(self.process.changing(xt, s, noise), known)
+            own = uniforms[positions.rows, positions.columns]
+        if not positions.width:
             return Prediction(xt, noise)
-        output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
-        pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
-        tokens, scores, probability = pieces
-        self.draw_probability = self.draw_probability.masked_scatter(wanted, probability)
-        if adaptive is not None:
-            ranking = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-            ranking[wanted] = (
-                scores if gumbel is None else perturb(adaptive, scores, self.config.order_noise, gumbel[wanted])
-            )
-            noise = self._remask_least_confident(self._noise(xt, t, ranking), t, s)
-            if self.config.threshold is not None:  # order by confidence: the scores are probabilities
-                s = s.minimum(t - (ranking > self.config.threshold).sum(dim=1))
-        return Prediction(xt.masked_scatter(wanted, tokens), noise, s=s)
+        tokens, _ = self._read(xt, t, positions, own)
+        return Prediction(xt.index_put((positions.rows, positions.columns), tokens), noise)
+
+    def _static_step(
+        self, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
+    ) -> tuple[TokenNoise, Tensor]:
+        """The noise of a step, and the uniforms (B, L) that its tokens are drawn by."""
+        if self.noise is None:
+            uniforms = self.random.uniform(xt.shape[1])
+            noise = self._noise(xt, t, self._static_scores(xt))
+            return self._remask_least_confident(noise, t, s, before, after), uniforms
+        corrupted = self.process.corrupted(xt) & self.editable
+        again = self._nothing.masked_fill(~corrupted, torch.inf).where(~corrupted, self._keys_again)
+        noise = self.noise._replace(keys=torch.where(self._risen, again, self.noise.keys))
+        uniforms = torch.where(self._risen, self._uniforms_again, self._uniforms)
+        noise = self._remask_least_confident(noise, t, s, before, after)
+        self._risen = self._risen | (s > t)[:, None]
+        return noise, uniforms
+
+    def _by_adaptive_order(
+        self, adaptive: Order, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
+    ) -> Prediction:
+        config, length = self.config, xt.shape[1]
+        uniforms = self.random.uniform(length)
+        gumbel = self.random.uniform(length) if config.order_noise else None
+        corrupted = self.process.corrupted(xt) & self.editable
+        falling = [fall > 0 for fall in _falls(before, after)]
+        wanted = corrupted if all(falling) else corrupted & (t > s)[:, None]
+        known = None if self._replaced else [a if falls else 0 for a, falls in zip(before, falling, strict=True)]
+        positions = Positions.of(wanted, known if not config.churn else None)
+        here, keys = (positions.rows, positions.columns), self._nothing.masked_fill(corrupted, 0.0)
+        tokens = xt.new_zeros(0)
+        if positions.width:
+            tokens, scores = self._read(xt, t, positions, uniforms[here])
+            if gumbel is not None:
+                scores = perturb(adaptive, scores, config.order_noise, gumbel[here])
+            keys = keys.index_put(here, scores)  # the highest leaves first; a row that rests keeps all
+            if config.threshold is not None:  # order by confidence: the scores are probabilities
+                sure = torch.zeros_like(t).index_add(0, positions.rows, (scores > config.threshold).long())
+                s = s.minimum(t - sure)
+        noise = self._noise(xt, t, keys) if self.noise is None else self.noise._replace(keys=keys)
+        noise = self._remask_least_confident(noise, t, s, before, after)
+        return Prediction(xt.index_put(here, tokens) if positions.width else xt, noise, s=s)
+
+    def _read(self, xt: Tensor, t: Tensor, positions: Positions, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (N,) drawn at the positions, and their scores in an adaptive order."""
+        here, before = (positions.rows, positions.columns), self._grid[self._step - 1]
+        others = None if self.noise is None else _falls(self._seen or before, before)
+        self._seen = before
+        output = self.ask(xt, t, positions, others)
+        tokens, scores, probability = self._by_chunks(partial(self._position, xt), output, *here, uniforms)
+        if self.config.revise:
+            self.draw_probability = self.draw_probability.index_put(here, probability)
+        return tokens, scores
+
+    def _static_scores(self, xt: Tensor) -> Tensor | None:
+        """(B, L) where the order is that of the positions, None where it is random."""
+        if self.config.order != "left_to_right":
+            return None
+        return -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
@@ -219,18 +366,25 @@ class MaskPredictor(Predictor):
         if config.top_k is not None or config.top_p is not None:
             scores = truncate(scores, config.top_k, config.top_p)
         tokens = draw(scores, uniforms)
-        adaptive = find_order(config.order)
-        if adaptive is None and not config.revise:
+        if self.adaptive is None and not config.revise:
             return tokens, uniforms, uniforms
         # by the model's own probabilities: temperature 0 or top_k 1 would make every token equally sure
         own = log_probabilities(logits)
-        return tokens, uniforms if adaptive is None else score(adaptive, own, tokens), confidence(own, tokens)
+        scores = uniforms
+        if self.adaptive is not None:
+            scores = score(self.adaptive, own, tokens)
+            if callable(config.order):
+                self.constraints.refuse(scores.isnan(), NO_ORDER)
+                scores = scores.clamp(-_MOST, _MOST)
+        return tokens, scores, confidence(own, tokens) if config.revise else uniforms
 
-    def _remask_least_confident(self, noise: TokenNoise, t: Tensor, s: Tensor) -> TokenNoise:
+    def _remask_least_confident(
+        self, noise: TokenNoise, t: Tensor, s: Tensor, before: list[int], after: list[int]
+    ) -> TokenNoise:
         """The noise; in rows with s > t its smallest keys stand at the positions that were drawn the least surely."""
-        rises = (s > t)[:, None]
-        if not self.config.revise or not bool(rises.any()):
+        if not self.config.revise or not any(_falls(after, before)):
             return noise
+        rises = (s > t)[:, None]
         draw_probability = self.draw_probability.clamp(max=2.0).masked_fill(~self.editable, torch.inf)
         order = ranks(draw_probability)
         keys = ((order + 0.5) / order.shape[1]).masked_fill(~self.editable, torch.inf)
@@ -261,22 +415,32 @@ class SubstitutePredictor(Predictor):
             xt = self.constraints.prior(xt, inputs.editable, self.random)
         return xt
 
+    def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
+        super().begin(xt, grid)
+        self._editable_counts: list[int] = self.editable.sum(dim=1).tolist()
+        self.random.expect((len(grid) - 1) * _DRAWS)
+
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        before, after = self._counts()
         uniforms = self.random.uniform(xt.shape[1])
         wanted = self.editable & (t > s)[:, None]
+        asked = zip(self._editable_counts, before, after, strict=True)
+        positions = Positions.of(wanted, [count if a > b else 0 for count, a, b in asked])
         never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
-        change = Change(never, torch.zeros_like(never), xt)
-        if self._any(wanted):
-            output, indices = self.ask(xt, t, wanted), wanted.nonzero(as_tuple=True)
-            pieces = self._by_chunks(partial(self._position, xt), output, *indices, uniforms[wanted])
-            wholes = (never, torch.zeros_like(never), xt)
-            change = Change(*(x.masked_scatter(wanted, piece) for x, piece in zip(wholes, pieces, strict=True)))
+        blank = never, torch.zeros_like(never), xt
+        change = Change(*blank)
+        if positions.width:
+            here = positions.rows, positions.columns
+            output = self.ask(xt, t, positions, others=[0] * len(xt))  # what changes is always asked about
+            pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
+            change = Change(*(x.index_put(here, piece) for x, piece in zip(blank, pieces, strict=True)))
         greedy = self.config.temperature == 0
         kernel = KERNELS[self.config.kernel or self.model.config.kernel]
         able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
         t = t.minimum(able)
         s = s.minimum(t)
-        prediction = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy)
+        most = max(before, default=0)
+        prediction = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy, most)
         return prediction._replace(
             t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
         )

@@ -95,7 +95,7 @@ def ranks(keys: Tensor) -> Tensor:
 
 def corrupted_set(keys: Tensor, t: Tensor) -> Tensor:
     """S_t: (B, L) bool, the editable positions whose rank is below t. keys: (B, L), t: (B,)."""
-    return (ranks(keys) < t[:, None]) & torch.isfinite(keys)
+    return (ranks(keys) < t[:, None]) & (keys < torch.inf)
 
 
 def _editable(x: Tensor, editable: Tensor | None) -> Tensor:
@@ -255,21 +255,28 @@ class SubstituteProcess:
                 "process 'substitute' needs at least 2 tokens that may stand at an editable position, "
                 f"the vocabulary has {len(allowed)}"
             )
-        self.allowed = allowed
+        self.allowed = self._there = allowed
         self.num_tokens = len(allowed)
 
     @classmethod
     def from_config(cls, config: Any) -> SubstituteProcess:
         return cls(config.allowed_token_ids())
 
-    def _index(self, tokens: Tensor) -> Tensor:
-        allowed = self.allowed.to(tokens.device)
-        return torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
+    def _allowed_on(self, device: torch.device) -> Tensor:
+        """`allowed`, sent to a device once."""
+        if self._there.device != device:
+            self._there = self.allowed.to(device)
+        return self._there
 
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
-        index = self._index(tokens)
-        if ((self.allowed.to(tokens.device)[index] != tokens) & editable).any():
-            raise ValueError(f"{name} holds a token that may not stand at an editable position (special or [MASK])")
+        allowed = self._allowed_on(tokens.device)
+        index = torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
+        wrong = ((allowed[index] != tokens) & editable).any()
+        message = f"{name} holds a token that may not stand at an editable position (special or [MASK])"
+        if tokens.device.type != "cpu":
+            torch._assert_async(~wrong, message)  # found on the device: a read would keep it waiting in every step
+        elif wrong:
+            raise ValueError(message)
         return index
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
@@ -286,7 +293,7 @@ class SubstituteProcess:
             raise ValueError("this noise carries no shifts: it was made by a mask process")
         chosen = corrupted_set(noise.keys, t)
         index = (self._checked(x0, chosen, "x0") + noise.shifts) % self.num_tokens
-        return torch.where(chosen, self.allowed.to(x0.device)[index], x0)
+        return torch.where(chosen, self._allowed_on(x0.device)[index], x0)
 
     def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
         """(B, L) bool: where xt differs from x0."""
@@ -322,7 +329,7 @@ class SubstituteProcess:
         """x with a uniform allowed token on every editable position."""
         editable, random = _editable(x, editable), _source(x, random)
         index = (random.uniform(x.shape[1]) * self.num_tokens).long()
-        return torch.where(editable, self.allowed.to(x.device)[index], x)
+        return torch.where(editable, self._allowed_on(x.device)[index], x)
 
     def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
         """As in `TokenProcess`."""

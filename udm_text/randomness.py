@@ -7,14 +7,19 @@ generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 20
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_AHEAD = 1 << 15
+_AHEAD = {"cpu": 1 << 15}
 """Numbers that are made ahead of the calls for them, at most."""
+
+_AHEAD_ELSEWHERE = 1 << 22
+"""The same on accelerators, where a few numbers take as long as many."""
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -28,18 +33,24 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, i
         Four int64 tensors of that shape, each holding 32 random bits.
     """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    k0, k1 = key
     # both halves of a round at once: few, larger operations
     even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
     column = (2, *[1] * c0.ndim)
-    keys = [[(k0 + i * _WEYL[0]) & _WORD, (k1 + i * _WEYL[1]) & _WORD] for i in range(10)]
-    schedule = torch.tensor(keys, device=even.device).view(10, *column).unbind()
-    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
-    for round_key in schedule:
+    constants = _constants(*key, str(even.device))
+    multipliers = constants[0].view(column)
+    for round_key in constants[1:].view(10, *column).unbind():
         # int64 products wrap around; the shift is arithmetic, so the high word is masked back to 32 bits
         product = (even * multipliers).flip(0)
         even, odd = (product >> 32).bitwise_and_(_WORD).bitwise_xor_(odd).bitwise_xor_(round_key), product & _WORD
     return even[0], odd[0], even[1], odd[1]
+
+
+@lru_cache(maxsize=256)
+def _constants(k0: int, k1: int, device: str) -> Tensor:
+    """(11, 2) int64: the multipliers of a round, and the keys of the ten; sent to a device once."""
+    keys = [[(k0 + i * _WEYL[0]) & _WORD, (k1 + i * _WEYL[1]) & _WORD] for i in range(10)]
+    with torch.inference_mode(False):
+        return torch.tensor([list(_MULTIPLIERS), *keys], device=device)
 
 
 class RowRandom:
@@ -61,6 +72,7 @@ class RowRandom:
         self.rows = rows
         self.draws = 0
         self._ahead: tuple[int, int, Tensor] = 0, 0, torch.empty(0)
+        self._expected = 0
 
     @classmethod
     def fresh(cls, num_rows: int, device: torch.device | str = "cpu", generator: torch.Generator | None = None):
@@ -78,12 +90,18 @@ class RowRandom:
         if width != n or not 0 <= self.draws - first < len(block):
             # Calls alike come in runs, and few numbers cost as much as many: each time twice as many draws are made.
             follows = width == n and self.draws == first + len(block)
-            room = max(1, _AHEAD // max(1, n * len(self.rows)))
-            first, count = self.draws, min(2 * len(block), room) if follows else 1
-            block = self._uniform(first, count, n)
+            most = _AHEAD.get(self.rows.device.type, _AHEAD_ELSEWHERE)
+            room = max(1, most // max(1, n * len(self.rows)))
+            first, wish = self.draws, max(2 * len(block) if follows else 1, self._expected)
+            self._expected = 0
+            block = self._uniform(first, min(wish, room), n)
             self._ahead = n, first, block
         self.draws += 1
         return block[self.draws - 1 - first]
+
+    def expect(self, draws: int) -> None:
+        """So many calls of `uniform` will follow, all of one n: their numbers are made together where there is room."""
+        self._expected = draws
 
     def _uniform(self, first: int, count: int, n: int) -> Tensor:
         """(count, B, n): the draws from `first` on."""

@@ -6,7 +6,7 @@ Each hands every step to `core.denoise` or, where several tokens are settled by 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,15 @@ from .randomness import RowRandom
 from .schedules import with_revision
 from .speculative import Drafts, speculate
 
-Watch = Callable[[int, Tensor, Tensor], Tensor]
-"""watch(step, xs, s) -> xs: sees the rows (B, L) after each step, s (B,) what is still corrupted; may replace them."""
+
+class Watch(Protocol):
+    """Who sees the rows between steps."""
+
+    replaces: bool
+    """Whether it may put others in their place, or write in them."""
+
+    def __call__(self, step: int, xs: Tensor, s: Tensor) -> Tensor:
+        """The rows (B, L) after a step, s (B,) positions of them corrupted; returns those to go on with."""
 
 
 class Walk(NamedTuple):
@@ -52,15 +59,27 @@ def step_by_step(start: Start) -> Walk:
     """Every step that the grid names, and then those of a revision (`revise`)."""
     process, predictor, xt, times, config, editable, random, watch = start
     grid = with_revision(times, config.revise) if config.revise else times
+    predictor.begin(xt, grid.tolist())
 
     def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
-        return watch(step, xs, grid[step + 1])
+        return _watched(watch, predictor, step, xs, grid[step + 1])
 
     how: dict[str, Any] = {"editable": editable, "random": random, "on_step": on_step}
     sequences = denoise(process, predictor, xt, list(grid), config.churn, **how)
     falls = (grid[:-1] - grid[1:]).clamp(min=0)
     settled = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)
     return Walk(sequences, (grid[1:] != grid[:-1]).sum(dim=0), settled)
+
+
+def _watched(watch: Watch, predictor: Any, step: int, xs: Tensor, s: Tensor) -> Tensor:
+    """The rows to go on with; the predictor is told where they are others."""
+    if not watch.replaces:
+        return watch(step, xs, s)
+    before = xs.clone()
+    after = watch(step, xs, s)
+    if not torch.equal(after, before):
+        predictor.replaced()
+    return after
 
 
 def by_threshold(start: Start) -> Walk:
@@ -71,16 +90,20 @@ def by_threshold(start: Start) -> Walk:
     """
     process, predictor, xt, times, _, editable, random, watch = start
     first, steps = (process.corrupted(xt, xt) & editable).sum(dim=1), torch.zeros_like(times[0])
+    floors = times.tolist()
     for step, floor in enumerate(times[1:]):
         t = (process.corrupted(xt, xt) & editable).sum(dim=1)
-        if not t.any():
+        before = t.tolist()  # how far the rows are is seen in them alone: the one read of a step
+        if not any(before):
             break
         steps += t > 0
         s = floor.minimum(t - 1).clamp(min=0)
+        after = [max(0, min(a, b - 1)) for a, b in zip(floors[step + 1], before, strict=True)]
+        predictor.begin(xt, [before, after])
 
         def on_step(_: int, xs: Tensor, prediction: Prediction, step: int = step) -> Tensor:
             assert prediction.s is not None  # the predictor of a threshold says it
-            return watch(step, xs, prediction.s)
+            return _watched(watch, predictor, step, xs, prediction.s)
 
         xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=on_step)
     return Walk(xt, steps, first.double() / steps.clamp(min=1))

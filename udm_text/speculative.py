@@ -29,6 +29,7 @@ from .constraints import Constraints
 from .core import recover_noise
 from .decoding import STATIC_ORDERS, draw, log_probabilities, truncate
 from .generation_options import refuse_beside_speculation
+from .positions import Positions
 from .predictors import MaskPredictor
 from .processes import ranks
 from .randomness import RowRandom
@@ -36,9 +37,9 @@ from .randomness import RowRandom
 LogProbs = Callable[[Tensor], Tensor]
 """log_probs(which (n,) int64): (n, V) float64 log-probabilities of n of the positions that were asked about."""
 
-Marginals = Callable[[Tensor, Tensor, Tensor], LogProbs]
-"""marginals(xt (R, L) int64, t (R,) int64, positions (R, L) bool): one network call. Its `LogProbs` count the positions
-in the order of `positions.nonzero()`. Rows without a position need not be computed."""
+Marginals = Callable[[Tensor, Tensor, Positions], LogProbs]
+"""marginals(xt (R, L) int64, t (R,) int64, positions): one network call. Its `LogProbs` count the positions in their
+order. Rows without a position need not be computed."""
 
 
 class Drafts(NamedTuple):
@@ -99,6 +100,7 @@ def speculative_round(
     ahead: Tensor | None,
     ready: Tensor,
     uniforms: tuple[Tensor, Tensor, Tensor],
+    counts: list[tuple[int, bool]] | None = None,
 ) -> Round:
     """One round, one call, for every row that has positions left (some must); the others rest.
 
@@ -109,8 +111,10 @@ def speculative_round(
             that are `ready` (B,); the others have no drafts this time. None: no row has. The law does not depend on it.
         uniforms: float64 in (0, 1): (B, k) to draw the drafts, (B, k) to keep them, (B, 1) for the token behind those
             that are kept.
+        counts: `left` and `ready` of each row, as the host knows them; None: they are read.
     """
     u_draft, u_keep, u_last = uniforms
+    counts = _read(left, ready) if counts is None else counts
     k, batch = u_draft.shape[1], torch.arange(len(xt), device=xt.device)
     slots = torch.arange(k + 1, device=xt.device)
     order = pad(rank.argsort(dim=1), (0, max(0, 2 * k + 1 - rank.shape[1])))  # (B, 2k + 1 or more) positions
@@ -123,7 +127,9 @@ def speculative_round(
     wanted = (
         read[..., None] & (column_rank >= filled) & (column_rank <= filled + k) & (column_rank < left[:, None, None])
     )
-    log_probs = marginals(rows.flatten(0, 1), (left[:, None] - slots).flatten(), wanted.flatten(0, 1))
+    asked = [min(k + 1, n - j) if j < n and (j == 0 or drafts) else 0 for n, drafts in counts for j in range(k + 1)]
+    positions = Positions.of(wanted.flatten(0, 1), asked)
+    log_probs = marginals(rows.flatten(0, 1), (left[:, None] - slots).flatten(), positions)
     number = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
     p = _laid_out(log_probs, number.gather(2, order[:, : k + 1, None])[..., 0], read)  # (B, k + 1, V)
 
@@ -144,14 +150,24 @@ def speculative_round(
     following = kept[:, None] + 1 + slots[:k]  # turns of the next drafts, of the row with those kept
     known = following < left[:, None]
     ahead = None
-    if known.any():
+    if max(n for n, _ in counts) > 1:
         ahead = _laid_out(log_probs, number[batch, kept].gather(1, order.gather(1, following)), known)
     return Round(xs, ahead, left > settled, settled, kept, offered & (slots[:k] <= kept[:, None]))
 
 
 def _laid_out(log_probs: LogProbs, number: Tensor, known: Tensor) -> Tensor:
-    """(B, n, V): the laws of those numbers (B, n) that are known (B, n), some must; elsewhere any of them."""
+    """(B, n, V): the laws of those numbers (B, n) that are known (B, n); elsewhere any law."""
+    if known.device.type != "cpu":  # to learn how many are known would take longer than the law of all
+        return log_probs(number.clamp(min=0).flatten()).unflatten(0, number.shape)
+    if not known.any():
+        return log_probs(number[:1, :1].flatten().clamp(min=0)).expand(*number.shape, -1)
     return log_probs(number[known])[(known.flatten().cumsum(0) - 1).clamp(min=0).view(known.shape)]
+
+
+def _read(left: Tensor, ready: Tensor) -> list[tuple[int, bool]]:
+    """Both of each row, by one read from the device."""
+    pairs = torch.stack((left, ready.long()), dim=1).tolist()
+    return [(n, bool(drafts)) for n, drafts in pairs]
 
 
 def _at(tokens: Tensor, rank: Tensor) -> Tensor:
@@ -200,23 +216,30 @@ def speculate(
     rounds, tokens = torch.zeros_like(left), torch.zeros_like(left)
     tested = torch.zeros(len(xt), k, dtype=torch.int64, device=xt.device)
     accepted = tested.clone()
-    for number in range(int(left.max()) if len(left) else 0):
+    most = int(left.max()) if len(left) else 0
+    if most:
+        random.expect(most)
+    for number in range(most):
         open_ = process.corrupted(xt, xt) & editable
         left = open_.sum(dim=1)
-        if not left.any():
+        counts = _read(left, ready)
+        if not any(n for n, _ in counts):
             break
         rank = ranks((-keys).masked_fill(~open_, torch.inf))  # the largest key is the first to be revealed
-        uniforms = random.uniform(k), random.uniform(k), random.uniform(1)
-        done = speculative_round(marginals, xt, rank, left, ahead, ready, uniforms)
+        u_draft, u_keep, u_last = random.uniform(2 * k + 1).split((k, k, 1), dim=1)
+        uniforms = u_draft, u_keep, u_last
+        done = speculative_round(marginals, xt, rank, left, ahead, ready, uniforms, counts)
         xt, ahead, ready = done.xs, done.ahead, done.ready
         rounds, tokens = rounds + (left > 0), tokens + done.settled
         tested = tested + done.tested
         accepted = accepted + (done.tested & (torch.arange(k, device=xt.device) < done.kept[:, None]))
         if on_round is not None:
-            before = xt.clone()
+            replaces = getattr(on_round, "replaces", True)
+            before = xt.clone() if replaces else xt
             replaced = on_round(number, xt, left - done.settled)
             xt = xt if replaced is None else replaced
-            ready = ready & (xt == before).all(dim=1)  # ranks and marginals are those of the row as it was
+            if replaces:
+                ready = ready & (xt == before).all(dim=1)  # ranks and marginals are those of the row as it was
     return Speculation(xt, rounds, tokens, Drafts(tested, accepted))
 
 
@@ -228,12 +251,12 @@ class SpeculativePredictor(MaskPredictor):
         spread = (x.repeat_interleave(rows, dim=0) if isinstance(x, Tensor) else x for x in inputs)
         super().__init__(model, process, config, type(inputs)(*spread), random, constraints)
 
-    def marginals(self, xt: Tensor, t: Tensor, positions: Tensor) -> LogProbs:
+    def marginals(self, xt: Tensor, t: Tensor, positions: Positions) -> LogProbs:
         """`Marginals` with constraints, temperature, top_k and top_p: p and q alike are what is drawn from.
 
         Hidden rows of all positions are held, logits are made of those whose law is asked for.
         """
-        rows, columns = positions.nonzero(as_tuple=True)
+        rows, columns, _ = positions
         output = self.ask(xt, t, positions)
 
         def log_probs(which: Tensor) -> Tensor:

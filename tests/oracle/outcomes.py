@@ -31,6 +31,9 @@ class Script:
         assert call.shape[1] == n, f"the script has {call.shape[1]} numbers for this call, the code asks for {n}"
         return call.clone()
 
+    def expect(self, draws: int) -> None:
+        """Nothing is made ahead."""
+
     def used_up(self) -> bool:
         return not self.calls
 
