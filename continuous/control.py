@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from udm_text.core import Prediction, denoise
+from udm_text.devices import demand
 from udm_text.randomness import RowRandom
 
 from .processes import GaussianProcess, ImageProcess, check_finite
@@ -48,8 +49,7 @@ def classifier_guided(
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
         a, b = process.coefficients(t, xt)
-        if not bool((a > 0).all()):
-            raise ValueError("classifier guidance needs a_t > 0: at rectified flow's T, xt says nothing of x0")
+        demand(a > 0, "classifier guidance needs a_t > 0: at rectified flow's T, xt says nothing of x0")
         with torch.enable_grad():
             leaf = xt.detach().requires_grad_()
             value = log_prob(leaf, t)

@@ -10,6 +10,7 @@ Source: Bansal et al., "Cold Diffusion" (2208.09392) for the four families; the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -47,8 +48,9 @@ class Blur:
         _positive("std", self.std)
 
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
-        rows, columns = (_cosines(n, x0) for n in x0.shape[-2:])
-        frequency = _squares(x0.shape[-2], x0)[:, None] + _squares(x0.shape[-1], x0)[None, :]
+        where = x0.dtype, x0.device
+        rows, columns = (_cosines(n, *where) for n in x0.shape[-2:])
+        frequency = _squares(x0.shape[-2], *where)[:, None] + _squares(x0.shape[-1], *where)[None, :]
         std = per_row(self.std * t.to(torch.float64) / self.T, x0)
         blurred = rows.T @ ((rows @ x0 @ columns.T) * torch.exp(-0.5 * std**2 * frequency)) @ columns
         return torch.where(per_row(t, x0, t.dtype) > 0, blurred, x0)  # two transforms leave a rounding error
@@ -83,7 +85,7 @@ class PixelMask:
     def missing(self, t: Tensor, height: int, width: int) -> Tensor:
         """(B, 1, height, width) bool: which pixels are missing at t."""
         count = (t.to(torch.float64) * (height * width) / self.T).round().long()
-        return (self.ranks(height, width).to(t.device) < count[:, None, None])[:, None]
+        return (_ranks_on(self, height, width, t.device) < count[:, None, None])[:, None]
 
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
         return x0.masked_fill(self.missing(t, *x0.shape[-2:]), self.fill)
@@ -131,8 +133,7 @@ class Desaturate:
     def __call__(self, x0: Tensor, t: Tensor) -> Tensor:
         if x0.shape[1] != 3:
             raise ValueError(f"desaturation needs images of 3 channels, got {tuple(x0.shape)}")
-        weights = torch.tensor((0.299, 0.587, 0.114), dtype=x0.dtype, device=x0.device)
-        grey = (x0 * weights[:, None, None]).sum(1, keepdim=True)
+        grey = (x0 * _luma(x0.dtype, x0.device)).sum(1, keepdim=True)
         return torch.lerp(x0, grey.expand_as(x0), per_row(t.to(torch.float64) / self.T, x0).expand_as(x0))
 
 
@@ -184,13 +185,28 @@ def _positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
-def _cosines(n: int, like: Tensor) -> Tensor:
+# Constants, sent to a device once.
+
+
+@functools.lru_cache(maxsize=64)
+def _cosines(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The orthonormal cosine transform (DCT-II) of n points as a matrix: row k holds wave k."""
     k = torch.arange(n, dtype=torch.float64)
     waves = torch.cos(math.pi / n * k[:, None] * (k[None, :] + 0.5)) * math.sqrt(2 / n)
     waves[0] *= math.sqrt(0.5)
-    return waves.to(like)
+    return waves.to(device, dtype)
 
 
-def _squares(n: int, like: Tensor) -> Tensor:
-    return (math.pi / n * torch.arange(n, dtype=torch.float64)).square().to(like)
+@functools.lru_cache(maxsize=64)
+def _squares(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return (math.pi / n * torch.arange(n, dtype=torch.float64)).square().to(device, dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor((0.299, 0.587, 0.114), dtype=dtype, device=device)[:, None, None]
+
+
+@functools.lru_cache(maxsize=64)
+def _ranks_on(mask: PixelMask, height: int, width: int, device: torch.device) -> Tensor:
+    return mask.ranks(height, width).to(device)

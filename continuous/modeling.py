@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from udm_text.common import choices
+from udm_text.devices import demand, reads_are_free
 
 from .degradations import per_row
 from .networks import NETWORKS, network
@@ -172,10 +173,8 @@ class ImageDenoiser(PreTrainedModel):
             return torch.full((rows,), number, dtype=torch.int64, device=self.device)
         if labels.shape != (rows,) or labels.dtype != torch.int64:
             raise ValueError(f"labels must be ({rows},) int64, got {tuple(labels.shape)} {labels.dtype}")
-        if labels.numel() and not -1 <= int(labels.min()) <= int(labels.max()) < number:
-            raise ValueError(
-                f"labels must lie in 0..{number - 1}, or be -1 for no class, got {labels.unique().tolist()}"
-            )
+        wrong = f"labels must lie in 0..{number - 1}, or be -1 for no class"
+        demand((labels >= -1) & (labels < number), wrong, lambda: f", got {labels.unique().tolist()}")
         return torch.where(labels < 0, number, labels).to(self.device)
 
     def forward(self, xt: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -212,6 +211,8 @@ class ImageDenoiser(PreTrainedModel):
         model_output, share = self.split_output(self(xt, t, self.label_row(labels, len(xt))))
         x0 = self.to_x0(model_output, xt, t)
         finite = torch.isfinite(x0) if share is None else torch.isfinite(x0) & torch.isfinite(share)
+        if not reads_are_free(x0.device):
+            return torch.where(finite, x0, torch.nan), share
         if not finite.all():
             broken = ~finite.flatten(1).all(dim=1)
             raise NonFiniteOutputError(
@@ -228,7 +229,8 @@ class ImageDenoiser(PreTrainedModel):
             xt: (B, C, H, W). t: (B,) int64 in 0..T. labels: (B,) int64 classes, -1 for none; None: none at all.
 
         Raises:
-            NonFiniteOutputError: a value is NaN or infinite.
+            NonFiniteOutputError: a value is NaN or infinite. On an accelerator, which is not kept waiting, NaN stands
+                there, and an `ImagePipeline` raises when the images are made.
         """
         return self.predict(xt, t, labels)[0]
 

@@ -47,7 +47,8 @@ _STRATA = 0x494D414745540000
 
 def snr(process: GaussianProcess, t: Tensor) -> Tensor:
     """(B,) float64 a_t^2 / b_t^2; infinite at t = 0."""
-    return (process.a[t.cpu()] / process.b[t.cpu()]).square().to(t.device)
+    a, b = process.at(t)
+    return (a / b).square()
 
 
 def step_variances(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,13 +60,12 @@ def step_variances(process: GaussianProcess, t: Tensor, s: Tensor) -> tuple[Tens
     """
     before = s == 0
     second = torch.full_like(t, min(2, process.T))
-    upper, lower = torch.where(before, second.maximum(t), t).cpu(), torch.where(before, torch.ones_like(s), s).cpu()
-    a, b, t, s = process.a, process.b, t.cpu(), s.cpu()
-    least = b[lower].square() - (a[upper] / a[lower] * b[lower].square() / b[upper]).square()
-    largest = b[t].square() - (a[t] / a[s] * b[s]).square()
-    if process.T == 1:
-        least = largest
-    return least.to(before.device), largest.to(before.device)
+    a_upper, b_upper = process.at(torch.where(before, second.maximum(t), t))
+    a_lower, b_lower = process.at(torch.where(before, torch.ones_like(s), s))
+    (a_t, b_t), (a_s, b_s) = process.at(t), process.at(s)
+    least = b_lower.square() - (a_upper / a_lower * b_lower.square() / b_upper).square()
+    largest = b_t.square() - (a_t / a_s * b_s).square()
+    return (largest if process.T == 1 else least), largest
 
 
 def kl_terms(
@@ -95,7 +95,7 @@ def kl_terms(
     low, high = column(least.log()), column(largest.log())
     log_variance = torch.where(column(t) == 1, high, low) if share is None else low + share.to(wide) * (high - low)
     # mean of q(xs | xt, x0): its factor of x0 is a_s (1 - snr_t / snr_s)
-    factor = process.a[s.cpu()] * (1 - snr(process, t).cpu() / snr(process, s).cpu())
+    factor = process.at(s)[0] * (1 - snr(process, t) / snr(process, s))
     gap = column(factor.to(t.device)) * (x0 - x0_hat).to(wide)
     # e^low + gap^2 over the variance; the exponents are joined first, for at small t both are tiny
     kl = 0.5 * ((low - log_variance).exp() - 1 + log_variance - low + gap.square() * (-log_variance).exp())

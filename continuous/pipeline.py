@@ -27,7 +27,7 @@ from udm_text.randomness import RowRandom
 from . import control, sampling
 from .data import check_images, to_pil
 from .degradations import per_row
-from .modeling import ImageDenoiser
+from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
 from .processes import ImageProcess, normal_like
 from .sampling import Predictor
@@ -180,7 +180,7 @@ class ImagePipeline:
             x0 = x0.clamp(-1.0, 1.0) if clip else x0
             inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
             least, largest = (per_row(v, xt) for v in step_variances(process, upper, inner))
-            slope = process.a[inner.cpu()] * (1 - snr(process, upper).cpu() / snr(process, inner).cpu())
+            slope = process.at(inner)[0] * (1 - snr(process, upper) / snr(process, inner))
             variance = (least.log() + share * (largest.log() - least.log())).exp()
             spread = (variance - least).clamp(min=0) / per_row(slope, xt).square()
             spread = torch.where(per_row(s > 0, xt, torch.bool), spread, 0.0)
@@ -522,6 +522,11 @@ class _Watcher:
     def finished(self, images: Tensor) -> Tensor:
         """A batch at its end, on the CPU and inside [-1, 1]."""
         images = images.cpu().to(torch.float32).clamp(-1.0, 1.0)
+        if bool(images.isnan().any()):
+            raise NonFiniteOutputError(
+                f"what the network predicts is not finite, in {int(images.flatten(1).isnan().any(dim=1).sum())} of "
+                f"{len(images)} images: its weights are damaged, or too large for {self.pipe.denoiser.dtype}"
+            )
         if self.keeps:
             self.batches.append([*self.states, images])
             self.states = []

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from udm_text.common import choices
 from udm_text.core import Process
+from udm_text.devices import Sent, demand
 from udm_text.randomness import RowRandom
 
 from . import degradations, schedules
@@ -46,13 +47,11 @@ def check_finite(x: Tensor, name: str = "x0", *, low: float | None = None, high:
 
 
 def check_times(t: Tensor, x: Tensor, T: int) -> Tensor:
-    """t on the CPU; ValueError unless it is (B,) int64 in 0..T, B the rows of x."""
+    """t itself; ValueError unless it is (B,) int64 in 0..T, B the rows of x. On an accelerator: see `demand`."""
     if t.dtype != torch.int64 or t.shape != (len(x),):
         raise ValueError(f"t must be a ({len(x)},) int64 tensor of steps, got {tuple(t.shape)} {t.dtype}")
-    index = t.cpu()  # the one wait for an accelerator
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) > T):
-        raise ValueError(f"t must lie in 0..{T}, got {int(index.min())}..{int(index.max())}")
-    return index
+    demand((t >= 0) & (t <= T), f"t must lie in 0..{T}", lambda: f", got {int(t.min())}..{int(t.max())}")
+    return t
 
 
 def normal_like(x: Tensor, random: RowRandom | None) -> Tensor:
@@ -70,9 +69,13 @@ def mix(noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
 
     0 gives `noise` and 1 gives `fresh`, exactly.
     """
-    weight = torch.as_tensor(churn, dtype=torch.float64, device=noise.device)
-    if not bool(((weight >= 0) & (weight <= 1)).all()):
-        raise ValueError(f"churn must lie in [0, 1], got {churn}")
+    wrong = "churn must lie in [0, 1]"
+    if not isinstance(churn, Tensor):
+        if not 0.0 <= churn <= 1.0:
+            raise ValueError(f"{wrong}, got {churn}")
+        return math.sqrt(1 - churn**2) * noise + churn * fresh
+    weight = churn.to(noise.device, torch.float64)
+    demand((weight >= 0) & (weight <= 1), wrong, lambda: f", got {churn}")
     weight = weight.view(*weight.shape, *[1] * (noise.ndim - weight.ndim)) if weight.ndim else weight
     return (1 - weight.square()).sqrt().to(noise.dtype) * noise + weight.to(noise.dtype) * fresh
 
@@ -152,7 +155,7 @@ class GaussianProcess:
             raise ValueError(f"at t = 0 nothing is corrupted: a_0 must be 1 and b_0 be 0, got {a[0]:g} and {b[0]:g}")
         if not bool((b[1:] > 0).all()) or not bool((a[1:] / b[1:]).diff().lt(0).all()):
             raise ValueError("b_t must be positive from t = 1 on and a_t / b_t must fall with every t")
-        self.a, self.b = a, b
+        self.a, self.b, self._tables = a, b, Sent(a, b)
         self.T = len(a) - 1
         self._made_by = made_by
         rest = float(a[-1] / b[-1])
@@ -226,16 +229,18 @@ class GaussianProcess:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, b_t) as (B, 1, ..., 1) in like's dtype. Checks t."""
-        return self._coefficients(check_times(t, like, self.T), like)
+        a, b = self.at(check_times(t, like, self.T))
+        return degradations.per_row(a, like), degradations.per_row(b, like)
 
-    def _coefficients(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_t, b_t) at an index that `check_times` gave."""
-        return degradations.per_row(self.a[index], like), degradations.per_row(self.b[index], like)
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(a_t, b_t) in float64, of the shape and on the device of t, which is not checked."""
+        a, b = self._tables(t.device)
+        return a[t], b[t]
 
     def sigma(self, t: Tensor) -> Tensor:
         """(B,) float64 b_t / a_t: the noise on the scale of the clean image; 0 at t = 0, infinite where a_t = 0."""
-        index = t.cpu()
-        return (self.b[index] / self.a[index]).to(t.device)
+        a, b = self.at(t)
+        return b / a
 
     def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
         """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2)."""
@@ -257,12 +262,8 @@ class GaussianProcess:
     ) -> Tensor:
         """(xt - a_t x0) / b_t. At t = 0 there is no noise to recover: ValueError."""
         _everything(editable)
-        index = check_times(t, xt, self.T)
-        if bool((index == 0).any()):
-            raise ValueError(
-                "at t = 0 no noise can be recovered: steps upwards from a clean image take sampling.inverted"
-            )
-        a, b = self._coefficients(index, xt)
+        a, b = self.coefficients(t, xt)
+        demand(t > 0, "at t = 0 no noise can be recovered: steps upwards from a clean image take sampling.inverted")
         return (xt - a * x0) / b
 
     def blend(self, noise: Tensor, fresh: Tensor, churn: float | Tensor) -> Tensor:
@@ -287,8 +288,7 @@ class GaussianProcess:
         if _known(prediction) == "x0":
             return output
         if prediction == "epsilon":
-            if not bool((a > 0).all()):
-                raise ValueError("where a_t = 0 the noise says nothing of x0: train with prediction 'v' or 'x0'")
+            demand(a > 0, "where a_t = 0 the noise says nothing of x0: train with prediction 'v' or 'x0'")
             return (xt - b * output) / a
         p, q = self._of_v(a, b)  # v = p noise - q x0 and xt = a x0 + b noise
         return (p * xt - b * output) / (p * a + q * b)

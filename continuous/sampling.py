@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from udm_text.core import Prediction, denoise
+from udm_text.devices import Sent, demand
 from udm_text.randomness import RowRandom
 
 from .degradations import per_row
@@ -90,8 +91,10 @@ def _even_in_log_sigma(process: GaussianProcess, num_steps: int, start: int) -> 
 
 
 def spread(times: Sequence[int] | Tensor, rows: int, device: torch.device | str = "cpu") -> list[Tensor]:
-    """A grid as the loop wants it: a (rows,) int64 tensor for each time."""
-    return [torch.full((rows,), int(t), dtype=torch.int64, device=device) for t in times]
+    """A grid as the loop wants it: a (rows,) int64 tensor for each time, the same one where it stays at a time."""
+    numbers = [int(t) for t in times]
+    made = {t: torch.full((rows,), t, dtype=torch.int64, device=device) for t in dict.fromkeys(numbers)}
+    return [made[t] for t in numbers]
 
 
 def check_falling(times: Sequence[int] | Tensor, T: int) -> None:
@@ -150,22 +153,18 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
     """DPM-Solver++(2M) (2211.01095): x0_hat carried on in a straight line from the last two answers.
 
     In l = log(b/a) and with h the length of a step in it, x0_hat + h / (2 h_before) (x0_hat - x0_hat_before); then the
-    deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A step that does not go on
-    where the last one ended starts afresh, so one predictor serves many calls.
+    deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A row whose step does not go
+    on where the last one ended starts afresh, so one predictor serves many calls.
     """
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
         x0 = prediction.x0
-        if (
-            before
-            and before[0][1].shape == t.shape
-            and bool((before[0][1] == t).all())
-            and before[0][2].shape == x0.shape
-        ):
+        if before and before[0][1].shape == t.shape and before[0][2].shape == x0.shape:
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
-            weight = torch.where(s > 0, (middle - low) / (2 * (high - middle)), 0.0)
+            goes_on = (s > 0) & (before[0][1] == t)
+            weight = torch.where(goes_on, (middle - low) / (2 * (high - middle)), 0.0)
             x0 = x0 + per_row(weight, x0) * (x0 - before[0][2])
         before[:] = [(t, s, prediction.x0)]
         return prediction._replace(x0=x0, churn=0.0)
@@ -192,14 +191,13 @@ def with_variance(
         last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner images, another law.
     """
     inner = ancestral(process, predict_x0)
+    table = Sent(variance.cpu()) if isinstance(variance, Tensor) else None
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(inner(xt, t, s), xt)
-        v = per_row(variance.cpu()[t.cpu()], xt) if isinstance(variance, Tensor) else variance(xt, t, prediction)
-        if not bool((v >= 0).all()):
-            raise ValueError(
-                f"variance must be known and not negative at every t of the grid, is not at t = {int(t.max())}"
-            )
+        v = per_row(table(xt.device)[0][t], xt) if table is not None else cast(Any, variance)(xt, t, prediction)
+        wrong = "variance must be known and not negative at every t of the grid"
+        demand(v >= 0, wrong, lambda: f", is not at t = {int(t.max())}")
         if not last:
             v = v * per_row(s > 0, xt)
         return prediction._replace(x0=prediction.x0 + v.sqrt() * normal_like(xt, random))
@@ -241,8 +239,7 @@ def inverted(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
     """
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
-        if bool((s <= t).any()):
-            raise ValueError("inversion steps upwards: times must rise")
+        demand(s > t, "inversion steps upwards: times must rise")
         noise = process.invert_noise(as_prediction(predict_x0(xt, s, t), xt).x0, xt, s)
         a, b = process.coefficients(t, xt)
         return Prediction((xt - b * noise) / a, noise=noise)
@@ -269,15 +266,14 @@ def langevin(
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
-        if bool((t == s).all()):
+        if t is s or bool((t == s).all()):
             noise = process.invert_noise(prediction.x0, xt, t)
             fresh = normal_like(xt, random)
             return prediction._replace(noise=(1 - step_size) * noise + math.sqrt(2 * step_size) * fresh)
-        if bool((t == s).any()):
-            raise ValueError("all rows of a batch must stay at t together")
+        demand(t != s, "all rows of a batch must stay at t together")
         if carry:
-            noise = process.invert_noise(prediction.x0, xt, s) if bool((s > 0).all()) else torch.zeros_like(xt)
-            return prediction._replace(noise=noise)
+            noise = process.invert_noise(prediction.x0, xt, s.clamp(min=1))
+            return prediction._replace(noise=torch.where(per_row(s > 0, xt, torch.bool), noise, 0.0))
         return prediction
 
     return predict

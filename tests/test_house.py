@@ -16,7 +16,7 @@ FOLDERS = {  # of udm_text: what each may import besides itself and the standard
     "training": {"", "corpus", "evaluation"},
     "cli": {"", "corpus", "evaluation", "training", "continuous"},
 }
-OF_TEXT = re.compile(r"udm_text\.(common|core|randomness|training(\..+)?)")
+OF_TEXT = re.compile(r"udm_text\.(common|core|devices|randomness|training(\..+)?)")
 """What images take of the house of text: these know no tokens."""
 
 

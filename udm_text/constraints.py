@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .decoding import NOT_FINITE
+from .devices import reads_are_free
 from .inputs import GenerationInputs
 from .randomness import RowRandom
 
@@ -66,7 +67,7 @@ class Constraints:
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         self.given = bool(config.forbidden_tokens or sets)
         self.faults: dict[str, Tensor] = {}  # on the device, () bool each
-        self.reads_are_free = device.type == "cpu"
+        self.reads_are_free = reads_are_free(device)
 
     @property
     def forbidden(self) -> Tensor:

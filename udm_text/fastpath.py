@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backbones import Body, Linear, Sight, packed_copy, recognise, rotate
+from .devices import reads_are_free
 from .positions import Positions
 
 _ROOM = {"cpu": 1 << 20}
@@ -107,7 +108,7 @@ class Batch:
         rows, length = self.shape
         like = self.weight.new_empty(1, 1, 1).expand(rows, length, 1)
         self.group = max(1, _ROOM.get(like.device.type, _ROOM_ELSEWHERE) // (length * self.hidden_size))  # rows
-        self.reads_are_free = like.device.type == "cpu"
+        self.reads_are_free = reads_are_free(like.device)
         self.sights = body.sights(like, None if self.attended is None else self.attended.long())
         self._weights, self._stamp = list(model.parameters()), -1
         self.calls = 0  # since the weights are what they are

@@ -30,6 +30,7 @@ from .decoding import (
     tempered,
     truncate,
 )
+from .devices import reads_are_free
 from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
@@ -140,7 +141,7 @@ class Predictor:
         if hidden is not None:
             return NetworkOutput(hidden, self.fast.head)
         # rows that rest are left out where the host need not send word of which they are
-        asked = positions.asked if xt.device.type == "cpu" else list(range(len(xt)))
+        asked = positions.asked if reads_are_free(xt.device) else list(range(len(xt)))
         pick = (lambda x: x) if len(asked) == len(xt) else (lambda x: x[asked])
         own = positions.within(asked)
         logits = self.model(

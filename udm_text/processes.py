@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import Process
+from .devices import Sent, demand
 from .kernels import KERNELS
 from .objectives import CorruptedRows, mask_losses, substitute_losses
 from .randomness import RowRandom
@@ -255,28 +256,18 @@ class SubstituteProcess:
                 "process 'substitute' needs at least 2 tokens that may stand at an editable position, "
                 f"the vocabulary has {len(allowed)}"
             )
-        self.allowed = self._there = allowed
+        self.allowed, self._allowed_on = allowed, Sent(allowed)
         self.num_tokens = len(allowed)
 
     @classmethod
     def from_config(cls, config: Any) -> SubstituteProcess:
         return cls(config.allowed_token_ids())
 
-    def _allowed_on(self, device: torch.device) -> Tensor:
-        """`allowed`, sent to a device once."""
-        if self._there.device != device:
-            self._there = self.allowed.to(device)
-        return self._there
-
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
-        allowed = self._allowed_on(tokens.device)
+        (allowed,) = self._allowed_on(tokens.device)
         index = torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
-        wrong = ((allowed[index] != tokens) & editable).any()
         message = f"{name} holds a token that may not stand at an editable position (special or [MASK])"
-        if tokens.device.type != "cpu":
-            torch._assert_async(~wrong, message)  # found on the device: a read would keep it waiting in every step
-        elif wrong:
-            raise ValueError(message)
+        demand((allowed[index] == tokens) | ~editable, message)
         return index
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
@@ -293,7 +284,7 @@ class SubstituteProcess:
             raise ValueError("this noise carries no shifts: it was made by a mask process")
         chosen = corrupted_set(noise.keys, t)
         index = (self._checked(x0, chosen, "x0") + noise.shifts) % self.num_tokens
-        return torch.where(chosen, self._allowed_on(x0.device)[index], x0)
+        return torch.where(chosen, self._allowed_on(x0.device)[0][index], x0)
 
     def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
         """(B, L) bool: where xt differs from x0."""
@@ -329,7 +320,7 @@ class SubstituteProcess:
         """x with a uniform allowed token on every editable position."""
         editable, random = _editable(x, editable), _source(x, random)
         index = (random.uniform(x.shape[1]) * self.num_tokens).long()
-        return torch.where(editable, self._allowed_on(x.device)[index], x)
+        return torch.where(editable, self._allowed_on(x.device)[0][index], x)
 
     def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
         """As in `TokenProcess`."""

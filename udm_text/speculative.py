@@ -28,6 +28,7 @@ from .common import choices
 from .constraints import Constraints
 from .core import recover_noise
 from .decoding import STATIC_ORDERS, draw, log_probabilities, truncate
+from .devices import reads_are_free
 from .generation_options import refuse_beside_speculation
 from .positions import Positions
 from .predictors import MaskPredictor
@@ -157,7 +158,7 @@ def speculative_round(
 
 def _laid_out(log_probs: LogProbs, number: Tensor, known: Tensor) -> Tensor:
     """(B, n, V): the laws of those numbers (B, n) that are known (B, n); elsewhere any law."""
-    if known.device.type != "cpu":  # to learn how many are known would take longer than the law of all
+    if not reads_are_free(known.device):  # to learn how many are known would take longer than the law of all
         return log_probs(number.clamp(min=0).flatten()).unflatten(0, number.shape)
     if not known.any():
         return log_probs(number[:1, :1].flatten().clamp(min=0)).expand(*number.shape, -1)
