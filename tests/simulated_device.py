@@ -43,6 +43,7 @@ READS = frozenset(
     ).split()
 )
 """Operations whose result, or its size, is needed by the host."""
+INDEXED = frozenset(("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"))
 PACKAGES = ("/udm_text/", "/continuous/")
 
 
@@ -171,6 +172,9 @@ class SimulatedDevice:
         # repeat_interleave by a number, like `x.repeat_interleave(2)`, never reaches the dispatcher under that name
         if ours and name in READS and not (name == "aten::repeat_interleave" and "self_int" in full):
             self.wait(name.removeprefix("aten::"))
+        if ours and name in INDEXED and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None):
+            if name == "aten::index" or args[2].ndim:  # a mask is filled by one number without counting what it holds
+                self.wait("index by a mask")
         if (ours or target) and name not in VIEWS:
             self.launches[name] += 1
         out = func(*tree_map(values, args), **tree_map(values, kwargs))
@@ -182,7 +186,7 @@ class SimulatedDevice:
         foreign = [x for x in tensors if not isinstance(x, DeviceTensor) and x.ndim]
         if not foreign:
             return
-        if name in ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"):
+        if name in INDEXED:
             others = [args[0], *args[2:3]]
             if all(isinstance(x, DeviceTensor) or not x.ndim for x in others if isinstance(x, torch.Tensor)):
                 self.wait("index sent to the device")

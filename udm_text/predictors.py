@@ -345,7 +345,8 @@ class MaskPredictor(Predictor):
     def _read(self, xt: Tensor, t: Tensor, positions: Positions, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (N,) drawn at the positions, and their scores in an adaptive order."""
         here, before = (positions.rows, positions.columns), self._grid[self._step - 1]
-        others = None if self.noise is None else _falls(self._seen or before, before)
+        steady = self.noise is not None and not self.config.revise  # then what was revealed is all that has changed
+        others = _falls(self._seen or before, before) if steady else None
         self._seen = before
         output = self.ask(xt, t, positions, others)
         tokens, scores, probability = self._by_chunks(partial(self._position, xt), output, *here, uniforms)
