@@ -43,6 +43,19 @@ def describe(bound: dict[str, Any]) -> str:
     return f"{text} ({length}; {bound['rows']} rows, {how})"
 
 
+def describe_context(context: dict[str, Any]) -> list[str]:
+    """The line to print where a model has learnt no context (`ContextReport`), and none where it has."""
+    if context["learnt_context"] in (True, None):
+        return []
+    nats = {name: figure_with_error(context[name], context[f"{name}_stderr"], 3) for name in ("nelbo", "unigram")}
+    one_call = "" if context["one_call"] is None else f"{context['one_call']:.3f} for all tokens at once, "
+    return [
+        f"note: the model has learnt no context yet: {nats['nelbo']} nats a token, {one_call}{nats['unigram']} for a "
+        f"model that knows only how often each token is ({context['rows']} rows, lengths not counted): train longer, "
+        "or start from an encoder (--model NAME)"
+    ]
+
+
 def describe_repair(rates: dict[str, Any]) -> str:
     """One line on how well a repairer does."""
     restored, left = (f"{rates[name]:.1%} +- {rates[f'{name}_stderr']:.1%}" for name in ("restored", "left_alone"))
