@@ -44,7 +44,7 @@ from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import Preparation, RunArguments, end, prepare, resolved
+from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import describe, describe_context, describe_evaluation, describe_repair, describe_rows, draw_loss
@@ -100,7 +100,10 @@ def _train(
             return {}
         figures = figures_of(ready.output, goal, rows, objective)
         if run.plot:
-            draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
+            how = {"loss_is_bound": objective.loss_is_bound, "counts_lengths": goal.objective == "ar"}
+            history, file = trainer.state.log_history, ready.output / "loss.png"
+            if not draw_loss(history, file, figures.get("validation"), **how):
+                ready.say(NOTHING_TO_DRAW)
         return figures
 
     digests = {
