@@ -385,23 +385,23 @@ class UDMTrainer(Trainer):
                 self._losses = LossCheck()
                 result = super().train(self.resumed_from, *args, **kwargs)
                 self._check_losses()
-                return self._with_loss_of_all_legs(result)
+                loss = result.metrics.get("train_loss", result.training_loss)
+                return TrainOutput(result.global_step, loss, result.metrics)
             except Exception as error:
                 if out_of_memory(error):
                     raise OutOfMemoryError(self._memory_advice()) from error
                 raise
 
-    def _with_loss_of_all_legs(self, result: TrainOutput) -> TrainOutput:
-        """The mean loss over all steps of the run in place of transformers', which is that of the last leg's steps."""
-        loss, steps = self.spent().loss, self.state.global_step
-        logs = [result.metrics, *(entry for entry in self.state.log_history[-2:] if "train_runtime" in entry)]
-        if loss is None or not steps:  # unknown, or of no step at all
-            for entry in logs:
-                entry.pop("train_loss", None)
-            return result
-        for entry in logs:
-            entry["train_loss"] = loss / steps
-        return TrainOutput(result.global_step, loss / steps, result.metrics)
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in transformers, whose entries these become; but a `train_loss` is the mean over the steps of all legs.
+
+        transformers has that of the last leg. Of no step, or where a checkpoint does not say, there is none.
+        """
+        if "train_loss" in logs:
+            loss, steps = self.spent().loss, self.state.global_step
+            del logs["train_loss"]
+            logs |= {} if loss is None or not steps else {"train_loss": loss / steps}
+        super().log(logs, *args, **kwargs)
 
     def _memory_advice(self) -> str:
         rows, accumulated = self._train_batch_size, self.args.gradient_accumulation_steps
