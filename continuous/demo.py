@@ -18,6 +18,8 @@ from rich.table import Table
 from transformers.utils import logging
 
 from udm_text.common import write_json
+from udm_text.training.resuming import is_begun, is_finished
+from udm_text.training.runs import end
 
 from .data import ImageSplits, digits
 from .evaluation import (
@@ -32,7 +34,7 @@ from .evaluation import (
 )
 from .grids import save_grid, save_png, save_strip, tile
 from .pipeline import ImagePipeline
-from .train_image import main as train_image
+from .train_image import parse, train_image
 
 HOT = ["--network_options", json.dumps({"width": 320, "blocks": 4, "dropout": 0.3})]
 COLD = [
@@ -89,14 +91,15 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
 
 
 def train(output: Path, options: list[str], steps: int, seed: int) -> None:
-    """One training run, unless a finished one is there already."""
-    if (output / "report.json").exists():
+    """One training run, unless a finished one is there already; one that was stopped or killed is resumed."""
+    if is_finished(output):
         console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
         return
     arguments = ["--output", str(output), *options, "--max_steps", str(steps), "--seed", str(seed)]
     arguments += ["--report_to", "none", "--eval_strategy", "no"]  # so few steps do not overtrain
+    arguments += ["--resume"] if is_begun(output) else []
     console.print(f"\n[bold]training[/]  udm image train {' '.join(arguments)}", markup=True)
-    train_image(arguments)
+    end(train_image(*parse(arguments)), and_signals=True)
 
 
 def show_images(pipe: ImagePipeline, folder: Path, seed: int) -> None:

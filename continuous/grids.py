@@ -125,23 +125,28 @@ def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scal
     save_png(path, tile(list(track), scale))
 
 
-def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Training and held-out loss over the steps (needs matplotlib)."""
+def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> bool:
+    """Training and held-out loss over the steps (needs matplotlib); whether there was a point to draw."""
+    curves = {
+        name: [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
+        for name in ("loss", "eval_loss")
+    }
+    if not any(curves.values()):
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    held = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    for points, label, color, marker in ((train, "training loss", "#4477aa", None), (held, "held out", "#ee6677", "o")):
+    styles = (("training loss", "#4477aa", None), ("held out", "#ee6677", "o"))
+    for points, (label, color, marker) in zip(curves.values(), styles, strict=True):
         if points:
             axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1, marker=marker)
     axes.set(xlabel="step", ylabel="loss per dimension", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    if train or held:
-        axes.legend()
+    axes.legend()
     with written_whole(path) as part:
         figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
+    return True

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.resuming import digest_rows
-from udm_text.training.runs import Preparation, RunArguments, end, prepare, resolved
+from udm_text.training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -228,8 +228,6 @@ def _train(
     }
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
-        if run.max_seconds is not None:
-            ready.say("measuring the written model on the held-out images; max_seconds are for training alone")
         if best is not None and 0 <= best.step < report["steps"]:
             ready.say(
                 f"the weights of step {best.step} are written: their held-out loss is the best of all evaluations"
@@ -243,8 +241,8 @@ def _train(
             pipe.save_pretrained(ready.output)
             ready.say(describe(figures))
             show(pipe, splits, ready.output / "samples.png", run.seed)
-            if run.plot:
-                draw_loss(trainer.state.log_history, ready.output / "loss.png")
+            if run.plot and not draw_loss(trainer.state.log_history, ready.output / "loss.png"):
+                ready.say(NOTHING_TO_DRAW)
         return {"validation": figures, "best_step": best.step if best is not None and best.weights else None}
 
     parts = {"training": splits.train, "held-out": splits.validation}

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import continuous.demo
+import udm_text.cli.demo
 from tests.helpers import udm
 
 
@@ -36,3 +38,30 @@ def test_a_second_demo_uses_the_models_that_are_there(demo):
     before = weights.stat().st_mtime_ns
     assert "is there already" in udm(*command).stdout
     assert weights.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "more"), [(udm_text.cli.demo, "train_text", ("data",)), (continuous.demo, "train_image", ())]
+)
+def test_a_demo_that_was_stopped_or_killed_goes_on_and_a_finished_one_is_used(
+    module, name, more, tmp_path, monkeypatch
+):
+    seen, ends = [], {"stopped": None}
+    monkeypatch.setattr(module, name, lambda *options: seen.append(options[-1].resume) or ends)
+
+    def train(**files):
+        for file, content in files.items():
+            (tmp_path / f"{file}.json").write_text(json.dumps(content))
+        before = len(seen)
+        module.train(tmp_path, *more, [], 4, 0)
+        return seen[before:]
+
+    assert train() == [False]
+    assert train(run={}) == [True]  # killed
+    assert train(report={"stopped": "SIGTERM", "log": []}) == [True]
+    assert train(report={"stopped": None, "seconds": 3.0}) == []
+    for signal, code in (("SIGTERM", 0), ("SIGINT", 130)):
+        ends["stopped"] = signal
+        with pytest.raises(SystemExit) as ended:
+            train(report={"stopped": signal})
+        assert ended.value.code == code

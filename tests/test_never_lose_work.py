@@ -146,7 +146,8 @@ def test_a_checkpoint_at_the_end_of_the_run_is_not_trained_beyond(undisturbed, t
         torch.equal(value, weights_in(undisturbed / "checkpoint-9", "ema.safetensors")[name])
         for name, value in resumed.average.average.items()
     )
-    assert "train_loss" not in resumed.state.log_history[-1]
+    [loss] = [entry["train_loss"] for entry in resumed.state.log_history if "train_loss" in entry]
+    assert loss == json.loads((undisturbed / "checkpoint-9" / "spent.json").read_text())["loss"] / 9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-9"]
 
 
@@ -511,7 +512,7 @@ def test_a_run_ends_by_time_on_a_finished_schedule_and_goes_on_from_there(tmp_pa
     assert trainer.stopped_by == "max_seconds" and 1.0 < time.monotonic() - before < 15
     rates = history(trainer, "learning_rate")[:, 0]
     assert rates[:3].tolist() == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
-    assert (rates[4:].diff() < 0).all() and rates[-1] < 5e-5
+    assert (rates[4:].diff() < 0).all() and rates[-1] < 2e-4
     last = trainer.state.global_step
     assert last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{last}")
     longer = trainer_in(tmp_path, **{**how, "max_seconds": 1.3})
@@ -584,6 +585,25 @@ def test_the_best_checkpoint_comes_back_with_its_average(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(log.values()), rel=1e-6)
 
 
+def test_the_state_of_a_trainer_is_strict_json_also_where_a_figure_is_no_number(tmp_path):
+    def never(constant):
+        raise AssertionError(constant)
+
+    how = {"eval_strategy": "steps", "eval_steps": 3, "eval_dataset": make_rows(1)}  # one row has no standard error
+    trainer = trainer_in(tmp_path, **how)
+    trainer.train()
+    assert any(value != value for entry in trainer.state.log_history for value in entry.values())
+    trainer.save_state()
+    for folder in (tmp_path, tmp_path / "checkpoint-9", tmp_path / "checkpoint-6"):
+        state = json.loads((folder / "trainer_state.json").read_text(), parse_constant=never)
+        errors = [entry["eval_bits_per_char_stderr"] for entry in state["log_history"] if "eval_loss" in entry]
+        assert errors and set(errors) == {None}
+    shutil.rmtree(tmp_path / "checkpoint-9")
+    resumed = trainer_in(tmp_path, **how)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 9
+
+
 def test_a_run_without_an_average_is_not_resumed_with_one(tmp_path):
     trainer_in(tmp_path, ema_decay=None, max_steps=3).train()
     with pytest.raises(ValueError, match=r"has no ema.safetensors: that run had no ema_decay"):
@@ -608,7 +628,6 @@ def test_an_average_of_weights_that_no_process_has_whole_is_refused(tmp_path, mo
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \(0, 1\), got 1.0"),
         ({"max_seconds": 0.0}, "max_seconds must be positive"),
-        ({"max_seconds": 9.0, "max_steps": -1, "eval_steps": 0.1}, "eval_steps must be a number of steps"),
         ({"max_seconds": 9.0, "lr_scheduler_type": "polynomial"}, "lr_scheduler_type must be one of"),
     ],
 )

@@ -16,6 +16,7 @@ from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
 from udm_text.evaluation.bounds import row_figures
 from udm_text.hub import save_backbone
 from udm_text.kernels import KERNELS
+from udm_text.training.causal import CausalObjective, causal_twin, evaluate_causal
 
 NAN, INF = math.nan, math.inf
 BROKEN = {"nan": NAN, "plus infinity": INF, "nothing finite": -INF}
@@ -94,6 +95,16 @@ def test_neither_a_curve_nor_repairs_are_measured_with_weights_that_are_not_numb
             model.get_output_embeddings().bias[9] = NAN
         with pytest.raises(ValueError, match="the logits of the network are not finite"):
             measure(model, make_rows(8))
+
+
+def test_no_loss_of_a_causal_twin_is_made_of_weights_that_are_not_numbers():
+    config = make_udm().config
+    twin = causal_twin(config)
+    assert evaluate_causal(twin, make_rows(8), CausalObjective(config))["nelbo_nats_per_token"] > 0
+    with torch.no_grad():
+        twin.get_output_embeddings().bias[9] = NAN
+    with pytest.raises(ValueError, match="the logits of the network are not finite"):
+        evaluate_causal(twin, make_rows(8), CausalObjective(config))
 
 
 def test_a_backbone_whose_weights_are_not_numbers_is_not_exported(tmp_path):

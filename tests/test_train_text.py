@@ -23,6 +23,7 @@ from udm_text.cli.reports import describe
 from udm_text.cli.train_text import main, parse, train_text
 from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_bound
+from udm_text.training import UDMTrainer
 from udm_text.training.arguments import PRESETS
 from udm_text.training.callbacks import StepNoise
 from udm_text.training.locks import LockedError
@@ -243,7 +244,8 @@ def test_a_finished_run_is_left_as_it_is_by_resume(toy, tmp_path, capsys):
     model.write_bytes(whole[:-8] + bytes(8 * [1]))  # damaged: written again from the checkpoint
     again = train(toy, output, "--resume")
     assert model.read_bytes() == whole
-    assert (again["validation"], again["steps"], again["train_loss"]) == (report["validation"], 4, None)
+    for name in ("validation", "steps", "train_loss"):
+        assert again[name] == report[name]
 
 
 def test_a_run_that_died_behind_its_last_checkpoint_is_finished_without_another_step(toy, tmp_path, monkeypatch):
@@ -411,9 +413,39 @@ def test_a_second_run_in_a_folder_is_refused_before_anything_is_read_or_written(
     assert train(toy, tmp_path / "new", "--resume", "--max_steps", 1)["steps"] == 1
 
 
+def test_time_and_loss_of_a_resumed_run_are_those_of_all_its_legs(toy, tmp_path, monkeypatch):
+    steady = ["--lr_scheduler_type", "constant", "--warmup_steps", 0, "--max_steps", 6, "--save_steps", 3]
+    whole = train(toy, tmp_path / "whole", *steady, "--logging_steps", 4)
+    losses = train(toy, tmp_path / "each", *steady, "--logging_steps", 1)["log"]
+    each = [entry["loss"] for entry in losses if "loss" in entry]
+    assert whole["train_loss"] == pytest.approx(sum(each) / 6, rel=1e-6)
+
+    class Killed(RuntimeError):
+        pass
+
+    def dies(trainer, *args, **kwargs):
+        if trainer.state.global_step == 5:
+            raise Killed
+        return step(trainer, *args, **kwargs)
+
+    step = UDMTrainer.training_step
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(UDMTrainer, "training_step", dies)
+        train(toy, tmp_path / "out", *steady)
+    spent = json.loads((tmp_path / "out" / "checkpoint-3" / "spent.json").read_text())
+    report = train(toy, tmp_path / "out", *steady, "--resume")
+    assert report["train_loss"] == whole["train_loss"]
+    [runtime] = [entry["train_runtime"] for entry in report["log"] if "train_runtime" in entry]
+    assert 0 < spent["train_seconds"] < spent["seconds"] < report["seconds"] - runtime
+    assert report["train_seconds"] == pytest.approx(spent["train_seconds"] + runtime, abs=1e-3)
+    assert [entry["train_loss"] for entry in report["log"] if "train_loss" in entry] == [report["train_loss"]]
+
+
 def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp_path, capsys):
     mask, twin = (train(toy, tmp_path / o, "--objective", o, "--seed", 5) for o in ("diffusion", "ar"))
-    assert twin.keys() == mask.keys() and twin["validation"].keys() == mask["validation"].keys() | {"exact"}
+    assert twin.keys() == mask.keys() - {"context"} and twin["validation"].keys() == mask["validation"].keys() | {
+        "exact"
+    }
     assert (twin["objective"], twin["process"]) == ("ar", "autoregressive")
     for name in ("train_rows", "steps", "rows_per_step", "vocab_size", "learning_rate"):
         assert twin[name] == mask[name]
@@ -424,9 +456,18 @@ def test_the_autoregressive_twin_is_trained_and_reported_like_diffusion(toy, tmp
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "ar").config.is_decoder
 
 
-def test_a_run_by_time_ends_with_a_model_and_its_bound(toy, tmp_path):
-    report = train(toy, tmp_path / "out", "--max_steps", -1, "--max_seconds", 0.5)
-    assert report["stopped"] == "max_seconds" and report["train_seconds"] >= 0.5
+@pytest.mark.parametrize("steps", [-1, 100_000])  # the second as recipes have it
+def test_a_run_by_time_ends_with_a_model_and_its_bound(toy, tmp_path, capsys, steps):
+    how = ["--eval_strategy", "steps", "--eval_steps", 0.5, "--disable_tqdm", "true"]
+    report = train(toy, tmp_path / "out", "--max_steps", steps, "--max_seconds", 1.5, *how, plot=True)
+    assert report["stopped"] == "max_seconds" and report["train_seconds"] >= 1.5
+    losses, held = ([entry["step"] for entry in report["log"] if name in entry] for name in ("loss", "eval_loss"))
+    assert 1 <= len(losses) <= 101 and losses[-1] == report["steps"] and len(held) <= 1
+    said = capsys.readouterr().out
+    assert "measuring the written model, which comes on top of max_seconds" in said
+    assert f"measured in {report['measure_seconds']:.0f} s" in said
+    assert report["seconds"] > report["train_seconds"] + report["measure_seconds"] > report["train_seconds"]
+    assert (tmp_path / "out" / "loss.png").is_file() and "is not drawn" not in said
     assert report["validation"]["nelbo_nats_per_token"] > 0 and (tmp_path / "out" / "model.safetensors").exists()
 
 

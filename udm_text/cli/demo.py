@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..common import write_json
 from ..corpus import load_corpus
 from ..training.arguments import parse
+from ..training.resuming import is_begun, is_finished
 from ..training.runs import end
 from .reports import describe, describe_repair
 from .terminal import load_pipeline, marks
@@ -137,15 +138,16 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
 
 
 def train(output: Path, dataset: Path, options: list[str], steps: int, seed: int) -> None:
-    """One training run, unless a finished one is there already."""
-    if (output / "report.json").exists():
+    """One training run, unless a finished one is there already; one that was stopped or killed is resumed."""
+    if is_finished(output):
         console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
         return
     arguments = ["--data", str(dataset), "--output", str(output), *options, "--max_steps", str(steps)]
     arguments += ["--seed", str(seed), "--save_steps", str(max(1, steps // 2))]
     arguments += ["--bf16"] if fast_bfloat16() else []
+    arguments += ["--resume"] if is_begun(output) else []
     console.print(f"\n[bold]training[/]  udm train {' '.join(arguments)}")
-    end(train_text(*parse(arguments)))
+    end(train_text(*parse(arguments)), and_signals=True)
 
 
 def show_samples(pipe, seen: list[str], seed: int) -> dict[str, Any]:

@@ -43,6 +43,19 @@ def describe(bound: dict[str, Any]) -> str:
     return f"{text} ({length}; {bound['rows']} rows, {how})"
 
 
+def describe_context(context: dict[str, Any]) -> list[str]:
+    """The line to print where a model has learnt no context (`ContextReport`), and none where it has."""
+    if context["learnt_context"] in (True, None):
+        return []
+    nats = {name: figure_with_error(context[name], context[f"{name}_stderr"], 3) for name in ("nelbo", "unigram")}
+    one_call = "" if context["one_call"] is None else f"{context['one_call']:.3f} for all tokens at once, "
+    return [
+        f"note: the model has learnt no context yet: {nats['nelbo']} nats a token, {one_call}{nats['unigram']} for a "
+        f"model that knows only how often each token is ({context['rows']} rows, lengths not counted): train longer, "
+        "or start from an encoder (--model NAME)"
+    ]
+
+
 def describe_repair(rates: dict[str, Any]) -> str:
     """One line on how well a repairer does."""
     restored, left = (f"{rates[name]:.1%} +- {rates[f'{name}_stderr']:.1%}" for name in ("restored", "left_alone"))
@@ -60,42 +73,74 @@ def describe_evaluation(logs: dict[str, float]) -> str:
     return f"held-out NELBO {figure_with_error(value, error, 4)} nats/token"
 
 
-def draw_loss(history: list[dict[str, Any]], path: Path, final: dict[str, Any] | None = None) -> None:
-    """Training loss and held-out bounds over the steps, as a PNG; `final` is the bound of the finished model.
+def draw_loss(
+    history: list[dict[str, Any]],
+    path: Path,
+    final: dict[str, Any] | None = None,
+    *,
+    loss_is_bound: bool = True,
+    counts_lengths: bool = False,
+) -> bool:
+    """Training loss and held-out bounds over the steps, as a PNG; whether there was a point to draw.
 
-    The training loss does not count the lengths of rows, and neither does the last bound as it is drawn here.
+    What stands on one axis is one quantity: the held-out bounds leave out what the training loss leaves out, the
+    lengths of rows, and stand in an image of their own below it where it estimates no bound.
+
+    Args:
+        history: of the trainer. final: the bound of the finished model.
+        loss_is_bound: whether the training loss estimates the bound. counts_lengths: whether it counts lengths of rows,
+            or as a causal twin their ends.
     """
+    train = [(entry["step"], entry["loss"], 0.0) for entry in history if _number(entry.get("loss")) is not None]
+    held = [
+        point for entry in history if (point := _bound_of(entry, entry["step"], "eval_", counts_lengths)) is not None
+    ]
+    last = max((entry["step"] for entry in history if "step" in entry), default=0)
+    point = None if final is None else _bound_of(final, last, "", counts_lengths)
+    end = [] if point is None else [point]
+    if not train and not held:
+        return False
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    held = [
-        (entry["step"], entry["eval_nelbo_nats_per_token"], entry["eval_nelbo_nats_per_token_stderr"])
-        for entry in history
-        if math.isfinite(entry.get("eval_nelbo_nats_per_token", math.nan))
-    ]
+    below = bool(train and (held or end) and not loss_is_bound)
+    figure, rows = plt.subplots(1 + below, sharex=True, squeeze=False, figsize=(7, 4 + 3 * below), layout="constrained")
+    loss, bound = rows[0, 0], rows[-1, 0]
     if train:
-        axes.plot(*zip(*train, strict=True), label="training loss", color="#4477aa", linewidth=1)
-    if held:
-        steps, values, errors = zip(*held, strict=True)
-        errors = tuple(error if math.isfinite(error) else 0.0 for error in errors)
-        axes.errorbar(steps, values, errors, label="held-out bound", color="#ee6677", marker="o", capsize=3)
-    if final is not None and final["nelbo_nats_per_token"] is not None and train:
-        value = final["nelbo_nats_per_token"] - final["length_nats_per_token"]
-        label = f"held-out bound at the end: {value:.3f}, lengths not counted"
-        axes.errorbar(
-            train[-1][0], value, final["nelbo_nats_per_token_stderr"] or 0.0, color="#228833", marker="D", label=label
-        )
-    axes.set(xlabel="step", ylabel="nats per token", yscale="log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())
-    axes.grid(alpha=0.3, which="both")
-    if train or held:
+        steps, values, _ = zip(*train, strict=True)
+        loss.plot(steps, values, label="training loss", color="#4477aa", linewidth=1)
+    styles = ((held, "held-out bound", "#ee6677", "o"), (end, "held-out bound at the end", "#228833", "D"))
+    for points, label, color, marker in styles:
+        if points:
+            steps, values, errors = zip(*points, strict=True)
+            label += f": {values[-1]:.3f}" if points is end else ""
+            bound.errorbar(steps, values, errors, label=label, color=color, marker=marker, capsize=3)
+    lengths = "ends of rows counted" if counts_lengths else "lengths of rows not counted"
+    bound.set(xlabel="step", ylabel=f"nats per token, {lengths}")
+    if below:
+        loss.set(ylabel="nats per token, loss of training")
+    for axes in rows[:, 0]:
+        axes.set(yscale="log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+        axes.grid(alpha=0.3, which="both")
         axes.legend()
     with written_whole(path) as part:
         figure.savefig(part, dpi=150, format="png")
     plt.close(figure)
+    return True
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None in place of any other value."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _bound_of(figures: dict[str, Any], step: int, prefix: str, counts_lengths: bool) -> tuple[int, float, float] | None:
+    """(step, bound in nats per token, its error) as `draw_loss` draws it; None: it is infinite, or not there."""
+    value, error = (_number(figures.get(f"{prefix}nelbo_nats_per_token{end}")) for end in ("", "_stderr"))
+    lengths = 0.0 if counts_lengths else _number(figures.get(f"{prefix}length_nats_per_token"))
+    return None if value is None or lengths is None else (step, value - lengths, error or 0.0)

@@ -33,7 +33,7 @@ from ..corpus import (
     vocabulary_report,
 )
 from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
-from ..evaluation import evaluate_bound, evaluate_repair
+from ..evaluation import evaluate_bound, evaluate_repair, measure_context
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
 from ..training import TextObjective, UDMTrainer
@@ -44,10 +44,10 @@ from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import Preparation, RunArguments, end, prepare, resolved
+from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
-from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
+from .reports import describe, describe_context, describe_evaluation, describe_repair, describe_rows, draw_loss
 
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""
@@ -98,9 +98,12 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows.validation, objective)
+        figures = figures_of(ready.output, goal, rows, objective)
         if run.plot:
-            draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
+            how = {"loss_is_bound": objective.loss_is_bound, "counts_lengths": goal.objective == "ar"}
+            history, file = trainer.state.log_history, ready.output / "loss.png"
+            if not draw_loss(history, file, figures.get("validation"), **how):
+                ready.say(NOTHING_TO_DRAW)
         return figures
 
     digests = {
@@ -372,22 +375,31 @@ def describe_run(
     }
 
 
-def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: Any) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
-    From what was written, so that `udm evaluate` repeats these very figures.
+    Beside the bound it is measured whether the model has learnt context, and said where it has not.
+
+    From what was written, so that `udm evaluate` repeats these very figures. Without held-out rows there are none.
     """
+    found: dict[str, dict[str, Any]] = {}
+    if rows.validation is None:
+        return found
     if goal.objective == "ar":
-        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows, objective)
-        name, text = "validation", describe(figures)
+        twin = AutoModelForCausalLM.from_pretrained(output)
+        found["validation"] = evaluate_causal(twin, rows.validation, objective)
+        text = describe(found["validation"])
     elif goal.max_corruption < 1.0:
-        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
-        name, text = "repair", describe_repair(figures)
+        model = UDMForMaskedGeneration.from_pretrained(output)
+        found["repair"] = evaluate_repair(model, rows.validation).to_dict()
+        text = describe_repair(found["repair"])
     else:
-        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
-        name, text = "validation", describe(figures)
+        model = UDMForMaskedGeneration.from_pretrained(output)
+        found["validation"] = evaluate_bound(model, rows.validation).to_dict()
+        found["context"] = measure_context(model, rows.validation, rows.train).to_dict()
+        text = "\n".join((describe(found["validation"]), *describe_context(found["context"])))
     print(text, flush=True)
-    return {name: figures}
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,8 +22,9 @@ from .bounds import row_draws, scored_rows
 class CurveReport:
     """The measured curve: curve[j - 1] is c at the share j/n of masked positions, nats of one of them, with its error.
 
-    covariance: (n, n) float64 of the curve's values over rows and noise. halves: the curves of every other row. length:
-    the median row, in tokens.
+    covariance: (n, n) float64 of the curve's values over rows and noise; what smoothing does to the curve is not in it,
+    nor in any error that follows from it (`fit_curve`). halves: the curves of every other row. length: the median row,
+    in tokens.
     """
 
     curve: list[float]
@@ -125,6 +126,10 @@ def measure_curve(
 
 def fit_curve(basis: Tensor, mass: Tensor, price: Tensor) -> tuple[Tensor, Tensor]:
     """Least squares of prices on hat functions: (n,) values, and their (n, n) covariance over independent rows.
+
+    The covariance is that of the fit with the pull it has (a sandwich estimate, clustered by row). What the pull itself
+    does is not in it: a curve that is pulled flat differs from the true one by more than its errors say, most where few
+    draws fall, and so does one whose negative values `measure_curve` lifts to zero.
 
     Neighbours are pulled together, as strongly as generalised cross-validation asks for: it fills points without a draw
     and calms a curve of few rows. The pull is none for a constant, so the weighted sum of the fit stays that of the

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
 from .ema import WeightAverage
+from .interrupts import TimedLRLambda
 
 logger = logging.get_logger(__name__)
 
@@ -105,16 +107,38 @@ class LossCheck:
         return None if math.isfinite(loss) else (int(step), loss)
 
 
+def describe_time(rate: TimedLRLambda, step: int) -> str:
+    """How far a run is that may end by the clock: `42 s of 300 s, step 204`."""
+    steps = f" of {rate.steps}" if rate.steps else ""
+    return f"{min(rate.elapsed, rate.seconds):.0f} s of {rate.seconds:.0f} s, step {step}{steps}"
+
+
 class LossBar(ProgressCallback):
     """The progress bar of transformers with the latest loss in it, in place of a line for each log.
 
     Args:
         describe: the words for an evaluation, from what it logged; the held-out loss by default.
+        rate: of a run that may end by the clock, whose bar is its time; None: the bar is its steps.
     """
 
-    def __init__(self, describe: Callable[[dict[str, float]], str] | None = None):
+    def __init__(self, describe: Callable[[dict[str, float]], str] | None = None, rate: TimedLRLambda | None = None):
         super().__init__()
         self.describe = describe or (lambda logs: f"held-out loss {logs['eval_loss']:.5f}")
+        self.rate = rate
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.rate is None:
+            super().on_train_begin(args, state, control, **kwargs)
+        elif state.is_world_process_zero:
+            how: dict[str, Any] = {"dynamic_ncols": True, "bar_format": "{percentage:3.0f}%|{bar}| {desc}{postfix}"}
+            self.training_bar = tqdm(total=1.0, initial=self.rate.over(state.global_step), **how)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.rate is None:
+            super().on_step_end(args, state, control, **kwargs)
+        elif state.is_world_process_zero and self.training_bar is not None:
+            self.training_bar.set_description_str(describe_time(self.rate, state.global_step), refresh=False)
+            self.training_bar.update(self.rate.over(state.global_step) - self.training_bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or not logs:

@@ -17,6 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreT
 
 from ..common import eval_mode
 from ..configuration_udm import UDMConfig
+from ..decoding import NOT_FINITE
 from ..evaluation.bounds import BoundReport, row_figures, scored_rows
 
 PROCESS = "autoregressive"
@@ -87,6 +88,9 @@ class CausalObjective:
         self.ends = sum(count > 0 for count in config.length_counts or [1, 1]) > 1
         self.collate = CausalCollate(config, self.ends)
 
+    loss_is_bound = True
+    """Whether the loss of training is what is measured; here it counts the ends of rows, as the measure does."""
+
     def begin(self) -> None:
         """Nothing was measured on the weights before."""
 
@@ -116,7 +120,11 @@ class CausalObjective:
 
     @torch.no_grad()
     def row_nats(self, model, rows: Sequence[dict[str, Any]]) -> Tensor:
-        """(R, 2) float64: nats of each row's tokens, and of its end."""
+        """(R, 2) float64: nats of each row's tokens, and of its end.
+
+        Raises:
+            ValueError: where the logits of the network are no law (`NOT_FINITE`).
+        """
         device = model.get_input_embeddings().weight.device
         nats = torch.zeros(len(rows), 2, dtype=torch.float64)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
@@ -127,6 +135,8 @@ class CausalObjective:
                 each = self.token_nats(model, batch).double()
                 end = batch["labels"] == self.end_token
                 nats[chosen] = torch.stack(((each * ~end).sum(1), (each * end).sum(1)), dim=1).cpu()
+        if bool(nats.isnan().any()):
+            raise ValueError(NOT_FINITE)
         return nats
 
     def report(self, rows: Sequence[dict[str, Any]], nats: Tensor) -> BoundReport:

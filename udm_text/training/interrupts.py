@@ -49,10 +49,43 @@ class TimedLRLambda:
     def __call__(self, step: int) -> float:
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
-        over = min(1.0, max(self.elapsed / self.seconds, step / self.steps if self.steps else 0.0))
+        over = self.over(step)
         if self.schedule.startswith("constant"):
             return 1.0
         return 1.0 - over if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * over))
+
+    def over(self, step: int) -> float:
+        """The share of the run that is over after `step` steps, in [0, 1]: of its time or of its steps, the larger."""
+        return min(1.0, max(self.elapsed / self.seconds, step / self.steps if self.steps else 0.0))
+
+
+class TimedShares(TrainerCallback):
+    """Logs, evaluates and saves by shares of a run that may end by the clock.
+
+    transformers takes a `logging_steps`, `eval_steps` or `save_steps` below 1 as a share of `max_steps`, which such a
+    run may never see; here it is one of the run (`TimedLRLambda.over`). To be called after `Interrupts`, which keeps
+    the time and agrees on it among processes. The last step is logged, and not evaluated.
+    """
+
+    def __init__(self, rate: TimedLRLambda):
+        self.rate = rate
+        self.done: dict[str, int] = {}
+
+    def _reached(self, args, step: int) -> dict[str, int]:
+        """What of the three goes by shares -> how many of its shares are over."""
+        shares = {"log": args.logging_steps, "evaluate": args.eval_steps or 0, "save": args.save_steps}
+        by = {"log": args.logging_strategy, "evaluate": args.eval_strategy, "save": args.save_strategy}
+        over = self.rate.over(step) + 1e-9
+        return {name: int(over / share) for name, share in shares.items() if by[name] == "steps" and 0 < share < 1}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.done = self._reached(args, state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        for name, count in self._reached(args, state.global_step).items():
+            if count > self.done[name] and (name == "log" or not control.should_training_stop):
+                setattr(control, f"should_{name}", True)
+            self.done[name] = count
 
 
 class Interrupts(TrainerCallback):

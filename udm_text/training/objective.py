@@ -71,6 +71,11 @@ class TextObjective:
             collate, pad_token_id=config.pad_token_id, editable=config.editable
         )
 
+    @property
+    def loss_is_bound(self) -> bool:
+        """Whether the loss of training estimates the bound, lengths of rows not counted."""
+        return self.loss == "nelbo" or not self.process.kernels
+
     def begin(self) -> None:
         """The step curve goes: it was measured on the weights before."""
         self.config.step_curve = None
@@ -124,7 +129,8 @@ class TextObjective:
         report = summarise(config, rows, nats, **how)
         figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}
         return {name: value for name, value in figures.items() if value is not None} | {
-            "loss": report.nelbo_nats_per_token
+            "loss": report.nelbo_nats_per_token,
+            "length_nats_per_token": report.length_nats_per_token,
         }
 
 

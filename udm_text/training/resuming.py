@@ -145,10 +145,21 @@ def check_rows(before: Mapping[str, Any], now: Mapping[str, str]) -> None:
             )
 
 
+def is_finished(output: Path) -> bool:
+    """Whether the report in a folder is that of a run that was not stopped by a signal."""
+    report = read_json(output / REPORT_FILE)
+    return report is not None and "seconds" in report and not str(report.get("stopped")).startswith("SIG")
+
+
+def is_begun(output: Path) -> bool:
+    """Whether a run has begun in a folder, so that --resume goes on with it or begins it anew."""
+    return (output / RUN_FILE).exists()
+
+
 def finished_report(output: Path, now: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The report of a run that is over: it says so, its model is whole, and it had these options; else None."""
     before, report = read_json(output / RUN_FILE), read_json(output / REPORT_FILE)
-    if before is None or report is None or "seconds" not in report or str(report.get("stopped")).startswith("SIG"):
+    if before is None or report is None or not is_finished(output):
         return None
     files = report.get("files", {})
     weights = sorted(output.glob("*.safetensors"))

@@ -44,6 +44,8 @@ from .resuming import (
 from .resuming import resolved as resolved
 from .trainer import UDMTrainer, UDMTrainingArguments
 
+NOTHING_TO_DRAW = "note: loss.png is not drawn: no loss was logged; give a smaller --logging_steps"
+
 
 class OutputExistsError(FileExistsError):
     """The output folder is not empty and `resume` was not asked for."""
@@ -112,8 +114,6 @@ class RunArguments(UDMTrainingArguments):
             raise ValueError("--output DIR is needed: where the model goes")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
-        if self.max_seconds is not None and self.max_steps <= 0 and self.logging_steps < 1:
-            self.logging_steps = 50
         super().__post_init__()
 
 
@@ -279,9 +279,10 @@ def run(
         ResumeError: the rows are others than those that the run was begun with.
     """
     output, args, state = ready.output, trainer.args, ready.state
+    trainer.started = ready.started
     if not args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossBar(describe))
+        trainer.add_callback(LossBar(describe, trainer.timed_rate))
     check_rows(ready.before, rows or {})
     changed = list(ready.before.get("changed", []))
     record = {**ready.options, "rows": rows or {}, "used": {"learning_rate": args.learning_rate}, "changed": changed}
@@ -308,8 +309,14 @@ def run(
     else:
         save(trainer, output)
         state.wait_for_everyone()  # one process has written what all read
+        if args.max_seconds is not None:
+            ready.say("measuring the written model, which comes on top of max_seconds")
+        began = time.time()
         report |= measure(report)
-        report |= {"log": trainer.state.log_history, "seconds": time.time() - ready.started}
+        report |= {"log": trainer.state.log_history, "measure_seconds": time.time() - began}
+        report["seconds"] = trainer.before.seconds + time.time() - ready.started
+        if args.max_seconds is not None:
+            ready.say(f"measured in {report['measure_seconds']:.0f} s")
         report["files"] = {file.name: digest_of(file) for file in sorted(output.glob("*.safetensors"))}
     if state.is_main_process:
         write_json(output / REPORT_FILE, report)
@@ -317,10 +324,15 @@ def run(
     return report
 
 
-def end(report: Mapping[str, Any]) -> None:
-    """Ends a command with exit code 130 where Ctrl-C has stopped the run of this report."""
+def end(report: Mapping[str, Any], and_signals: bool = False) -> None:
+    """Ends a command with exit code 130 where Ctrl-C has stopped the run of this report.
+
+    and_signals: with exit code 0 where another signal has, for a command that would go on with the model.
+    """
     if report.get("stopped") == "SIGINT":
         raise SystemExit(INTERRUPTED)
+    if and_signals and str(report.get("stopped")).startswith("SIG"):
+        raise SystemExit(0)
 
 
 def save(trainer: UDMTrainer, output: Path) -> None:
@@ -335,7 +347,7 @@ def save(trainer: UDMTrainer, output: Path) -> None:
 
 
 def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict[str, Any]:
-    """What a report says of a training that is over. metrics: what `trainer.train` returned."""
+    """What a report says of a training that is over, all its legs together. metrics: what `trainer.train` returned."""
     args, model = trainer.args, trainer.model
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -346,8 +358,8 @@ def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict
         "seed": args.seed,
         "learning_rate": args.learning_rate,
         "ema_decay": args.ema_decay,
-        "train_seconds": metrics["train_runtime"],
-        "train_loss": metrics["train_loss"] if trainer.steps_made else None,
+        "train_seconds": trainer.before.train_seconds + metrics["train_runtime"],
+        "train_loss": metrics.get("train_loss"),
         "step_noise": trainer.noise.relative,
         "machine": machine(),
         "log": trainer.state.log_history,

@@ -11,6 +11,7 @@ The trainer knows neither text nor images: what a row is, what it costs and how 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +26,10 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
+from ..common import to_json, written_whole
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
@@ -42,7 +44,8 @@ from .checkpoints import (
     write_manifest,
 )
 from .ema import WeightAverage
-from .interrupts import Interrupts, TimedLRLambda, out_of_memory
+from .interrupts import Interrupts, TimedLRLambda, TimedShares, out_of_memory
+from .legs import Spent, read_spent
 from .row_order import RowOrder
 
 logger = logging.get_logger(__name__)
@@ -79,6 +82,8 @@ class UDMTrainingArguments(TrainingArguments):
         ema_decay: decay of an exponential average of the weights, in (0, 1), which then takes their place in evaluation
             and in the model that is written at the end; None: none.
         max_seconds: end training after so many seconds, on a finished learning-rate schedule; None: by steps alone.
+            logging_steps, eval_steps and save_steps below 1 are then shares of the time, or of max_steps where that
+            ends first.
     """
 
     eval_draws: int = field(default=2, metadata={"help": "Corruptions of each row in an evaluation."})
@@ -112,13 +117,6 @@ class UDMTrainingArguments(TrainingArguments):
             if not self.max_seconds > 0:
                 raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
             if self.max_steps <= 0:
-                for name in ("logging_steps", "eval_steps", "save_steps"):
-                    value = getattr(self, name)
-                    if value is not None and value < 1:
-                        raise ValueError(
-                            f"{name} must be a number of steps with max_seconds, got {value}: without max_steps there "
-                            "is no run to take a share of"
-                        )
                 self.max_steps = _ENDLESS
         super().__post_init__()
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
@@ -212,6 +210,10 @@ class UDMTrainer(Trainer):
     """The checkpoint that the last `train` went on from."""
     in_checkpoints: list[Callable[[Path], None]]
     """What writes more into the folder of a checkpoint before it is moved to its place; called in the first process."""
+    started: float
+    """`time.time()` when the run began; the trainer's own beginning unless whoever prepared the run says otherwise."""
+    before: Spent
+    """What the legs before the checkpoint had taken that the last `train` went on from."""
 
     def __init__(
         self, model, args: UDMTrainingArguments, *, objective: Objective | None = None, data_collator=None, **kwargs
@@ -236,6 +238,8 @@ class UDMTrainer(Trainer):
         self.row_order: RowOrder | None = None
         self.average, self.resumed_from, self.in_checkpoints = None, None, []
         self._micro_step, self._losses = 0, LossCheck()
+        self.started, self.before = time.time(), Spent()
+        self._train_began, self._loss_sum = self.started, torch.zeros((), dtype=torch.float64)
         self._staging: Path | None = None
         self.add_callback(EpochCallback(self))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
@@ -261,6 +265,8 @@ class UDMTrainer(Trainer):
         self.add_callback(self.noise)
         self.interrupts = Interrupts(self._all_reduce_max, self.timed_rate, saves=keeps)
         self.add_callback(self.interrupts)
+        if self.timed_rate is not None:
+            self.add_callback(TimedShares(self.timed_rate))
 
     @property
     def stopped_by(self) -> str | None:
@@ -274,6 +280,23 @@ class UDMTrainer(Trainer):
         agreed = torch.tensor(value, dtype=torch.float64, device=self.args.device)
         torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX)
         return agreed.item()
+
+    def _all_reduce_mean(self, value: float) -> float:
+        """The mean of the values of all processes."""
+        if self.args.world_size == 1:
+            return value
+        agreed = torch.tensor(value, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(agreed)
+        return agreed.item() / self.args.world_size
+
+    def spent(self) -> Spent:
+        """What all legs of the run have taken until now; to be called in every process at once."""
+        now, before = time.time(), self.before
+        return Spent(
+            seconds=before.seconds + now - self.started,
+            train_seconds=before.train_seconds + now - self._train_began,
+            loss=None if before.loss is None else self._all_reduce_mean(self._loss_sum.item()),
+        )
 
     @property
     def steps_made(self) -> int:
@@ -298,6 +321,7 @@ class UDMTrainer(Trainer):
         finally:
             about.removeFilter(no_comparison)
         self.state.compute_steps(self.args, max_steps)
+        self._loss_sum = torch.tensor(self.before.loss or 0.0, dtype=torch.float64, device=self.args.device)
         self.state.train_batch_size = self._train_batch_size
         return found
 
@@ -354,19 +378,30 @@ class UDMTrainer(Trainer):
         elif resume_from_checkpoint and (why := why_unusable(resume_from_checkpoint)) is not None:
             raise CheckpointError(f"{resume_from_checkpoint} cannot be resumed from: {why}")
         self.resumed_from = resume_from_checkpoint or None
+        self.before, self._train_began = read_spent(self.resumed_from), time.time()
         with self.interrupts.listening():
             try:
                 self.objective.begin()
                 self._losses = LossCheck()
                 result = super().train(self.resumed_from, *args, **kwargs)
                 self._check_losses()
-                if not self.steps_made and self.state.log_history:
-                    self.state.log_history[-1].pop("train_loss", None)  # of no step there is none
-                return result
+                loss = result.metrics.get("train_loss", result.training_loss)
+                return TrainOutput(result.global_step, loss, result.metrics)
             except Exception as error:
                 if out_of_memory(error):
                     raise OutOfMemoryError(self._memory_advice()) from error
                 raise
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """As in transformers, whose entries these become; but a `train_loss` is the mean over the steps of all legs.
+
+        transformers has that of the last leg. Of no step, or where a checkpoint does not say, there is none.
+        """
+        if "train_loss" in logs:
+            loss, steps = self.spent().loss, self.state.global_step
+            del logs["train_loss"]
+            logs |= {} if loss is None or not steps else {"train_loss": loss / steps}
+        super().log(logs, *args, **kwargs)
 
     def _memory_advice(self) -> str:
         rows, accumulated = self._train_batch_size, self.args.gradient_accumulation_steps
@@ -439,6 +474,7 @@ class UDMTrainer(Trainer):
         self._micro_step += 1
         self.noise.add(loss)
         self._losses.add(loss, self.state.global_step)
+        self._loss_sum = self._loss_sum + loss.detach().double()
         return loss
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
@@ -469,7 +505,7 @@ class UDMTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self.args.save_total_limit = limit
-            written = staging / destination.name
+            written, spent = staging / destination.name, self.spent()
             if self.args.should_save:
                 if self.average is not None:
                     self.average.save(written)
@@ -477,7 +513,8 @@ class UDMTrainer(Trainer):
                     write(written)
                 if self.state.best_model_checkpoint == str(written):
                     self.state.best_model_checkpoint = str(destination)
-                    self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+                self._write_state(written)
+                spent.save(written)
             self.accelerator.wait_for_everyone()  # every process has written its part
             if self.args.should_save:
                 write_manifest(written, step)
@@ -485,6 +522,17 @@ class UDMTrainer(Trainer):
         if self.args.should_save:
             rotate(run, limit, (destination, self.state.best_model_checkpoint))
         self.accelerator.wait_for_everyone()
+
+    def _write_state(self, folder: Path) -> None:
+        """trainer_state.json, as strict JSON: null for a figure that is NaN or infinite."""
+        with written_whole(folder / TRAINER_STATE_NAME) as part:
+            fields = dataclasses.asdict(self.state)
+            part.write_text(to_json(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def save_state(self):
+        """As in transformers, as strict JSON."""
+        if self.args.should_save:
+            self._write_state(Path(str(self.args.output_dir)))
 
     @contextlib.contextmanager
     def _writing(self, run: Path, what: str) -> Iterator[Path]:
