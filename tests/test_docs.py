@@ -16,7 +16,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 QUOTED = {("one-loop.md", 0): {"Tensor", "Prediction"}}
 """Names that a block uses and does not define, by page and number of the block: it quotes udm_text/core.py, which
 tests/continuous/test_one_loop.py compares, without its head."""
-MADE = re.compile(r"(data/\w+/dataset|docs/images/restored\.png)")
+MADE = re.compile(r"data/\w+/dataset")
 """What is made by a command, and in no checkout."""
 
 
