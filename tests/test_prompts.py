@@ -350,6 +350,10 @@ def test_a_run_on_prompts_and_answers(tmp_path):
         train_text(*parse([*base, "--prompt_dropout", "0.2"]))
     report = train_text(*parse([*base, "--prompt_column", "q", "--prompt_dropout", "0.2"]))
     assert report["validation"]["tokens"] == 2 * report["validation"]["rows"]  # answers of two words
+    held = hold_out(load_corpus(str(path), "a", prompt_column="q"))["validation"]
+    assert (
+        report["examples"] == [{"prompt": q, "text": a} for q, a in zip(held["prompt"], held["text"], strict=True)][:4]
+    )
     config = UDMConfig.from_pretrained(tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert (config.prompt_dropout, config.separator_token_ids) == (0.2, [tokenizer.sep_token_id])

@@ -12,7 +12,7 @@ from udm_text.cli.reports import describe_evaluation, draw_loss
 from udm_text.training import TextObjective
 from udm_text.training.callbacks import LossBar, describe_time
 from udm_text.training.interrupts import TimedLRLambda, TimedShares
-from udm_text.training.runs import keep_memory
+from udm_text.training.runs import keep_memory, without_secrets
 
 FAULTS = """
 import resource, sys, torch
@@ -36,6 +36,11 @@ def test_kept_memory_is_used_again_without_new_pages():
     if said["kept"] == "cannot":
         pytest.skip("this C library has no mallopt")
     assert int(said["kept"]) < int(said["given back"]) / 4, said
+
+
+def test_the_command_that_a_report_keeps_has_no_token_in_it():
+    given = "--data=a=b.txt --hub_token=hf_x --hub-token hf_y --push_to_hub_token hf_z --tokenizer bpe".split()
+    assert without_secrets(given) == ["--data", "a=b.txt", "--tokenizer", "bpe"]
 
 
 def test_memory_of_an_accelerator_is_left_alone():

@@ -60,6 +60,9 @@ def test_the_output_folder_holds_the_model_and_all_about_it(finished):
     assert model | {"report.json", "loss.png", "checkpoint-10", "checkpoint-20"} <= names
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list(output.rglob("events.out.tfevents.*"))
+    report = json.loads((output / "report.json").read_text())
+    assert report["held_out"]["split"] == "train" and report["held_out"]["share"] == 0.05
+    assert report["examples"] == [], "a writer of texts needs none"
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".part")]
     assert json.loads((output / "config.json").read_text())["model_type"] == "udm"
 
@@ -88,6 +91,11 @@ def test_what_the_report_names_by_a_path_can_be_found_from_elsewhere(few_words, 
     data_arguments = {name: stored["data_arguments"][name] for name in ("data", "validation_data", "tokenizer")}
     assert data_arguments == {"data": str(few_words), "validation_data": str(few_words), "tokenizer": str(plain_bert)}
     assert (stored["data"], stored["model_arguments"]["model"]) == (str(few_words), str(plain_bert))
+    assert (stored["base_model"], stored["held_out"]["data"]) == (None, str(few_words))
+    places = {"--data": str(few_words), "--model": str(plain_bert), "--output": str(tmp_path / "out")}
+    words = stored["command"]
+    last = dict(zip(words, words[1:], strict=False))  # of an option that was given twice
+    assert words[:2] == ["udm", "train"] and {name: last[name] for name in places} == places
     (plain_bert / "mini").mkdir()
     assert (resolved("mini"), resolved("mini", PRESETS)) == (str(plain_bert / "mini"), "mini")
     assert (resolved("user/data"), resolved(None)) == ("user/data", None)

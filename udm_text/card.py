@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
+import shlex
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
@@ -15,6 +18,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from .common import finite, read_object
 from .configuration_udm import PRESETS
+from .randomness import RowRandom
 from .schedules import counts, step_costs
 
 NUM_SAMPLES = 8
@@ -23,6 +27,12 @@ NUM_SAMPLES = 8
 _MARK = re.compile(r"\n<!-- udm-text card (\w{16}): [^>]*-->\s*$")
 _GENERATED = "This model card has been automatically generated"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_MODEL = re.compile(r"[\w.-]+(/[\w.-]+)?")  # bert-base-uncased and its like have no owner
+_CACHED = re.compile(r"models--([\w.-]+)")  # a folder in the cache of the Hub's client
+_TEXTS = "examples"
+"""The field of report.json that holds texts of the data, not names."""
+_LONGEST = 200
+"""Characters of a text that is shown as an example, at most."""
 _FIGURES = {  # of report.json: name in words, and digits
     "bits_per_char": ("bits per character", 4),
     "nelbo_nats_per_token": ("nats per token", 4),
@@ -40,33 +50,39 @@ _TEMPLATE = """\
 
 # {{ name }}
 
-Text by discrete diffusion, {{ process.card.what }}{% if config.prompted -%}
-; it was trained on prompts and answers: a text is a prompt, and what comes back is its answer
-{%- endif %}. \
+{{ kind.what }} by discrete diffusion, {{ process.card.what }}. \
 A {{ config.text_config.model_type }} with a masked-LM head, {{ "%.1f" % (parameters / 1e6) }} M parameters, \
-{{ config.vocab_size }} tokens; made with udm-text.
+{{ config.vocab_size }} tokens; made with \
+{% if address %}[udm-text]({{ address }}){% else %}udm-text{% endif %}.
 
-## Load it
+## Use it
 
-```python\nimport udm_text  # pip install udm-text
+It needs the package udm-text: `pip install FOLDER`, the folder that holds its source.
+
+```python\nimport udm_text
 from transformers import pipeline
+
 pipe = pipeline("udm-generation", model="{{ repo_id }}")
+{{ calls }}
 ```
 {%- if with_code %}
 
-The repository also holds the code of the model: without the package installed, read it, then
+The repository also holds the code of the model: without the package, read it, then
 
 ```python
 from transformers import pipeline
 
 pipe = pipeline("udm-generation", model="{{ repo_id }}", trust_remote_code=True)
+{{ calls }}
 ```
 {%- endif %}
+
+{{ kind.use }} Every option is in `docs/generation.md` of udm-text.
 
 ## How good it is
 
 {% if figures -%}
-On {{ held.rows }} held-out rows of {{ data.get("name", "its data") }}, ± one standard error:
+On {{ held.rows }} {{ source.words }}, ± one standard error:
 
 | figure | value |
 | --- | --- |
@@ -76,9 +92,12 @@ On {{ held.rows }} held-out rows of {{ data.get("name", "its data") }}, ± one s
 {%- if report.validation %}
 
 These are upper bounds, never the likelihood itself, and the bounds of masks and of substitution do not compare with \
-each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}. To measure them again: \
-`udm evaluate {{ repo_id }} --data DATA`.
+each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}.\
+{% if config.prompted %} They are of the answers alone, given their prompts.{% endif %}
 {%- endif %}
+
+To measure them again: `udm evaluate {{ repo_id }}{{ source.flags }}`\
+{% if source.flags %}, with that data at hand{% endif %}.
 {%- else -%}
 No held-out figures were published with this model.
 {%- endif %}
@@ -90,7 +109,7 @@ No held-out figures were published with this model.
 
 ## Samples
 
-The first {{ samples | length }} of seed 0, unedited:
+{{ kind.samples }}, unedited:
 {%- for fence, text in blocks %}
 
 {{ fence }}text
@@ -125,6 +144,14 @@ length given). The first line is one token a step.
 {%- for what, value in facts.items() if value is not none %}
 | {{ what }} | {{ value }} |
 {%- endfor %}
+{%- if command %}
+
+The command, of paths the last part alone:
+
+{{ command[0] }}bash
+{{ command[1] }}
+{{ command[0] }}
+{%- endif %}
 
 Every figure is in `report.json`.
 {%- else -%}
@@ -133,9 +160,8 @@ Nothing was published of how this model was trained.
 
 ## Intended use and limits
 
-For writing, continuing and filling in texts like those it was trained on. It was not aligned or filtered: it repeats \
-what its data says, true or not, and may repeat rows of it. It answers no questions and follows no instructions. \
-{{ process.card.limits }}
+{{ kind.limits }} It was not aligned or filtered: it repeats what its data says, true or not, and may repeat rows of \
+it. {{ process.card.limits }}
 
 ## Licence
 
@@ -148,19 +174,89 @@ what its data says, true or not, and may repeat rows of it. It answers no questi
 package, which a copy of this file elsewhere does not have; hence the one written-out line break."""
 
 
+class Kind(NamedTuple):
+    """What a card says of a model by what it was trained for.
+
+    what: a noun, before "by discrete diffusion". use: what the calls of the example do. samples: what stands in
+    "Samples". limits: what it is for and what it is not. tags, pipeline_tag, task: of the metadata; the last is type
+    and name of the task that the held-out figures are of.
+    """
+
+    what: str
+    use: str
+    samples: str
+    limits: str
+    tags: tuple[str, ...]
+    pipeline_tag: str | None
+    task: tuple[str, str]
+
+
+_GENERATOR = Kind(
+    "Text generation",
+    "A text with [MASK] is filled in, any other text is continued, and without one a text is written from nothing.",
+    f"The first {NUM_SAMPLES} of seed 0",
+    "For writing, continuing and filling in texts like those it was trained on. It answers no questions and follows no "
+    "instructions.",
+    ("text-infilling",),
+    "text-generation",
+    ("text-generation", "Text generation"),
+)
+_ANSWERER = Kind(
+    "Answers to prompts",
+    "A text is a prompt, and what comes back is its answer; to fill in a part of an answer, write "
+    "`prompt [SEP] answer with [MASK]`.",
+    "Held-out prompts, and the answers of seed 0",
+    "For prompts like those it was trained on: to any other it gives an answer of the same kind, and it follows no "
+    "instructions. How long an answer is is drawn from the lengths of the training answers, whatever the prompt says; "
+    "`length=` gives it by hand, the prompt counted.",
+    ("text2text-generation", "prompt-and-answer"),
+    "text-generation",
+    ("text2text-generation", "Answers to prompts"),
+)
+_REPAIRER = Kind(
+    "Repair of texts",
+    "A text comes back with at most `max_edits` of its tokens changed, and as it was where the model finds no error.",
+    "Held-out texts with one token changed at random, as in training, and their repairs by `max_edits=2`",
+    "For repairing texts like those it was trained on, in which few tokens are replaced by others: it moves no token "
+    "and adds or removes none. It was not trained to write from nothing.",
+    ("text2text-generation", "text-correction"),
+    None,  # the Hub has no such task
+    ("text-correction", "Repair of texts"),
+)
+
+
+def kind_of(config: Any, report: dict[str, Any]) -> Kind:
+    """What a model was trained for: the report has its largest corruption, the configuration whether it has prompts."""
+    if report.get("max_corruption", 1.0) < 1.0:
+        return _REPAIRER
+    return _ANSWERER if config.prompted else _GENERATOR
+
+
+def documentation() -> str | None:
+    """Where the documentation of the installed package is, by its own metadata; None: it names no place."""
+    try:
+        addresses = metadata("udm-text").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    named = dict(entry.split(", ", 1) for entry in addresses)
+    return next((named[label] for label in ("Documentation", "Homepage", "Repository") if label in named), None)
+
+
 def is_local(name: str) -> bool:
     """Whether a string that names data or a model is a path of this machine rather than a name on the Hub."""
-    return os.path.isabs(name) or name.startswith(("~", ".")) or "\\" in name or Path(name).exists()
+    return os.path.isabs(name) or name.startswith(("~", ".")) or "\\" in name or os.path.exists(name)
 
 
 def public(value: Any) -> Any:
-    """`report.json` as it may be published: of every path on this machine only the last part."""
+    """`report.json` as it may be published: of every path on this machine only the last part, within sentences, too."""
     if isinstance(value, dict):
-        return {key: public(entry) for key, entry in value.items()}
+        return {key: entry if key == _TEXTS else public(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [public(entry) for entry in value]
     if isinstance(value, str) and value and is_local(value):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1] or value
+    if isinstance(value, str) and " " in value:
+        return re.sub(r"(?<!\S)[~.]{0,2}/(?:[^\s/]+/)*(?=[^\s/])", "", value)
     return finite(value)
 
 
@@ -186,12 +282,22 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """The report.json of a training; raises ValueError, naming file and field, where it is none."""
     report = finite(read_object(path))
     kinds: dict[str, Any] = dict.fromkeys(
-        ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments"), dict
+        ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments", "held_out"), dict
     )
-    kinds |= {"data": str, "process": str, "max_corruption": int | float, "train_seconds": int | float}
+    kinds |= {"data": str, "process": str, "base_model": str, "command": list, _TEXTS: list}
+    kinds |= {"max_corruption": int | float, "train_seconds": int | float}
     fields = [(name, report.get(name), kind) for name, kind in kinds.items()]
-    if isinstance(report.get("model_arguments"), dict):
-        fields.append(("model_arguments.model", report["model_arguments"].get("model"), str))
+    inside: dict[str, dict[str, Any]] = {"model_arguments": {"model": str}, "data_arguments": {"validation_data": str}}
+    inside["held_out"] = {"data": str, "split": str, "share": int | float}
+    for part, named in inside.items():
+        if isinstance(report.get(part), dict):
+            fields += [(f"{part}.{name}", report[part].get(name), kind) for name, kind in named.items()]
+    for part, kind in (("command", str), (_TEXTS, dict)):
+        if isinstance(report.get(part), list):
+            fields += [(f"{part}[{i}]", entry, kind) for i, entry in enumerate(report[part])]
+    for i, example in enumerate(report.get(_TEXTS) or []):
+        if isinstance(example, dict):
+            fields += [(f"{_TEXTS}[{i}].{name}", example.get(name), str) for name in ("prompt", "text")]
     for part in ("validation", "repair"):
         held = report.get(part)
         if isinstance(held, dict):
@@ -200,7 +306,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
             fields += [(f"{part}.{name}", held.get(name), int | float) for name in names]
     for name, value, kind in fields:
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            words = {dict: "an object", str: "a string"}.get(kind, "a number")
+            words = {dict: "an object", str: "a string", list: "a list"}.get(kind, "a number")
             raise ValueError(f"{path}: {name} must be {words}, got {value!r}")
     return {name: value for name, value in report.items() if value is not None or name not in kinds}
 
@@ -211,10 +317,67 @@ def inline(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~])", r"\\\1", " ".join(tidy.split()))
 
 
+def hub_name(model: str) -> str | None:
+    """The name on the Hub of a model to start from, None where it has none that is known.
+
+    It is the name itself; of a folder in the cache of the Hub's client the repository it is of; of a run of ours, which
+    was not published under a name of its own here, that of what the run started from.
+    """
+    if model in PRESETS:
+        return None
+    if not is_local(model):
+        return model if _HUB_MODEL.fullmatch(model) else None
+    for part in Path(model).parts:
+        if (found := _CACHED.fullmatch(part)) is not None:
+            return found[1].replace("--", "/", 1)
+    report = Path(model) / "report.json"
+    return base_model(read_report(report)) if report.is_file() else None
+
+
 def base_model(report: dict[str, Any]) -> str | None:
-    """What the training started from, or None for a model from scratch: not one of the sizes of `udm train`."""
+    """The name on the Hub of what the training started from, or None: from scratch, or from what has no such name."""
+    if "base_model" in report:
+        found: str | None = report["base_model"]
+        return found
     name = report.get("model_arguments", {}).get("model")
-    return None if name is None or name in PRESETS else name
+    return None if name is None or not _HUB_NAME.fullmatch(name) else hub_name(name)
+
+
+class HeldOut(NamedTuple):
+    """What the figures were measured on."""
+
+    words: str
+    """Behind the number of rows."""
+    data: dict[str, str]
+    """Of `describe_data`."""
+    split: str
+    flags: str
+    """What `udm evaluate` needs behind the model to measure the same, where the data has no name that it could read."""
+
+
+def held_out(report: dict[str, Any]) -> HeldOut:
+    """Where the held-out rows of a report came from. report: as it was written, paths and all."""
+    source = report.get("data")
+    known = report.get("held_out") or {}
+    other = report.get("data_arguments", {}).get("validation_data")
+    own = other is None
+    data = describe_data(known.get("data") or (source if own else other))
+    name = inline(data.get("name", "its data"))
+    flags = ""
+    if "name" in data and "hub" not in data:
+        flags = f" --data {shlex.quote(public(known.get('data') or (source if own else other)))}"
+    if not own:
+        return HeldOut(
+            f"rows of {name}, a source apart from the training data", data, known.get("split", "train"), flags
+        )
+    if flags:
+        flags += " --split validation"
+    if known.get("share") is not None:
+        words = f"rows of {name} that were held out of the training (a share of {known['share']:g})"
+        return HeldOut(words, data, "train", flags)
+    if known.get("split") is not None:
+        return HeldOut(f"rows of {name}, its {known['split']} split", data, known["split"], flags)
+    return HeldOut(f"held-out rows of {name}", data, "validation", flags)
 
 
 def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
@@ -232,16 +395,16 @@ def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None
     return figures
 
 
-def eval_results(report: dict[str, Any], data: dict[str, str]) -> list[EvalResult]:
-    """The held-out figures for the `model-index` of the metadata."""
-    name = data.get("name", "held-out text")
+def eval_results(report: dict[str, Any], source: HeldOut, task: tuple[str, str]) -> list[EvalResult]:
+    """The held-out figures for the `model-index` of the metadata. task: type and name of it."""
+    name = source.data.get("name", "held-out text")
     return [
         EvalResult(
-            task_type="text-generation",
-            task_name="Text generation",
-            dataset_type=data.get("hub", re.sub(r"\W+", "-", name.lower()).strip("-") or "text"),
+            task_type=task[0],
+            task_name=task[1],
+            dataset_type=source.data.get("hub", re.sub(r"\W+", "-", name.lower()).strip("-") or "text"),
             dataset_name=name,
-            dataset_split="validation",
+            dataset_split=source.split,
             metric_type=key,
             metric_name=words,
             metric_value=value,
@@ -251,19 +414,20 @@ def eval_results(report: dict[str, Any], data: dict[str, str]) -> list[EvalResul
     ]
 
 
-def eval_entries(report: dict[str, Any], data: dict[str, str]) -> list[EvalResultEntry]:
+def eval_entries(report: dict[str, Any]) -> list[EvalResultEntry]:
     """The same for `.eval_results/`, whose entries are of a data set on the Hub; [] for other data.
 
     The task is named after the figure, so that none is taken for the score of a benchmark of that data set.
     """
-    if "hub" not in data:
+    source = held_out(report)
+    if "hub" not in source.data:
         return []
     return [
         EvalResultEntry(
-            dataset_id=data["hub"],
+            dataset_id=source.data["hub"],
             task_id=f"udm_{key}",
             value=value,
-            notes=f"{words}, validation split" + ("" if error is None else f", standard error {error:.3g}"),
+            notes=f"{words}, {source.words}" + ("" if error is None else f", standard error {error:.3g}"),
         )
         for key, words, value, error, _ in measured(report)
     ]
@@ -277,9 +441,9 @@ def check_metadata(text: str) -> dict[str, Any]:
             raise ValueError(f"{field} must be a string that is not empty, got {data[field]!r}")
     if "license" in data and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", data["license"]):
         raise ValueError(f"license must be an identifier of the Hub such as 'apache-2.0', got {data['license']!r}")
-    for field in ("base_model", "datasets"):
+    for field, form in (("base_model", _HUB_MODEL), ("datasets", _HUB_NAME)):
         for name in [data[field]] if isinstance(data.get(field), str) else data.get(field, []):
-            if not _HUB_NAME.fullmatch(name):
+            if not form.fullmatch(name):
                 raise ValueError(f"{field} must be a name on the Hub, as user/name, got {name!r}")
     tags = data.get("tags", [])
     if not (isinstance(tags, list) and all(isinstance(tag, str) and tag for tag in tags)):
@@ -301,20 +465,100 @@ def is_edited(text: str) -> bool:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()[:16]
+    """Of the text whatever its line ends are: a reader or an editor may have turned `\\r` into `\\n`."""
+    return hashlib.sha256(re.sub(r"\r\n?", "\n", text).strip().encode()).hexdigest()[:16]
 
 
 def write_samples(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[str]:
-    """The first texts of seed 0, unedited; [] where nothing can be written from nothing: without lengths, or by a
-    repairer."""
-    silent = model.config.length_counts is None or model.config.prompted
-    if tokenizer is None or silent or report.get("max_corruption", 1.0) < 1.0:
+    """What a model does, unedited, as texts of seed 0 of its pipeline.
+
+    Of a generator the first texts from nothing; of a model of prompts the answers to the examples of the report, of a
+    repairer these examples with one token changed, and their repairs. [] where there is nothing to begin with: no
+    tokenizer, no lengths, no examples that the model can read.
+    """
+    if tokenizer is None:
         return []
-    made = model.generate(num_return_sequences=NUM_SAMPLES, seed=0, return_dict_in_generate=True)
-    return [
-        tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
-        for row, kept in zip(made.sequences, made.attention_mask, strict=True)
-    ]
+    from .pipeline_udm import UDMGenerationPipeline
+
+    kind = kind_of(model.config, report)
+    if kind is _GENERATOR and model.config.length_counts is None:
+        return []
+    pipe = UDMGenerationPipeline(model=model, tokenizer=tokenizer, device=model.device)
+    if kind is _GENERATOR:
+        return [record["generated_text"] for record in pipe("", num_return_sequences=NUM_SAMPLES, seed=0)]
+    shown = []
+    for given in example_texts(model, tokenizer, report):
+        how = {"max_edits": 2} if kind is _REPAIRER else {"seed": 0}
+        [record] = pipe(given, **how)
+        heads = ("given:   ", "repaired:") if kind is _REPAIRER else ("prompt:", "answer:")
+        shown.append(f"{heads[0]} {given}\n{heads[1]} {record['generated_text']}")
+    return shown
+
+
+def example_texts(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[str]:
+    """What the examples of a report give a model to work on: prompts; texts with one token changed, of a repairer.
+
+    Those that it could not read, with the longest answer behind a prompt, are left out.
+    """
+    kind, config, texts = kind_of(model.config, report), model.config, []
+    if kind is _GENERATOR or tokenizer is None:
+        return []
+    longest = config.max_row_length
+    room = len(config.length_probabilities()) - 1 if config.prompted and config.length_counts is not None else 0
+    for number, example in enumerate(report.get(_TEXTS) or []):
+        text = example.get("prompt" if kind is _ANSWERER else "text")
+        if not text or len(text) > _LONGEST or "```" in text:
+            continue
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        if longest is not None and ids.shape[1] + room > longest:
+            continue
+        if kind is _REPAIRER:
+            if config.prompted or not bool((editable := config.editable(ids)).any()):
+                continue
+            process, random = config.build_process(), RowRandom(0, torch.tensor([number]))
+            noise = process.sample_noise(ids, editable=editable, random=random)
+            wrong = process.corrupt(ids, torch.tensor([1]), noise)
+            text = tokenizer.decode(wrong[0].tolist(), skip_special_tokens=True)
+        texts.append(text)
+    return texts
+
+
+def example_calls(kind: Kind, config: Any, samples: list[str], given: list[str]) -> str:
+    """The lines of Python that use a model, behind the one that loads it, and print what comes back."""
+    edits = "max_edits" in config.build_process().generation_options
+    if kind is _REPAIRER:
+        lines = [f'print(pipe({_literal(given, "a text with an error in it")}, max_edits=2)[0]["generated_text"])']
+    elif kind is _ANSWERER:
+        text = _literal(given, "a prompt like those it was trained on")
+        lines = [f'print(pipe({text}, seed=0)[0]["generated_text"])  # the answer']
+    else:
+        length = "" if config.length_counts is not None else "length=12, "
+        lines = [
+            f'for record in pipe("", {length}num_return_sequences=3, seed=0):  # from nothing',
+            '    print(record["generated_text"])',
+        ]
+        if (blank := _with_blank(samples)) is not None:
+            lines.append(f'print(pipe({_literal([blank])}, seed=0)[0]["generated_text"])  # filled in')
+        if edits and samples:
+            lines.append(f'print(pipe({_literal(samples)}, max_edits=2)[0]["generated_text"])  # repaired')
+    return "\n".join(lines)
+
+
+def _literal(texts: list[str], otherwise: str = "") -> str:
+    """The first of these texts as a string of Python on one line, without what would end the block it stands in."""
+    fit = (text for text in texts if len(text) <= _LONGEST and "```" not in text)
+    return json.dumps(next(fit, otherwise), ensure_ascii=False)
+
+
+def _with_blank(samples: list[str]) -> str | None:
+    """A sample with [MASK] in place of its last word, or, where it is no row of words, of its last character."""
+    for text in samples:
+        head, space, last = text.rpartition(" ")
+        if not space:
+            head, last = text[:-1], text[-1:]
+        if head.strip() and last and len(text) <= _LONGEST and "```" not in text:
+            return f"{head}{space}[MASK]"
+    return None
 
 
 def price_rows(config: Any, report: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
@@ -380,9 +624,11 @@ def make_card(
     *,
     report: dict[str, Any] | None = None,
     samples: list[str] | None = None,
+    examples: list[str] | None = None,
     images: tuple[str, ...] = (),
     with_code: bool = False,
     licence: str | None = None,
+    base: str | None = None,
     tags: list[str] | None = None,
 ) -> str:
     """The README.md of a model repository.
@@ -390,33 +636,47 @@ def make_card(
     Args:
         model: the model itself. repo_id: `user/name`.
         report: what `udm train` wrote as report.json, paths and all; None: nothing is known of the training.
-        samples: of `write_samples`. images: names of the images that stand beside the card.
+        samples: of `write_samples`. examples: of `example_texts`; None: there are none to show.
+        images: names of the images that stand beside the card.
         with_code: whether the repository carries the code of the model. licence: of the weights.
+        base: name on the Hub of what the training started from; None: what the report says.
 
     Raises:
         ValueError: where the Hub would refuse the metadata.
     """
-    process, data = model.config.build_process(), describe_data((report or {}).get("data"))
-    clean, start = public(report or {}), base_model(report or {})
-    length, prices = price_rows(model.config, report or {})
+    known = {**(report or {}), **({} if base is None else {"base_model": base})}
+    process, data, kind, source = (
+        model.config.build_process(),
+        describe_data(known.get("data")),
+        kind_of(model.config, known),
+        held_out(known),
+    )
+    clean, start = (public(known) if report else {}), base_model(known)
+    length, prices = price_rows(model.config, known)
+    command = shlex.join(clean.get("command") or [])
     card = ModelCard.from_template(
-        card_data=_metadata(repo_id, process, clean, data, start, with_code, licence, tags),
+        card_data=_metadata(repo_id, process, kind, clean, data, source, start, with_code, licence, tags),
         template_str=_TEMPLATE,
         name=repo_id.split("/")[-1],
         repo_id=repo_id,
         config=model.config,
         process=process,
+        kind=kind,
+        address=documentation(),
+        calls=example_calls(kind, model.config, samples or [], examples or []),
         parameters=sum(p.numel() for p in model.parameters()),
         report=clean,
         data={key: inline(value) for key, value in data.items()},
         figures=measured(clean),
         held=clean.get("validation") or clean.get("repair"),
+        source=source,
         samples=samples,
         blocks=_blocks(samples or []),
         length=length,
         prices=prices,
         schedules=_schedules(prices),
         facts={k: inline(v) if isinstance(v, str) else v for k, v in _facts(clean, data, start).items()},
+        command=_blocks([command])[0] if command else None,
         images=images,
         with_code=with_code,
     )
@@ -428,36 +688,42 @@ def make_card(
 def _metadata(
     repo_id: str,
     process: Any,
+    kind: Kind,
     report: dict[str, Any],
     data: dict[str, str],
+    source: HeldOut,
     start: str | None,
     with_code: bool,
     licence: str | None,
     tags: list[str] | None,
 ) -> ModelCardData:
     """The YAML of a card; `report` is the published one, `start` of `base_model`."""
-    kinds = ["udm", "discrete-diffusion", process.card.tag]
+    kinds = ["udm", "discrete-diffusion", process.card.tag, *kind.tags]
+    if report.get("model_arguments", {}).get("lora_rank") is not None:
+        kinds.append("lora")
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
         library_name="udm-text",
-        pipeline_tag="text-generation",
+        pipeline_tag=kind.pipeline_tag,
         license=licence,
-        base_model=start if start is not None and not is_local(start) and _HUB_NAME.fullmatch(start) else None,
+        base_model=start,
+        base_model_relation=None if start is None else "finetune",  # adapters are merged: the weights are whole
         datasets=[data["hub"]] if "hub" in data else None,
         tags=[*kinds, *(["custom_code"] if with_code else []), *(tag for tag in tags or [] if tag not in kinds)],
-        eval_results=eval_results(report, data) or None,
+        eval_results=eval_results(report, source, kind.task) or None,
     )
 
 
 def _facts(report: dict[str, Any], data: dict[str, str], start: str | None) -> dict[str, Any]:
-    """What is known of the training, None where it is not; {} without a report."""
+    """What is known of the training, None where it is not; {} without a report. start: of `base_model`."""
     if not report:
         return {}
     machine = report.get("machine", {})
     place = machine.get("accelerator") or f"{machine.get('processor', 'a CPU')}, {machine.get('threads')} threads"
     return {
         "data": data.get("name"),
-        "started from": (start and public(start)) or "scratch",
+        "started from": _start(report, start),
+        "adapters": _adapters(report),
         "process": report.get("process"),
         "rows": report.get("train_rows"),
         "steps": report.get("steps"),
@@ -468,3 +734,25 @@ def _facts(report: dict[str, Any], data: dict[str, str], start: str | None) -> d
         "machine": place if machine else None,
         "torch": machine.get("torch"),
     }
+
+
+def _start(report: dict[str, Any], name: str | None) -> str:
+    """What the training started from, in words. report: the published one. name: of it or its origin, on the Hub."""
+    given = report.get("model_arguments", {}).get("model")
+    if given is None or given in PRESETS:
+        return "scratch"
+    return given if name in (None, given) else f"{given}, of {name}"
+
+
+def _adapters(report: dict[str, Any]) -> str | None:
+    """LoRA in words; None: every weight was trained."""
+    options = report.get("model_arguments", {})
+    if options.get("lora_rank") is None:
+        return None
+    scale = options.get("lora_alpha") or 2 * options["lora_rank"]
+    where = options.get("lora_target") or "all linear maps but the last"
+    trained = report.get("trained_parameters")
+    share = (
+        "" if trained is None else f"; {trained / 1e6:.2f} M of {report['parameters'] / 1e6:.1f} M parameters trained"
+    )
+    return f"LoRA of rank {options['lora_rank']}, alpha {scale}, on {where}, merged into the weights{share}"

@@ -29,9 +29,9 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .card import (
-    describe_data,
     draw_prices,
     eval_entries,
+    example_texts,
     is_edited,
     make_card,
     price_rows,
@@ -82,6 +82,7 @@ def push(
     commit_description: str | None = None,
     create_pr: bool = False,
     license: str | None = None,
+    base_model: str | None = None,
     tags: list[str] | None = None,
     max_shard_size: int | str = "50GB",
     token: bool | str | None = None,
@@ -98,6 +99,8 @@ def push(
             (`trust_remote_code=True`); None: where it came with the model.
         private: of a new repository. revision: branch, made if it is not there; None: `main`.
         license: identifier of the licence of the weights, as `apache-2.0`.
+        base_model: name on the Hub of the model that the training started from, for the card; None: what the
+            `report.json` says, which does not know that of a folder that came without its name.
         tags, max_shard_size, commit_message, commit_description, create_pr, token: as in transformers.
         timeout: seconds of silence after which the Hub counts as gone.
 
@@ -122,6 +125,7 @@ def push(
             source=source,
             include_code=include_code,
             license=license,
+            base_model=base_model,
             tags=tags,
             max_shard_size=max_shard_size,
         )
@@ -161,6 +165,7 @@ def write_repository(
     source: str | Path | None = None,
     include_code: bool | None = None,
     license: str | None = None,
+    base_model: str | None = None,
     tags: list[str] | None = None,
     max_shard_size: int | str = "50GB",
 ) -> None:
@@ -179,7 +184,7 @@ def write_repository(
     published = _published(model, source)
     report = None
     if (stored := published.get("report.json")) is not None:
-        report = read_report(stored)
+        report = read_report(stored) | ({} if base_model is None else {"base_model": base_model})
     images = ["loss.png"] if "loss.png" in published else []
     if images:
         shutil.copyfile(published["loss.png"], directory / "loss.png")
@@ -188,7 +193,7 @@ def write_repository(
         images.append("prices.png")
     if report is not None:
         write_json(directory / "report.json", public(report))
-        entries = eval_entries(report, describe_data(report.get("data")))
+        entries = eval_entries(report)
         if entries:
             (directory / ".eval_results").mkdir()
             text = yaml_dump(eval_result_entries_to_yaml(entries))
@@ -198,12 +203,14 @@ def write_repository(
         repo_id,
         report=report,
         samples=write_samples(model, tokenizer, report or {}),
+        examples=example_texts(model, tokenizer, report or {}),
         images=tuple(images),
         with_code=with_code,
         licence=license,
+        base=base_model,
         tags=[*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])],
     )
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / "README.md").write_text(card, encoding="utf-8", newline="")
 
 
 def write_code(directory: str | Path) -> None:

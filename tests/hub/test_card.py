@@ -1,10 +1,14 @@
 """What is written into a model's repository: the card, its metadata, the files beside it. No server is needed."""
 
+import contextlib
 import inspect
+import io
 import json
 import logging
+import re
 import shutil
 import sys
+from importlib import metadata as installed
 
 import pytest
 import torch
@@ -16,9 +20,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 from transformers.dynamic_module_utils import get_imports
 
-from tests.models import COUNTS, make_tokenizer, make_udm, save_masked_lm, wake_time
+from tests.models import COUNTS, TEXTS, make_masked_lm, make_tokenizer, make_udm, save_masked_lm, text_config, wake_time
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import check_metadata, describe_data, is_edited, make_card, price_rows, public
+from udm_text.card import (
+    check_metadata,
+    describe_data,
+    held_out,
+    hub_name,
+    is_edited,
+    make_card,
+    price_rows,
+    public,
+    read_report,
+)
+from udm_text.framing import tokenizer_fields, tokenizer_separator
 from udm_text.hub import _modules, push, save_backbone, write_repository
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 from udm_text.training.ema import WeightAverage
@@ -55,13 +70,91 @@ def metadata(card):
 def test_a_hub_data_set_and_base_model_are_named_in_the_metadata_and_local_ones_in_words_alone(model, tmp_path):
     fields = metadata(make_card(model, "user/name", report=REPORT))
     assert fields["datasets"] == ["user/shapes"] and fields["base_model"] == "someone/encoder"
+    assert fields["base_model_relation"] == "finetune"
     place = tmp_path / "encoder-mine"
     local = {**REPORT, "data": str(tmp_path / "rows.txt"), "model_arguments": {"model": str(place)}}
     card = make_card(model, "user/name", report=local)
-    assert not {"datasets", "base_model", "license"} & metadata(card).keys()
+    assert not {"datasets", "base_model", "base_model_relation", "license"} & metadata(card).keys()
     assert "| started from | encoder-mine |" in card and "rows.txt" in card and str(tmp_path) not in card
     scratch = make_card(model, "user/name", report={**REPORT, "model_arguments": {"model": "mini"}})
     assert "base_model" not in metadata(scratch) and "| started from | scratch |" in scratch
+
+
+def test_the_name_on_the_hub_of_what_a_training_started_from_is_found_where_it_can_be(model, tmp_path):
+    cached = tmp_path / "hub/models--someone--an-encoder/snapshots/0123"
+    run, bare = tmp_path / "run", tmp_path / "encoder"
+    for folder in (cached, run, bare):
+        folder.mkdir(parents=True)
+    (run / "report.json").write_text(json.dumps({"base_model": "someone/encoder"}))
+    names = ("mini", "someone/encoder", "bert-base-uncased", str(cached), str(run), str(bare), "not a name")
+    found = [None, "someone/encoder", "bert-base-uncased", "someone/an-encoder", "someone/encoder", None, None]
+    assert [hub_name(name) for name in names] == found
+    local = {**REPORT, "model_arguments": {"model": str(run)}, "base_model": "someone/encoder"}
+    card = make_card(model, "user/name", report=local)
+    assert metadata(card)["base_model"] == "someone/encoder"
+    assert "| started from | run, of someone/encoder |" in card
+    given = make_card(model, "user/name", report={**local, "base_model": None}, base="their/base")
+    assert metadata(given)["base_model"] == "their/base"
+    assert metadata(make_card(model, "user/name", base="their/base"))["base_model"] == "their/base"
+    assert "base_model" not in metadata(make_card(model, "user/name", report={**local, "base_model": None}))
+    with pytest.raises(ValueError, match="base_model must be a name on the Hub, as user/name, got 'my base'"):
+        make_card(model, "user/name", base="my base")
+
+
+def test_held_out_rows_are_of_the_source_that_they_came_from(model, tmp_path):
+    (tmp_path / "held.txt").touch()
+    own = {**REPORT, "data": str(tmp_path / "rows.txt")}
+    apart = {"validation_data": str(tmp_path / "held.txt")}
+    share = {"data": own["data"], "split": "train", "share": 0.05}
+    test = {"data": "user/shapes", "split": "test", "share": None}
+    cases = [
+        ({**own, "held_out": share}, "rows of rows.txt that were held out of the training (a share of 0.05)", "train"),
+        ({**own, "data_arguments": apart}, "rows of held.txt, a source apart from the training data", "train"),
+        ({**REPORT, "held_out": test}, "rows of user/shapes, its test split", "test"),
+        (REPORT, "held-out rows of user/shapes", "validation"),
+    ]
+    again = ["--data rows.txt --split validation", "--data held.txt", "", ""]
+    for (report, words, split), flags in zip(cases, again, strict=True):
+        card = make_card(model, "user/name", report=report)
+        assert f"On 12 {words}, ± one standard error" in card
+        assert f"again: `{' '.join(['udm evaluate user/name', flags]).strip()}`" in card
+        [result] = metadata(card)["model-index"][0]["results"]
+        assert (result["dataset"]["name"], result["dataset"]["split"]) == (held_out(report).data["name"], split)
+
+
+def test_the_command_is_shown_with_the_last_part_of_its_paths_alone(model, tmp_path):
+    words = ["udm", "train", "--data", str(tmp_path / "my rows.txt"), "--model", "someone/encoder", "--bf16"]
+    card = make_card(model, "user/name", report={**REPORT, "command": words})
+    assert "```bash\nudm train --data 'my rows.txt' --model someone/encoder --bf16\n```" in card
+    assert "```bash" not in make_card(model, "user/name", report=REPORT)
+
+
+def test_the_documentation_is_linked_where_the_installed_package_names_its_address(model, monkeypatch):
+    from email.message import Message
+
+    named = Message()
+    monkeypatch.setattr("udm_text.card.metadata", lambda name: named)
+    assert "made with udm-text." in make_card(model, "user/name")
+    named["Project-URL"] = "Repository, https://example.org/code"
+    named["Project-URL"] = "Documentation, https://example.org/docs"
+    assert "made with [udm-text](https://example.org/docs)." in make_card(model, "user/name")
+
+    def missing(name):
+        raise installed.PackageNotFoundError(name)
+
+    monkeypatch.setattr("udm_text.card.metadata", missing)  # as where the code came with the model
+    assert "made with udm-text." in make_card(model, "user/name")
+
+
+def test_adapters_are_named_with_their_share_of_the_parameters(model):
+    options = {"model": "someone/udm", "lora_rank": 4, "lora_alpha": None, "lora_target": "query,value"}
+    report = {**REPORT, "model_arguments": options, "trained_parameters": 20_000, "parameters": 2_000_000}
+    card = make_card(model, "user/name", report=report)
+    words = "LoRA of rank 4, alpha 8, on query,value, merged into the weights; 0.02 M of 2.0 M parameters trained"
+    assert f"| adapters | {words} |" in card
+    fields = metadata(card)
+    assert "lora" in fields["tags"] and fields["base_model_relation"] == "finetune"
+    assert "| adapters |" not in make_card(model, "user/name", report=REPORT)
 
 
 def test_figures_that_are_infinite_or_unknown_are_left_out(model):
@@ -128,7 +221,7 @@ def test_one_blank_line_stands_between_the_parts_of_a_card(report, images, with_
     heads = [part for part in parts if part.startswith("#")]
     assert heads == [
         "# name",
-        "## Load it",
+        "## Use it",
         "## How good it is",
         "## Samples",
         "## Fewer steps",
@@ -149,12 +242,16 @@ def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):
         "nested": {"a": ["~/secret/corpus", "./x/y", "C:\\Users\\me\\corpus.txt", "/srv/corpora/folder/"], "b": "here"},
         "kept": ["user/data", "wordpiece", "", None, 3, 2.5],
         "infinite": float("inf"),
+        "notes": [f"the files of {tmp_path}/corpus are splits: 2 / 3", "in ~/a/b 1.5 nats/token, and ./x none"],
+        "examples": [{"text": "/r/names of things"}, {"text": "x" * 5000}],
     }
     assert public(report) == {
         "data": "rows.txt",
         "nested": {"a": ["corpus", "y", "corpus.txt", "folder"], "b": "here"},
         "kept": ["user/data", "wordpiece", "", None, 3, 2.5],
         "infinite": None,
+        "notes": ["the files of corpus are splits: 2 / 3", "in b 1.5 nats/token, and x none"],
+        "examples": report["examples"],
     }
 
 
@@ -177,6 +274,9 @@ def test_a_card_is_edited_when_a_person_touched_it(model):
     assert not is_edited(card) and not is_edited(card + "\n")
     assert is_edited(card.replace("# name", "# My model")) and is_edited("# Mine\n")
     assert not is_edited("---\n---\nThis model card has been automatically generated.\n")
+    returned = make_card(model, "user/name", samples=["one\rtwo", "three\r\nfour"])
+    assert "one\rtwo" in returned and not is_edited(returned)
+    assert not is_edited(returned.replace("\r\n", "\n").replace("\r", "\n")), "as a reader of text files reads it"
 
 
 def test_prices_of_a_curve_alone_are_those_of_the_closed_form(model):
@@ -341,3 +441,97 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(model):
     for wrong in ({"repo_id": "a b/c"}, {"timeout": 0.0}, {"license": "My Own"}):
         with pytest.raises(ValueError, match="a b/c|timeout must be|license must be"):
             push(model, **{"repo_id": "user/name", "token": "hf_x", "tokenizer": make_tokenizer("bert"), **wrong})
+
+
+PROMPT, ANSWER = TEXTS[1], TEXTS[3]
+KINDS = {
+    "generator": ({}, {}, {}),
+    "answerer": ({}, {"prompted": True}, {"examples": [{"prompt": PROMPT, "text": ANSWER}]}),
+    "repairer": (
+        {"process": "substitute"},
+        {},
+        {"examples": [{"text": PROMPT}, {"text": ANSWER}], "max_corruption": 0.3, "validation": None},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory):
+    """A model of each kind with its report, and what `write_repository` makes of it under the name user/name."""
+    tokenizer, made = make_tokenizer("bert"), {}
+    rates = {"rows": 10, "restored": 0.5, "restored_stderr": 0.125, "left_alone": 1.0, "left_alone_stderr": 0.0}
+    for kind, (fields, how, more) in KINDS.items():
+        place = tmp_path_factory.mktemp(kind)
+        separator = {"separator_token_ids": tokenizer_separator(tokenizer)} if how else {}
+        backbone = make_masked_lm(text_config(vocab_size=len(tokenizer)))
+        backbone.save_pretrained(place / "plain")
+        own = {**tokenizer_fields(tokenizer), **fields, **separator}
+        model = UDMForMaskedGeneration.from_pretrained(place / "plain", length_counts=COUNTS, **own)
+        model.save_pretrained(place / "udm")
+        tokenizer.save_pretrained(place / "udm")
+        report = {**REPORT, "repair": rates if kind == "repairer" else None, **more}
+        (place / "udm/report.json").write_text(json.dumps(report))
+        (place / "pushed").mkdir()
+        write_repository(place / "pushed", model, "user/name", tokenizer=tokenizer, source=place / "udm")
+        made[kind] = place
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_example_of_a_card_runs_and_prints_what_the_card_shows(kind, kinds):
+    card = (kinds[kind] / "pushed/README.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    block = block.replace('"user/name"', repr(str(kinds[kind] / "udm")))
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "README.md", "exec"), names)
+    lines, shown = printed.getvalue().splitlines(), card.split("## Samples")[1].split("## Training")[0]
+    pipe = names["pipe"]
+    if kind == "generator":
+        first = [record["generated_text"] for record in pipe("", num_return_sequences=8, seed=0)]
+        assert lines[:3] == first[:3] and len(lines) == 4 and "[MASK]" in block
+        assert "```text\n" + "\n".join(first) + "\n```" in shown
+    elif kind == "answerer":
+        assert f'pipe("{PROMPT}", seed=0)' in block
+        assert f"prompt: {PROMPT}\nanswer: {lines[0]}\n" in shown and len(lines) == 1
+    else:
+        [given] = re.findall(r'pipe\("(.*)", max_edits=2\)', block)
+        assert sum(a != b for a, b in zip(given.split(" "), PROMPT.split(" "), strict=True)) == 1
+        assert f"given:    {given}\nrepaired: {lines[0]}\n" in shown and shown.count("given:") == 2
+
+
+def test_a_repairer_and_an_answerer_are_described_as_what_they_are(kinds):
+    cards = {kind: (place / "pushed/README.md").read_text() for kind, place in kinds.items()}
+    fields = {kind: metadata(card) for kind, card in cards.items()}
+    heads = {"generator": "Text generation", "answerer": "Answers to prompts", "repairer": "Repair of texts"}
+    for kind, head in heads.items():
+        assert f"# name\n\n{head} by discrete diffusion" in cards[kind]
+    assert [fields[kind].get("pipeline_tag") for kind in KINDS] == ["text-generation", "text-generation", None]
+    assert "text-correction" in fields["repairer"]["tags"] and "prompt-and-answer" in fields["answerer"]["tags"]
+    tasks = [fields[kind]["model-index"][0]["results"][0]["task"]["type"] for kind in KINDS]
+    assert tasks == ["text-generation", "text2text-generation", "text-correction"]
+    assert "of the answers alone" in cards["answerer"] and "of the answers alone" not in cards["generator"]
+    for kind in ("answerer", "repairer"):
+        assert "from nothing:" not in cards[kind] and "For writing" not in cards[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_metadata_of_every_kind_is_read_again_by_the_hub_client(kind, kinds):
+    card = ModelCard.load(kinds[kind] / "pushed/README.md", ignore_metadata_errors=False)
+    again = ModelCard(str(card), ignore_metadata_errors=False)
+    assert again.data.to_dict() == card.data.to_dict() and again.data.eval_results == card.data.eval_results
+    assert {result.metric_type for result in card.data.eval_results} == (
+        {"restored_rate", "left_alone_rate"} if kind == "repairer" else {"nelbo_nats_per_token"}
+    )
+
+
+def test_a_report_that_is_none_is_refused_by_its_field(tmp_path):
+    cases = {
+        "command": ("udm train", "command must be a list"),
+        "examples": ([{"text": 3}], r"examples\[0\].text must be a string, got 3"),
+        "held_out": ({"share": "all"}, "held_out.share must be a number, got 'all'"),
+    }
+    for field, (value, said) in cases.items():
+        (tmp_path / "report.json").write_text(json.dumps({field: value}))
+        with pytest.raises(ValueError, match=said):
+            read_report(tmp_path / "report.json")

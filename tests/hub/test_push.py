@@ -55,6 +55,7 @@ def test_the_card_holds_the_figures_of_the_report_and_the_first_texts_of_seed_0(
         assert f"| {row['num_steps']} | {row['linear']:.4f} ± {row['linear_stderr']:.4f}" in card.text
     samples = pipeline("udm-generation", model=str(model_directory))("", num_return_sequences=8, seed=0)
     assert "\n".join(["```text", *(record["generated_text"] for record in samples), "```"]) in card.text
+    assert "```bash\nudm train --data shapes.txt --output unicode-names --max_steps 6" in card.text
     assert "(loss.png)" in card.text and "(prices.png)" in card.text and "shapes.txt" in card.text
     assert files["loss.png"] == (model_directory / "loss.png").read_bytes()
 

@@ -303,6 +303,9 @@ def push(
     revision: Annotated[str | None, typer.Option(help="The branch; default: main.")] = None,
     message: Annotated[str | None, typer.Option(help="The message of the commit.")] = None,
     license: Annotated[str | None, typer.Option(help="The licence of the weights, as apache-2.0.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="The model on the Hub it was trained from; default: as the training knows it.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -323,6 +326,7 @@ def push(
         revision=revision,
         commit_message=message,
         license=license,
+        base_model=base_model,
         timeout=timeout,
     )
     print(f'{commit.commit_url}\nload it: pipeline("udm-generation", model="{name}")')

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..card import hub_name
 from ..common import choices
 from ..configuration_udm import PRESETS, UDMConfig
 from ..corpus import (
@@ -67,6 +68,10 @@ class Rows:
     vocabulary: dict[str, Any]
     notes: list[str]
     """What is to be said of the corpus, in sentences."""
+    held_out: str | None
+    """The split of the corpus that the held-out rows are of, if they are: "train" where they are a share of it."""
+    examples: list[dict[str, str]]
+    """The first held-out texts that are short, with their prompts."""
 
 
 def train_text(
@@ -133,7 +138,22 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     for note in splits.notes:
         ready.say(f"note: {note}")
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
-    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes)
+    examples = [] if held is None else first_short(held)
+    of = splits.held_out or ("validation" if held is not None else None)
+    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes, of, examples)
+
+
+def first_short(texts: Dataset, count: int = 4, longest: int = 200) -> list[dict[str, str]]:
+    """The first few of some texts, with prompts where they have any, that have at most so many characters."""
+    found: list[dict[str, str]] = []
+    for row in texts:
+        record: Any = row
+        example = {name: record[name] for name in ("prompt", "text") if record.get(name)}
+        if len(found) < count and max(map(len, example.values()), default=0) <= longest:
+            found.append(example)
+        if len(found) == count:
+            break
+    return found
 
 
 def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
@@ -355,6 +375,12 @@ def describe_run(
     """What report.json says of a run whatever comes of it; every path absolute, so that it says the same elsewhere."""
     config: UDMConfig = objective.config
     source = resolved(data.data)
+    held: dict[str, Any] | None = None
+    if data.validation_data is not None:
+        held = {"data": resolved(data.validation_data), "split": "train", "share": None}
+    elif rows.validation is not None:
+        share = data.validation_share if rows.held_out == "train" else None
+        held = {"data": source, "split": rows.held_out, "share": share}
     return {
         "data": source,
         "data_arguments": {
@@ -366,6 +392,9 @@ def describe_run(
         "model_arguments": {**vars(model_args), "model": resolved(model_args.model, PRESETS)},
         "objective": goal.objective,
         "max_corruption": goal.max_corruption,
+        "base_model": hub_name(model_args.model),
+        "held_out": held,
+        "examples": rows.examples if config.prompted or goal.max_corruption < 1.0 else [],
         "process": CAUSAL if goal.objective == "ar" else config.process,
         "vocab_size": len(rows.tokenizer),
         "train_rows": len(rows.train),

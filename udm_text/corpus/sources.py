@@ -26,17 +26,22 @@ class Corpus(DatasetDict):
     """Splits of texts, and what is to be said of them.
 
     blank: rows of each split that were left out, since no text stands in them. notes: sentences for who trains on it.
+    held_out: what `hold_out` made a validation split of: "test", or "train" for a share of that; None: of nothing.
     """
 
     def __init__(
-        self, splits: Mapping[str, Dataset], blank: Mapping[str, int] | None = None, notes: Iterable[str] = ()
+        self,
+        splits: Mapping[str, Dataset],
+        blank: Mapping[str, int] | None = None,
+        notes: Iterable[str] = (),
+        held_out: str | None = None,
     ):
         super().__init__(splits)
-        self.blank, self.notes = dict(blank or {}), list(notes)
+        self.blank, self.notes, self.held_out = dict(blank or {}), list(notes), held_out
 
-    def replaced(self, splits: Mapping[str, Dataset], *notes: str) -> Corpus:
+    def replaced(self, splits: Mapping[str, Dataset], *notes: str, held_out: str | None = None) -> Corpus:
         """Other splits, of which the same is to be said, and more."""
-        return Corpus(splits, self.blank, [*self.notes, *notes])
+        return Corpus(splits, self.blank, [*self.notes, *notes], held_out or self.held_out)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -437,14 +442,15 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
     if "validation" in splits or not share:
         return splits
     if "test" in splits:
-        return _replaced(splits, {**splits, "validation": splits["test"]})
+        return _replaced(splits, {**splits, "validation": splits["test"]}, held_out="test")
     train = splits["train"]
     if contiguous:
         total = len(train)
         cut = min(total - 1, round(total * (1 - share)))
         if cut < 1:
             raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
-        return _replaced(splits, {"train": train.select(range(cut)), "validation": train.select(range(cut, total))})
+        parts = {"train": train.select(range(cut)), "validation": train.select(range(cut, total))}
+        return _replaced(splits, parts, held_out="train")
     rule = hold_out_rule(train, share)
     held = [rule.holds(record) for batch in train.iter(1000) for record in _each(batch)]
     sides = {
@@ -456,7 +462,8 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
             "text, a validation split, or validation_share=0"
         )
     notes = [] if rule.note is None else [rule.note]
-    return _replaced(splits, {side: train.select(rows) for side, rows in sides.items()}, *notes)
+    parts = {side: train.select(rows) for side, rows in sides.items()}
+    return _replaced(splits, parts, *notes, held_out="train")
 
 
 def _alike(train: Dataset) -> str:
@@ -465,9 +472,9 @@ def _alike(train: Dataset) -> str:
     return ", since all have the same text, and equal texts stay on one side" if same else ""
 
 
-def _replaced(splits: DatasetDict, others: Mapping[str, Dataset], *notes: str) -> Corpus:
+def _replaced(splits: DatasetDict, others: Mapping[str, Dataset], *notes: str, held_out: str) -> Corpus:
     """Other splits, of which is to be said what is said of these, and more."""
-    return (splits if isinstance(splits, Corpus) else Corpus({})).replaced(others, *notes)
+    return (splits if isinstance(splits, Corpus) else Corpus({})).replaced(others, *notes, held_out=held_out)
 
 
 def held_below(hashes: Iterable[int], share: float) -> int:

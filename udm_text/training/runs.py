@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,6 +105,9 @@ class RunArguments(UDMTrainingArguments):
     report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
 
+    command = tuple[str, ...]()
+    """What was typed, word for word, a recipe's options in front of the others; (): not a command. No option."""
+
     def __post_init__(self):
         if self.resume_from_checkpoint is not None:
             raise ValueError(
@@ -139,7 +143,20 @@ def parse(
     *found, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"{command} takes no {unknown[0]!r}; all of its options: {command} --help")
+    for part in found:
+        if isinstance(part, RunArguments):
+            part.command = (*command.split(), *without_secrets(given))
     return tuple(found)
+
+
+def without_secrets(given: Sequence[str]) -> list[str]:
+    """Arguments word for word, `--name=value` as two of them, without those that are tokens of the Hub."""
+    words: list[str] = []
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        words += [name, value] if argument.startswith("--") and equals else [argument]
+    hidden = {i for i, word in enumerate(words) if re.fullmatch(r"--\w[\w-]*[_-]token", word)}
+    return [word for i, word in enumerate(words) if not {i, i - 1} & hidden]
 
 
 def read_recipe(given: list[str]) -> list[str]:
@@ -292,7 +309,8 @@ def run(
     if state.is_main_process:
         write_json(output / RUN_FILE, record)
     result = trainer.train(resume_from_checkpoint=ready.checkpoint)
-    report = {**facts, **describe_training(trainer, result.metrics)}
+    typed = [word if "/" not in word else resolved(word) for word in getattr(args, "command", ())]
+    report = {**facts, "command": typed, **describe_training(trainer, result.metrics)}
     if not trainer.steps_made:
         ready.say(f"note: {ready.checkpoint} stands at the end of the run, and no further step was made")
         if isinstance(used := ready.before.get("used", ready.before.get("run")), dict):

@@ -1,0 +1,219 @@
+"""What the pages say can be done as they say it: their Python, their commands, their links and the files they name."""
+
+import ast
+import builtins
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from tests.helpers import ROOT, write_shapes
+from tests.models import make_udm
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+QUOTED = {("one-loop.md", 0): {"Tensor", "Prediction"}}
+"""Names that a block uses and does not define, by page and number of the block: it quotes udm_text/core.py, which
+tests/continuous/test_one_loop.py compares, without its head."""
+MADE = re.compile(r"data/\w+/dataset")
+"""What is made by a command, and in no checkout."""
+
+
+def named(path: Path) -> str:
+    return path.name
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        body for found, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if found == kind
+    ]
+
+
+def names(source: str) -> tuple[set[str], set[str]]:
+    """The names that a source reads, and those that it binds anywhere."""
+    read, bound = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    return read, bound
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_name_in_a_block_of_python_is_defined_there_or_in_an_earlier_one(page):
+    known = set(dir(builtins))
+    for number, block in enumerate(blocks(page, "python")):
+        read, bound = names(block)
+        known |= bound
+        assert read - known == QUOTED.get((page.name, number), set()), block
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `udm` commands of a page's blocks as lists of words; what lists options in brackets is no command."""
+    text = page.read_text(encoding="utf-8")
+    kinds = [body for kind in ("", "bash") for body in blocks(page, kind)]
+    lines = "\n".join(kinds).replace("\\\n", " ").splitlines()
+    indented = [line.strip() for line in re.findall(r"^    (.*)$", text, re.MULTILINE)]
+    found = [
+        line
+        for line in (*lines, *indented)
+        if line.startswith("udm ") and "[options]" not in line and "[--" not in line
+    ]
+    return [[word for word in shlex.split(line, comments=True) if word != "..."] for line in found]
+
+
+def refuse(words: list[str]) -> str | None:
+    """What the command line says of these words before any work is done; None: nothing."""
+    from udm_text.cli.commands import app
+
+    command = typer.main.get_command(app)
+    try:
+        while hasattr(command, "commands"):
+            words = words[1:]
+            command = command.commands[words[0]]
+        if words[0] == "train":
+            return None if parsed(words[1:], command.callback.__module__) else "not parsed"
+        command.make_context(words[0], words[1:])
+    except Exception as error:  # typer brings a click of its own
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def parsed(words: list[str], module: str):
+    if module.startswith("continuous"):
+        from continuous.train_image import parse
+    else:
+        from udm_text.training.arguments import parse
+    return parse(words)
+
+
+ALL = [(page, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize("page, words", ALL, ids=[f"{page.name}: {' '.join(words)}" for page, words in ALL])
+def test_every_command_is_one_that_the_command_line_takes(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where recipes/ is
+    assert refuse(words) is None
+
+
+def test_there_are_commands_to_check_and_a_wrong_one_would_be_seen():
+    assert len(ALL) > 20
+    assert "No such option" in (refuse(["udm", "generate", "m", "--steps", "3"]) or "")
+    assert "takes no '--dta'" in (refuse(["udm", "train", "--data", "d", "--dta", "d", "--output", "o"]) or "")
+    assert "KeyError" in (refuse(["udm", "write", "m"]) or "")
+    assert names("import a.b\nfor i in c: d = a(i)") == ({"a", "c", "i"}, {"a", "d", "i"})
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading of Markdown gets on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_leads_to_a_page_and_a_heading_that_are_there(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        there = page.parent / file if file else page
+        assert there.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, heads), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_file_of_the_repository_that_is_named_is_there(page):
+    rooms = "recipes|tests|benchmarks|docs|udm_text|continuous|data"
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(rf"(?<![\w/.-])((?:{rooms})/[\w./-]*\w)", text):
+        if not MADE.match(name) and "NAME" not in name and not re.search(r"\.\w+\.\w+", name):
+            assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("image", sorted((ROOT / "docs" / "images").glob("*")), ids=named)
+def test_every_image_of_the_pages_is_small_and_shown(image):
+    assert image.stat().st_size < 60_000
+    shown = [page.name for page in PAGES if f"images/{image.name}" in page.read_text(encoding="utf-8")]
+    assert shown
+
+
+WORDS = "LATIN GREEK SMALL CAPITAL LETTER A ALPHA OMEGA WITH GRAVE SMAKL".split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as the pages take it to be: models without training under the names of those of the demo, a corpus."""
+    from tests.models import COUNTS
+    from udm_text.corpus import train_tokenizer
+    from udm_text.framing import tokenizer_fields
+
+    here = tmp_path_factory.mktemp("place")
+    tokenizer = train_tokenizer("wordpiece", [" ".join(WORDS)] * 20, 200)
+    for name, process in (("unicode-names", "mask"), ("unicode-names-repair", "substitute")):
+        own = {key: value for key, value in tokenizer_fields(tokenizer).items()}
+        make_udm(process, vocab_size=len(tokenizer), length_counts=COUNTS, **own).save_pretrained(here / "runs" / name)
+        tokenizer.save_pretrained(here / "runs" / name)
+    write_shapes(here / "corpus.txt")
+    return here
+
+
+def run(page: str, which, place: Path, monkeypatch, **replaced: str) -> dict:
+    """Runs the blocks of a page that `which` takes, one after the other; the names they leave."""
+    monkeypatch.chdir(place)
+    left: dict = {}
+    for block in blocks(ROOT / page, "python"):
+        if which(block):
+            for old, new in replaced.items():
+                block = re.sub(rf"\b{old}=\d+", f"{old}={new}", block)
+            exec(compile(block, page, "exec"), left)
+    return left
+
+
+def test_the_python_of_the_readme_runs(place, monkeypatch):
+    left = run("README.md", lambda block: "runs/unicode-names" in block, place, monkeypatch)
+    assert left["pipe"].model.config.process == "mask" and left["repairer"].model.config.process == "substitute"
+
+
+def test_the_python_of_the_page_on_generation_runs(place, monkeypatch):
+    left = run("docs/generation.md", lambda block: "FILL" not in block, place, monkeypatch)
+    assert left["out"].tokens_per_call.shape == (1,) and left["ids"].shape[0] == 1
+
+
+def test_the_python_of_the_page_on_training_trains(place, monkeypatch):
+    few = {"max_steps": "3", "per_device_train_batch_size": "8"}
+    monkeypatch.setattr("udm_text.training.runs.require_matplotlib", lambda: None)
+    left = run("docs/training.md", lambda block: True, place, monkeypatch, **few)
+    assert left["report"]["steps"] == 3 and left["report"]["validation"]["bits_per_char"] > 0
+    assert left["trainer"].state.global_step == 3 and (place / "runs/by-hand/model.safetensors").is_file()
+
+
+def test_answers_that_are_filled_up_have_one_length_and_are_stripped_again(place, monkeypatch):
+    import json
+
+    from udm_text.cli.train_text import parse, train_text
+    from udm_text.configuration_udm import UDMConfig
+
+    monkeypatch.chdir(place)
+    words = ["ab", "abc", "abcd", "ba", "bad", "dab", "cab", "cabd", "bc", "cd", "dc", "da", "ad", "db", "bd", "ac"]
+    lines = [json.dumps({"q": word, "a": word[::-1]}) + "\n" for word in words]
+    Path("reverse.jsonl").write_text("".join(lines), encoding="utf-8")
+    fill, ask = [block for block in blocks(ROOT / "docs/generation.md", "python") if "FILL" in block]
+    from transformers import pipeline
+
+    names: dict = {"pipeline": pipeline}
+    exec(compile(fill, "generation.md", "exec"), names)
+    [command] = [words for words in commands(ROOT / "docs/generation.md") if "filled.jsonl" in words]
+    few = "--model tiny --max_steps 2 --per_device_train_batch_size 4 --use_cpu --report_to none --plot false"
+    train_text(*parse([*command[2:], *few.split()]))
+    config = UDMConfig.from_pretrained("runs/reverse")
+    assert [n for n, count in enumerate(config.length_counts) if count] == [4], "one length, that of the longest"
+    exec(compile(ask.replace("face", "dab"), "generation.md", "exec"), names)
+    assert not names["answer"].endswith(names["FILL"]) and len(names["answer"]) <= 4
