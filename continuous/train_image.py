@@ -358,8 +358,12 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
     save_png(path, tile([clean, degraded, pipe.restore(degraded, seed=seed)]))
 
 
-def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
+def load_splits_of(
+    model: str, data: str | None = None, image_size: int | None = None, channels: int | None = None
+) -> tuple[ImageSplits, str]:
     """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name.
+
+    image_size, channels: in place of those of the report.
 
     Raises:
         ValueError: no report says which images they were, or what it holds is no report.
@@ -381,7 +385,9 @@ def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, st
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its images: give --data")
     share = how.get("validation_share", 0.05)
-    return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data
+    size = how.get("image_size") if image_size is None else image_size
+    channels = how.get("channels") if channels is None else channels
+    return load_images(data, size=size, channels=channels, validation_share=share), data
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -76,9 +76,10 @@ On {{ held.rows }} held-out rows of {{ data.get("name", "its data") }}, ± one s
 {%- if report.validation %}
 
 These are upper bounds, never the likelihood itself, and the bounds of masks and of substitution do not compare with \
-each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}. To measure them again: \
-`udm evaluate {{ repo_id }} --data DATA`.
+each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}.
 {%- endif %}
+
+To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
 {%- else -%}
 No held-out figures were published with this model.
 {%- endif %}
@@ -230,6 +231,19 @@ def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None
         if repair.get(key) is not None:
             figures.append((f"{key}_rate", words, repair[key], repair.get(f"{key}_stderr"), 4))
     return figures
+
+
+def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:
+    """The command line that measures the held-out figures of a published report once more.
+
+    Data on the Hub are found by their name in the report; others are named, where a shell takes the name as it is.
+    """
+    held = (report.get("data_arguments") or {}).get("validation_data")
+    data, split = (report.get("data"), "validation") if held is None else (held, "train")
+    if all(_HUB_NAME.fullmatch(name) for name in (report.get("data") or "", held or "a/b")):
+        return f"udm evaluate {repo_id}"
+    plain = data is not None and re.fullmatch(r"[\w./+][\w./+-]*", data)
+    return f"udm evaluate {repo_id} --data {data if plain else 'DATA'} --split {split}"
 
 
 def eval_results(report: dict[str, Any], data: dict[str, str]) -> list[EvalResult]:
@@ -411,6 +425,7 @@ def make_card(
         data={key: inline(value) for key, value in data.items()},
         figures=measured(clean),
         held=clean.get("validation") or clean.get("repair"),
+        again=evaluation_command(repo_id, clean),
         samples=samples,
         blocks=_blocks(samples or []),
         length=length,

@@ -294,10 +294,10 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
 
 
 def _tokenizer_of(source: str) -> Any:
-    return load_tokenizer(source) if _find(source, _TOKENIZER_FILE) else None
+    return load_tokenizer(source) if find_file(source, _TOKENIZER_FILE) else None
 
 
-def _find(source: str, name: str) -> Path | None:
+def find_file(source: str, name: str) -> Path | None:
     """A file of a model's directory or repository, or None."""
     if not source:
         return None
@@ -315,7 +315,7 @@ def _find(source: str, name: str) -> Path | None:
 
 def _published(model: Any, source: str) -> dict[str, Path]:
     """report.json and loss.png of the place a model was loaded from, if the weights there are still its own."""
-    found = {name: path for name in ("report.json", "loss.png") if (path := _find(source, name)) is not None}
+    found = {name: path for name in ("report.json", "loss.png") if (path := find_file(source, name)) is not None}
     if found and not _same_weights(model, source):
         logger.warning(f"the weights are not those of {source} any more: its figures are left out of the card")
         return {}
@@ -324,7 +324,7 @@ def _published(model: Any, source: str) -> dict[str, Path]:
 
 def _same_weights(model: Any, source: str) -> bool:
     state = model.state_dict()
-    single, index = _find(source, _WEIGHTS), _find(source, _INDEX)
+    single, index = find_file(source, _WEIGHTS), find_file(source, _INDEX)
     if single is not None:
         names = [_WEIGHTS]
     elif index is not None:
@@ -333,7 +333,7 @@ def _same_weights(model: Any, source: str) -> bool:
         return False
     seen = set(model.all_tied_weights_keys)
     for name in names:
-        path = _find(source, name)
+        path = find_file(source, name)
         if path is None:
             return False
         with safe_open(path, framework="pt") as file:

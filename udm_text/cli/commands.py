@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -66,6 +65,10 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that lies beside the model. Read it first.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Of a table: the column that holds the texts; default: text, or as in training.")
+]
+DataConfig = Annotated[str | None, typer.Option(help="Configuration of a data set; default: as in training.")]
 
 
 def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32", trust: bool = False):
@@ -219,8 +222,27 @@ def repair(
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="A corpus; default: the one the model was trained with.")] = None,
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "validation",
+    data: Annotated[
+        str | None,
+        typer.Option(help="A corpus, scored whole; default: what was held out of the one the model was trained with."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The part of it: train, validation (the held-out share, where the corpus has no such split), test, "
+            "all; default: all of a corpus without splits that is given, else validation."
+        ),
+    ] = None,
+    data_config: DataConfig = None,
+    text_column: TextColumn = None,
+    prompt_column: Annotated[str | None, typer.Option(help="The column of prompts; default: as in training.")] = None,
+    rows: Annotated[str | None, typer.Option(help="line, fixed or packed; default: as in training.")] = None,
+    row_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row, at which it is cut; default: as in training.")
+    ] = None,
+    validation_share: Annotated[
+        float | None, typer.Option(help="Held out where the corpus has no such split; default: as in training.")
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Corruptions of each row.")] = 8,
     seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
     kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
@@ -244,52 +266,50 @@ def evaluate(
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
-    from ..training.arguments import DataArguments
     from .reports import describe, describe_repair
-    from .train_text import rows_of_split
+    from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
 
     register()
     check_device(device)
     if curve and Path(model).is_dir() and not os.access(model, os.W_OK):
         raise ValueError(f"--curve stores what it measures in {model}, which may not be written to")
-    report_file = Path(model) / "report.json"
-    report: dict[str, Any] = {}
-    how: dict[str, Any] = {}
-    if report_file.is_file():
-        report = read_report(report_file)
-        known = {field.name for field in dataclasses.fields(DataArguments)}
-        how = {name: value for name, value in report.get("data_arguments", {}).items() if name in known}
-        if data is not None:
-            how["validation_data"] = None  # another corpus has held-out texts of its own
-        data = data or report.get("data")
-    if data is None:
-        raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
+    for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
+        if curve and value is not None:
+            raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
+    report_file = report_of(model)
+    report = {} if report_file is None else read_report(report_file)
+    given: dict[str, Any] = {"data_config": data_config, "text_column": text_column, "prompt_column": prompt_column}
+    given |= {"rows": rows, "row_length": row_length, "validation_share": validation_share}
+    how = reading(report, model, data, given)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
         network = network.to(device)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    rows = rows_of_split(DataArguments(**{**how, "data": data}), tokenizer, split)
+    scored, split = rows_to_score(network.config, how, tokenizer, split, whole=data is not None)
+    if split == ALL and is_corpus_of(report, how.data):
+        print(
+            f"note: {model} was trained on {how.data}, and all of it is scored; --split validation scores what was "
+            "held out",
+            file=sys.stderr,
+        )
     if curve:
-        for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
-            if value is not None:
-                raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
-        measured = measure_curve(network, rows, batch_size=batch_size, draws=draws, seed=seed)
+        measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
         if Path(model).is_dir():
             store_curve(model, measured.curve)
-            if report:
+            if report and report_file is not None:
                 write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
-        figures = evaluate_repair(network, rows, batch_size=batch_size, seed=seed).to_dict()
+        figures = evaluate_repair(network, scored, batch_size=batch_size, seed=seed).to_dict()
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
+        figures = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
-    print(to_json({"model": model, "data": data, "split": split, **figures}) if as_json else text)
+    print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 
 
 @app.command()
