@@ -33,6 +33,8 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "udm_text/cli/train_text.py": TEXT,
     "udm_text/cli/train_text.py:rows_of_split": ("evaluate",),
     "udm_text/cli/scoring.py": ("evaluate",),
+    "udm_text/cli/scoring.py:refuse_repairer": ("generate",),
+    "udm_text/cli/texts.py": ("generate", "repair"),
     "udm_text/cli/terminal.py": ("generate", "repair", "evaluate"),
     "udm_text/cli/terminal.py:load_pipeline": ("generate",),
     "udm_text/cli/export.py": ("generate",),

@@ -1,16 +1,18 @@
-"""What is scored: the rows that `udm evaluate` measures, and single texts for `udm generate --score`."""
+"""What is scored: the rows that `udm evaluate` measures, and texts one by one for `udm generate --score`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, concatenate_datasets
 
 from ..common import choices
 from ..corpus import load_corpus, make_rows
+from ..evaluation.bounds import nats_of_lengths, row_draws
 from ..hub import find_file
 from ..training.arguments import DataArguments
 from ..training.resuming import resolved
@@ -92,6 +94,42 @@ def rows_to_score(
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row-length")
     return rows, split
+
+
+def refuse_repairer(model: str, report: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model that has no bound worth the name, before it is loaded."""
+    if (share := report.get("max_corruption", 1.0)) < 1.0:
+        raise ValueError(
+            f"--score: {model} is a repairer, trained on rows of which at most {share:g} was wrong. The bound of a "
+            "text asks it about rows that are all noise, of which it knows nothing, so it has no score: leave --score "
+            "away"
+        )
+
+
+def score_rows(
+    model: Any, rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int = 0, kernel: str | None = None
+) -> list[dict[str, Any]]:
+    """Upper bounds on -log p of rows one by one: "nats", and "nats_per_token" of what was generated of each.
+
+    A row of which all that the model may change was generated has the bound of `evaluate_bound`, its length counted
+    where the model draws lengths. Of a row with a given part it is the bound of the rest given that part, and given how
+    long the rest is. Equal rows have equal scores, whatever stands beside them.
+
+    Args:
+        rows: each with "input_ids" and "editable", a bool for each token: whether it was generated.
+        draws: corruptions of each row. seed: their noise.
+    """
+    config = model.config
+    how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel or config.kernel}
+    drawn = row_draws(model, rows, [0] * len(rows), batch_size=64, **how)  # type: ignore[arg-type]
+    counts = torch.tensor([sum(row["editable"]) for row in rows], dtype=torch.float64)
+    every = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
+    lengths = nats_of_lengths(config, counts)
+    nats = drawn.nats.mean(dim=1) + torch.where(counts == every, lengths, torch.zeros_like(lengths))
+    return [
+        {"nats": total, "nats_per_token": each}
+        for total, each in zip(nats.tolist(), (nats / counts).tolist(), strict=True)
+    ]
 
 
 def is_corpus_of(report: Mapping[str, Any], data: str) -> bool:

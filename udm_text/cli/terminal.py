@@ -42,6 +42,17 @@ def load_pipeline(
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
 
 
+def hide_loading_bars() -> None:
+    """No progress bar of what takes no time, as weights that are read from a disk; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads = not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # which hides downloads, too
+    if downloads:
+        enable_progress_bars()
+
+
 @contextmanager
 def fetching(model: str) -> Iterator[None]:
     """Within it, a connection that breaks is an OSError that names the model."""
@@ -132,6 +143,8 @@ def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, s
     calls = sum(group[0]["num_calls"] for group in records[::inputs_per_batch])
     priced = [record for record in every if "expected_nats" in record]
     line = f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s, {calls} network calls"
+    if not every:
+        return line
     if len(priced) < len(every):
         return (
             f"{line}; no expected price: a curve (`udm evaluate MODEL --curve`) prices the model's own law, masks in "
