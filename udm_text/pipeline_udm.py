@@ -167,7 +167,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"not in the vocabulary of this model: {', '.join(map(repr, new[:10]))}{more}. They stay in the text "
                 f"as they were typed, and the model reads {self.tokenizer.unk_token} instead"
             )
-        ids = self.tokenizer(input_)["input_ids"]
+        ids = self.tokenizer(input_, verbose=False)["input_ids"]  # what is too long, `generate` refuses
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 

@@ -26,6 +26,7 @@ from .terminal import (
     describe_speed,
     fetching,
     hide_loading_bars,
+    hide_untrue_warnings,
     load_pipeline,
     marks,
     readable,
@@ -131,6 +132,7 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
 
     check_device(device)
     hide_loading_bars()
+    hide_untrue_warnings()
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
         with fetching(model):
             check_config_file(model, revision=revision)
@@ -156,13 +158,14 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
+    """Train: udm train --data PATH --output DIR; more: udm train --help, and all there is: udm train --help-all."""
     from transformers import dynamic_module_utils
 
     from .. import register
     from .train_text import main as run
 
     register()
+    hide_untrue_warnings()
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it refuses at once in place of asking on stdin
     try:
         run(context.args)
@@ -394,6 +397,7 @@ def evaluate(
     register()
     check_device(device)
     hide_loading_bars()
+    hide_untrue_warnings()
     if curve and Path(model).is_dir() and not os.access(model, os.W_OK):
         raise ValueError(f"--curve stores what it measures in {model}, which may not be written to")
     for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
@@ -458,6 +462,7 @@ def push(
 
     register()
     hide_loading_bars()
+    hide_untrue_warnings()
     commit = publish(
         UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
         name,
@@ -487,6 +492,7 @@ def export(
 
     register()
     hide_loading_bars()
+    hide_untrue_warnings()
     check_new_folder(output)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,23 @@ def hide_loading_bars() -> None:
     logging.disable_progress_bar()  # which hides downloads, too
     if downloads:
         enable_progress_bars()
+
+
+_UNTRUE = {"transformers.modeling_utils": "This checkpoint seem corrupted. The tied weights mapping"}
+"""Loggers, and how a message begins that is not true here: an encoder without a head is whole, and its head is new,
+which is said in words of our own."""
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_UNTRUE[record.name])
+
+
+def hide_untrue_warnings() -> None:
+    """What other libraries say by mistake, or to each other's authors, is not shown; all else is."""
+    for name in _UNTRUE:
+        logging.getLogger(name).addFilter(_is_true)
+    to_peft = "`is_gradient_checkpointing` is deprecated"  # which peft asks for
+    warnings.filterwarnings("ignore", message=to_peft, category=FutureWarning)
 
 
 @contextmanager
