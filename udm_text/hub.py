@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -273,7 +274,7 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     if tokenizer is None or tokenizer.mask_token is None:
         raise ValueError("fill-mask needs a tokenizer with a mask token, and this model has none")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
+    with _staged(directory) as folder:
         try:
             model.backbone.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -288,9 +289,31 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
                 f"the backbone was changed and is no plain {type(model.backbone).__name__} any more: "
                 f"{', '.join(changed[:4])} would be lost; merge adapters into it first"
             )
-        directory.mkdir(exist_ok=True)
-        for path in Path(folder).iterdir():
-            shutil.move(path, directory / path.name)
+
+
+@contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """A new folder beside `directory`, which becomes it as a whole when the block ends without an error.
+
+    Two processes that write into one folder each have a folder of their own; the first to be ready has it, and the
+    other raises FileExistsError. After an error nothing is left.
+    """
+    folder = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    folder.mkdir()
+    try:
+        yield folder
+        try:
+            if directory.is_dir() and os.name == "nt":  # elsewhere an empty folder gives way by itself
+                directory.rmdir()
+            folder.rename(directory)
+        except OSError as error:
+            if directory.is_dir() and any(directory.iterdir()):
+                raise FileExistsError(
+                    f"{directory} was written by another process meanwhile, and is left as it is: give another folder"
+                ) from error
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tokenizer_of(source: str) -> Any:

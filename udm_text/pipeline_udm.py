@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sized
 from types import GeneratorType
 from typing import Any
@@ -20,6 +21,8 @@ from .generation_udm import check_rows
 
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.get_logger(__name__)
 
@@ -132,6 +135,8 @@ class UDMGenerationPipeline(Pipeline):
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             if kwargs.get(name) is not None:
                 check_whole(least, **{name: kwargs[name]})
+        if isinstance(inputs, torch.Tensor):
+            raise ValueError("udm-generation reads strings, got a tensor: `model.generate` takes tokens as input_ids")
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
             inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
@@ -157,6 +162,11 @@ class UDMGenerationPipeline(Pipeline):
         if not isinstance(input_, str):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
+            )
+        if (half := _SURROGATE.search(input_)) is not None:
+            raise ValueError(
+                f"udm-generation reads Unicode text, and character {half.start()} of an input is half a surrogate pair, "
+                f"{half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
         input_ = self._with_own_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]

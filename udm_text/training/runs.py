@@ -57,7 +57,7 @@ def refuse_output(output: Path, resume: bool) -> None:
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if resume and not names:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
-    if not names - {LOCK, RUN_FILE, LOGS} and (LOGS not in names or _are_logs(output / LOGS)) and not resume:
+    if not names - {LOCK, RUN_FILE, LOGS} and (LOGS not in names or _are_logs(output / LOGS)):
         return  # new, or of a run that died before it had trained anything
     if not resume:
         raise OutputExistsError(
