@@ -109,7 +109,8 @@ def restore(
     singles = [] if output_dir is None else check_targets(output_dir, image)
     pipe = _load(model, device, shown=True)
     channels = pipe.shape[0]
-    found = stack_images((str(path), read_image(path, str(path), channels=channels)) for path in image)
+    size = f"the model restores images of {' x '.join(map(str, pipe.shape[1:]))}"
+    found = stack_images(((str(path), read_image(path, str(path), channels=channels)) for path in image), size)
     if tuple(found.shape[1:]) != pipe.shape:
         raise ValueError(
             f"the model restores images of {' x '.join(map(str, pipe.shape))}, and these are "
@@ -137,6 +138,10 @@ def restore(
 def evaluate(
     model: Model,
     data: Annotated[str | None, typer.Option(help="Images; default: those the model was trained with.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Of --data: bring the shorter side to it; default: as in training.")
+    ] = None,
+    channels: Annotated[int | None, typer.Option(help="Of --data: 1 or 3; default: as in training.")] = None,
     sampler: Annotated[str, typer.Option(help="As in generate (Gaussian models).")] = "dpm_solver",
     num_steps: Steps = 20,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
@@ -155,7 +160,7 @@ def evaluate(
     from .train_image import load_splits_of
 
     pipe = _load(model, device)
-    splits, name = load_splits_of(model, data)
+    splits, name = load_splits_of(model, data, image_size, channels)
     for note in splits.notes:
         print(f"note: {note}", file=sys.stderr)
     figures = evaluate_model(

@@ -170,8 +170,12 @@ def hold_out(rows: ImageRows, count: int, seed: int = 0) -> ImageSplits:
     Raises:
         ValueError: fewer than one row would be left on either side.
     """
+    if len(rows) < 2:
+        raise ValueError(f"rows must be at least 2, of which one can be held out, got {len(rows)}: give more images")
     if not 0 < count < len(rows):
-        raise ValueError(f"the held-out part must be between 1 and {len(rows) - 1} of {len(rows)} rows, got {count}")
+        raise ValueError(
+            f"count, of the rows that are held out, must lie between 1 and {len(rows) - 1} of {len(rows)}, got {count}"
+        )
     labels = torch.zeros(len(rows), dtype=torch.int64) if rows.labels is None else rows.labels
     keys = RowRandom(seed ^ _SPLIT, torch.arange(len(rows))).uniform(1)[:, 0]
     # A row's place within its class, as a share of the class: the smallest shares of all classes are held out.
@@ -397,14 +401,16 @@ def _flat(image: Any, name: str, sixteen: bool) -> Any:
     return image.convert("L" if grey else "RGB")
 
 
-def stack_images(named: Iterator[tuple[str, Tensor]]) -> Tensor:
-    """(N, C, H, W) out of images of one shape; raises ValueError naming the first that differs."""
+def stack_images(
+    named: Iterator[tuple[str, Tensor]], cure: str = "give --image_size (and --channels) to bring them to one"
+) -> Tensor:
+    """(N, C, H, W) out of images of one shape; raises ValueError naming the first that differs, and the cure."""
     images: list[Tensor] = []
     for name, image in named:
         if images and image.shape != images[0].shape:
             raise ValueError(
                 f"{name} has shape {tuple(image.shape)} and those before it {tuple(images[0].shape)} (channels, "
-                "height, width): give --image_size (and --channels) to bring them to one"
+                f"height, width): {cure}"
             )
         images.append(image)
     return torch.stack(images)
@@ -543,6 +549,8 @@ def load_images(
     train = parts["train"]
     held = next((parts[name] for name in HELD_OUT if name in parts), None)
     if held is None:
+        if len(train) < 2:
+            raise ValueError(f"{data} holds 1 image, and one has to be held out beside those to train on: give more")
         splits = hold_out(train, max(1, round(validation_share * len(train))), seed)
         splits.notes = tuple(notes)
         return splits

@@ -128,7 +128,8 @@ def one_nn_accuracy(a: Tensor, b: Tensor) -> float:
     """
     if a.shape != b.shape or len(a) < 2:
         raise ValueError(
-            f"a and b must be of one shape and hold at least 2 images, got {tuple(a.shape)} and {tuple(b.shape)}"
+            "a and b must hold as many images each, at least 2, of one size, or 0.5 would not be the middle; got a of "
+            f"{tuple(a.shape)} and b of {tuple(b.shape)}: draw as many samples as there are images to compare with"
         )
     correct = 0.0
     for own, other in ((a, b), (b, a)):
@@ -167,6 +168,8 @@ def quality(
     train, held = splits.train.images, splits.validation.images
     if samples.shape[1:] != train.shape[1:]:
         raise ValueError(f"samples must have the shape {tuple(train.shape[1:])}, got {tuple(samples.shape[1:])}")
+    if len(samples) < 2:
+        raise ValueError(f"samples must be at least 2 images, to tell them from held-out ones, got {len(samples)}")
     samples = samples.detach().to(torch.float32).cpu()
     many = min(len(samples), len(held))
     return Quality(

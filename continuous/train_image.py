@@ -164,13 +164,45 @@ class BestWeights(TrainerCallback):
                 value.copy_(self.weights[name])
 
 
+GROUPS: dict[str, dict[str, str | None]] = {
+    "Needed": {"output_dir": "The folder that the model, its report and its checkpoints go to."},
+    "The images": {"data": None, "image_size": None, "channels": None, "validation_share": None, "flip": None},
+    "The model": {
+        "process": None,
+        "schedule": None,
+        "degradation": None,
+        "degradation_options": None,
+        "prediction": None,
+        "network": None,
+        "network_options": None,
+        "conditional": None,
+    },
+    "How long, and how": {
+        "max_steps": "Steps.",
+        "max_seconds": "Seconds of training at most; measuring the model comes on top.",
+        "per_device_train_batch_size": "Images of a step, on each device.",
+        "learning_rate": None,
+        "ema_decay": "Of the average of the weights that is written; none: no average.",
+        "seed": "Of the weights, the noise and the order of images.",
+    },
+    "On the way": {
+        "eval_steps": "Steps between two measurements of the held-out loss, or their share of the run.",
+        "keep_best": None,
+        "save_steps": "Steps between two checkpoints, or their share of the run.",
+        "resume": None,
+        "report_to": None,
+        "plot": None,
+    },
+}
+"""What `udm image train --help` tells of."""
+
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
 
 
 def parse(arguments: list[str] | None = None) -> Arguments:
     """The options of `udm image train`; None: those of the process."""
     kinds = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
-    found: Any = parse_run(kinds, arguments, "udm image train", DEFAULTS)
+    found: Any = parse_run(kinds, arguments, "udm image train", DEFAULTS, GROUPS)
     return found
 
 
@@ -356,8 +388,12 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
     save_png(path, tile([clean, degraded, pipe.restore(degraded, seed=seed)]))
 
 
-def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, str]:
+def load_splits_of(
+    model: str, data: str | None = None, image_size: int | None = None, channels: int | None = None
+) -> tuple[ImageSplits, str]:
     """The images a model was trained with, as its report.json names them, or `data`, read alike; and their name.
+
+    image_size, channels: in place of those of the report.
 
     Raises:
         ValueError: no report says which images they were, or what it holds is no report.
@@ -379,7 +415,9 @@ def load_splits_of(model: str, data: str | None = None) -> tuple[ImageSplits, st
     if data is None:
         raise ValueError(f"{model} holds no report.json that names its images: give --data")
     share = how.get("validation_share", 0.05)
-    return load_images(data, size=how.get("image_size"), channels=how.get("channels"), validation_share=share), data
+    size = how.get("image_size") if image_size is None else image_size
+    channels = how.get("channels") if channels is None else channels
+    return load_images(data, size=size, channels=channels, validation_share=share), data
 
 
 def main(arguments: list[str] | None = None) -> None:

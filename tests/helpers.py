@@ -47,11 +47,11 @@ def udm(*arguments: object, code: int = 0, timeout: float | None = None) -> subp
     return python("-m", "udm_text.cli", *arguments, code=code, timeout=timeout)
 
 
-def udm_here(*arguments: object, code: int = 0):
+def udm_here(*arguments: object, code: int = 0, stdin: str | bytes | None = None):
     """The `udm` command inside this process: faster, and monkeypatches reach it."""
     from udm_text.cli.commands import app
 
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == code, (result.output, result.exception)
     return result
 

@@ -94,6 +94,44 @@ def test_a_full_disk_ends_an_export_in_one_sentence_and_leaves_nothing(model, tm
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_of_two_exports_into_one_folder_one_is_there_whole_and_the_other_is_refused(model, tmp_path, monkeypatch):
+    """Each stages beside the target; the second is ready while the first is still writing."""
+    network, tokenizer = UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    target, stages = tmp_path / "deep" / "out", []
+    whole = BertForMaskedLM.save_pretrained
+
+    def both(self, folder, **how):
+        stages.append(folder)
+        whole(self, folder, **how)
+        if len(stages) == 1:
+            save_backbone(network, tokenizer, target)
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", both)
+    with pytest.raises(FileExistsError, match="was written by another process meanwhile"):
+        save_backbone(network, tokenizer, target)
+    assert len(set(stages)) == 2 and all(stage.parent == target.parent for stage in stages)
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
+    assert BertForMaskedLM.from_pretrained(target).config.model_type == "bert"
+    assert target.stat().st_mode & 0o777 == 0o777 & ~_umask()
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
+        save_backbone(network, tokenizer, target)
+
+
+def test_an_empty_folder_takes_an_export(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    network, tokenizer = UDMForMaskedGeneration.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    save_backbone(network, tokenizer, tmp_path / "out")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_arguments_that_are_no_utf8_are_refused():
     call = [sys.executable, "-m", "udm_text.cli", "generate", "m", b"caf\xe9"]
     result = subprocess.run(call, cwd=ROOT, capture_output=True, timeout=280)

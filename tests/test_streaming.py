@@ -288,7 +288,7 @@ def test_held_out_texts_may_have_a_source_of_their_own(toy, tmp_path):
         splits, texts = read_texts(data)
         assert splits["validation"]["text"] == ["latin dot", "ring sign above"]
         assert len(list(texts) if streaming else splits["train"]) == 60
-    with pytest.raises(ValueError, match="split must be 'train' or 'validation' of .*toy.txt, got 'test'"):
+    with pytest.raises(ValueError, match="split must be 'train', 'validation' or 'all' of .*toy.txt, got 'test'"):
         rows_of_split(data, None, "test")
 
 

@@ -96,8 +96,7 @@ each other. Row lengths: {{ "included" if held.length_included else "given, not 
 {% if config.prompted %} They are of the answers alone, given their prompts.{% endif %}
 {%- endif %}
 
-To measure them again: `udm evaluate {{ repo_id }}{{ source.flags }}`\
-{% if source.flags %}, with that data at hand{% endif %}.
+To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
 {%- else -%}
 No held-out figures were published with this model.
 {%- endif %}
@@ -351,8 +350,6 @@ class HeldOut(NamedTuple):
     data: dict[str, str]
     """Of `describe_data`."""
     split: str
-    flags: str
-    """What `udm evaluate` needs behind the model to measure the same, where the data has no name that it could read."""
 
 
 def held_out(report: dict[str, Any]) -> HeldOut:
@@ -363,21 +360,14 @@ def held_out(report: dict[str, Any]) -> HeldOut:
     own = other is None
     data = describe_data(known.get("data") or (source if own else other))
     name = inline(data.get("name", "its data"))
-    flags = ""
-    if "name" in data and "hub" not in data:
-        flags = f" --data {shlex.quote(public(known.get('data') or (source if own else other)))}"
     if not own:
-        return HeldOut(
-            f"rows of {name}, a source apart from the training data", data, known.get("split", "train"), flags
-        )
-    if flags:
-        flags += " --split validation"
+        return HeldOut(f"rows of {name}, a source apart from the training data", data, known.get("split", "train"))
     if known.get("share") is not None:
         words = f"rows of {name} that were held out of the training (a share of {known['share']:g})"
-        return HeldOut(words, data, "train", flags)
+        return HeldOut(words, data, "train")
     if known.get("split") is not None:
-        return HeldOut(f"rows of {name}, its {known['split']} split", data, known["split"], flags)
-    return HeldOut(f"held-out rows of {name}", data, "validation", flags)
+        return HeldOut(f"rows of {name}, its {known['split']} split", data, known["split"])
+    return HeldOut(f"held-out rows of {name}", data, "validation")
 
 
 def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
@@ -393,6 +383,19 @@ def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None
         if repair.get(key) is not None:
             figures.append((f"{key}_rate", words, repair[key], repair.get(f"{key}_stderr"), 4))
     return figures
+
+
+def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:
+    """The command line that measures the held-out figures of a published report once more.
+
+    Data on the Hub are found by their name in the report; others are named, where a shell takes the name as it is.
+    """
+    held = (report.get("data_arguments") or {}).get("validation_data")
+    data, split = (report.get("data"), "validation") if held is None else (held, "train")
+    if all(_HUB_NAME.fullmatch(name) for name in (report.get("data") or "", held or "a/b")):
+        return f"udm evaluate {repo_id}"
+    plain = data is not None and re.fullmatch(r"[\w./+][\w./+-]*", data)
+    return f"udm evaluate {repo_id} --data {data if plain else 'DATA'} --split {split}"
 
 
 def eval_results(report: dict[str, Any], source: HeldOut, task: tuple[str, str]) -> list[EvalResult]:
@@ -670,6 +673,7 @@ def make_card(
         figures=measured(clean),
         held=clean.get("validation") or clean.get("repair"),
         source=source,
+        again=evaluation_command(repo_id, clean),
         samples=samples,
         blocks=_blocks(samples or []),
         length=length,

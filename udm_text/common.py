@@ -70,8 +70,10 @@ def eval_mode(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, keep: bool = True) -> Iterator[Path]:
     """A file to write, beside `path`, which it takes the place of when the block ends without an error.
+
+    keep: False only tries whether such a file can be made, and leaves `path` as it is.
 
     A reader sees the old file or the new one, never a part. The file is new (O_EXCL), so nothing that lies there under
     its name is followed or overwritten; after an error it is removed.
@@ -81,7 +83,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield part
-        part.replace(path)
+        if keep:
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ def unknown_parts(tokenizer: Any, text: str) -> list[str]:
     unknown = tokenizer.unk_token_id
     if unknown is None or not tokenizer.is_fast:
         return []
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
     found = [text[start:end] for token, (start, end) in spans if token == unknown]
     return [part for part in dict.fromkeys(found) if part and part != tokenizer.unk_token]

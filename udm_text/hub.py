@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -280,7 +281,7 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     if tokenizer is None or tokenizer.mask_token is None:
         raise ValueError("fill-mask needs a tokenizer with a mask token, and this model has none")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as folder:
+    with _staged(directory) as folder:
         try:
             model.backbone.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -295,16 +296,38 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
                 f"the backbone was changed and is no plain {type(model.backbone).__name__} any more: "
                 f"{', '.join(changed[:4])} would be lost; merge adapters into it first"
             )
-        directory.mkdir(exist_ok=True)
-        for path in Path(folder).iterdir():
-            shutil.move(path, directory / path.name)
+
+
+@contextmanager
+def _staged(directory: Path) -> Iterator[Path]:
+    """A new folder beside `directory`, which becomes it as a whole when the block ends without an error.
+
+    Two processes that write into one folder each have a folder of their own; the first to be ready has it, and the
+    other raises FileExistsError. After an error nothing is left.
+    """
+    folder = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    folder.mkdir()
+    try:
+        yield folder
+        try:
+            if directory.is_dir() and os.name == "nt":  # elsewhere an empty folder gives way by itself
+                directory.rmdir()
+            folder.rename(directory)
+        except OSError as error:
+            if directory.is_dir() and any(directory.iterdir()):
+                raise FileExistsError(
+                    f"{directory} was written by another process meanwhile, and is left as it is: give another folder"
+                ) from error
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tokenizer_of(source: str) -> Any:
-    return load_tokenizer(source) if _find(source, _TOKENIZER_FILE) else None
+    return load_tokenizer(source) if find_file(source, _TOKENIZER_FILE) else None
 
 
-def _find(source: str, name: str) -> Path | None:
+def find_file(source: str, name: str) -> Path | None:
     """A file of a model's directory or repository, or None."""
     if not source:
         return None
@@ -322,7 +345,7 @@ def _find(source: str, name: str) -> Path | None:
 
 def _published(model: Any, source: str) -> dict[str, Path]:
     """report.json and loss.png of the place a model was loaded from, if the weights there are still its own."""
-    found = {name: path for name in ("report.json", "loss.png") if (path := _find(source, name)) is not None}
+    found = {name: path for name in ("report.json", "loss.png") if (path := find_file(source, name)) is not None}
     if found and not _same_weights(model, source):
         logger.warning(f"the weights are not those of {source} any more: its figures are left out of the card")
         return {}
@@ -331,7 +354,7 @@ def _published(model: Any, source: str) -> dict[str, Path]:
 
 def _same_weights(model: Any, source: str) -> bool:
     state = model.state_dict()
-    single, index = _find(source, _WEIGHTS), _find(source, _INDEX)
+    single, index = find_file(source, _WEIGHTS), find_file(source, _INDEX)
     if single is not None:
         names = [_WEIGHTS]
     elif index is not None:
@@ -340,7 +363,7 @@ def _same_weights(model: Any, source: str) -> bool:
         return False
     seen = set(model.all_tied_weights_keys)
     for name in names:
-        path = _find(source, name)
+        path = find_file(source, name)
         if path is None:
             return False
         with safe_open(path, framework="pt") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sized
 from types import GeneratorType
 from typing import Any
@@ -20,6 +21,8 @@ from .generation_udm import check_rows
 
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.get_logger(__name__)
 
@@ -71,20 +74,24 @@ class UDMGenerationPipeline(Pipeline):
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
 
-    def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any):
+    def _sanitize_parameters(
+        self, return_full_text: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
+    ):
         known = (*UDMGenerationConfig._defaults, *self._calls)
         for name in kwargs:
             if name not in known:
-                known = (*known, "return_full_text", "batch_size", "num_workers")
+                known = (*known, "return_full_text", "return_tensors", "batch_size", "num_workers")
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
-        if not isinstance(return_full_text, bool | None):
-            raise ValueError(f"return_full_text must be True, False or None, got {return_full_text!r}")
+        for name, flag in (("return_full_text", return_full_text), ("return_tensors", return_tensors)):
+            if not isinstance(flag, bool | None):
+                raise ValueError(f"{name} must be True, False or None, got {flag!r}")
         if kwargs.get("forbidden_tokens") is not None:
             kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
         if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
             named = {at: self._token_ids(f"allowed_tokens[{at}]", tokens) for at, tokens in allowed.items()}
             kwargs["allowed_tokens"] = named
-        after = {} if return_full_text is None else {"return_full_text": return_full_text}
+        after = {"return_full_text": return_full_text, "return_tensors": return_tensors}
+        after = {name: flag for name, flag in after.items() if flag is not None}
         return {}, kwargs, after
 
     def _token_ids(self, name: str, tokens: Any) -> list[Any]:
@@ -114,7 +121,9 @@ class UDMGenerationPipeline(Pipeline):
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens` and `allowed_tokens` may name tokens by
                 strings); `generator`, `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`;
                 `return_full_text=False` gives the generated tokens alone, True the whole row, prompt included; by
-                default the answer of a model of prompts and answers, and the whole row of any other; `batch_size`.
+                default the answer of a model of prompts and answers, and the whole row of any other;
+                `return_tensors=True` gives beside the text `"generated_token_ids"`, the tokens of the whole row, and
+                `"generated"`, for each whether it was generated; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
@@ -126,6 +135,8 @@ class UDMGenerationPipeline(Pipeline):
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             if kwargs.get(name) is not None:
                 check_whole(least, **{name: kwargs[name]})
+        if isinstance(inputs, torch.Tensor):
+            raise ValueError("udm-generation reads strings, got a tensor: `model.generate` takes tokens as input_ids")
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
             inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
@@ -152,6 +163,11 @@ class UDMGenerationPipeline(Pipeline):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
             )
+        if (half := _SURROGATE.search(input_)) is not None:
+            raise ValueError(
+                f"udm-generation reads Unicode text, and character {half.start()} of an input is half a surrogate "
+                f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
+            )
         input_ = self._with_own_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
         if new:
@@ -161,7 +177,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"not in the vocabulary of this model: {', '.join(map(repr, new[:10]))}{more}. They stay in the text "
                 f"as they were typed, and the model reads {self.tokenizer.unk_token} instead"
             )
-        ids = self.tokenizer(input_)["input_ids"]
+        ids = self.tokenizer(input_, verbose=False)["input_ids"]  # what is too long, `generate` refuses
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 
@@ -206,7 +222,11 @@ class UDMGenerationPipeline(Pipeline):
         return result
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: Any, return_full_text: bool | None = None, **postprocess_parameters: Any
+        self,
+        model_outputs: Any,
+        return_full_text: bool | None = None,
+        return_tensors: bool | None = None,
+        **postprocess_parameters: Any,
     ) -> list[dict[str, Any]]:
         records = []
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
@@ -223,6 +243,10 @@ class UDMGenerationPipeline(Pipeline):
             else:
                 text = self.tokenizer.decode(row[shown].tolist(), skip_special_tokens=True)
             record: dict[str, Any] = {"generated_text": text}
+            if return_tensors:
+                there = model_outputs["attention_mask"][0, i].bool()
+                record["generated_token_ids"] = row[there].tolist()
+                record["generated"] = model_outputs["editable"][0, i][there].tolist()
             if "num_calls" in model_outputs:
                 record["num_tokens"] = int(model_outputs["editable"][0, i].sum())
                 record |= {name: int(model_outputs[name][0, i]) for name in ("steps", "num_calls")}

@@ -145,7 +145,10 @@ def test_figures_are_printed_as_a_table_whose_rows_are_whole_in_80_columns(monke
     [
         (lambda: frechet_distance(torch.zeros(3, 2), torch.zeros(1, 2)), "b must be features"),
         (lambda: frechet_distance(torch.full((3, 2), math.nan), torch.zeros(3, 2)), "a holds features"),
-        (lambda: one_nn_accuracy(torch.zeros(3, 2), torch.zeros(4, 2)), "of one shape"),
+        (
+            lambda: one_nn_accuracy(torch.zeros(3, 2), torch.zeros(4, 2)),
+            "as many images each.* got a of .3, 2. and b of .4, 2.",
+        ),
         (lambda: FeatureClassifier((1, 8, 8), 1), "at least 2 classes"),
     ],
 )

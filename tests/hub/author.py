@@ -6,9 +6,11 @@ import json
 import os
 import shlex
 import sys
+import threading
 import traceback
 import types
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import huggingface_hub.utils._http as http
 import torch
@@ -17,6 +19,7 @@ from transformers import pipeline
 
 import udm_text
 from tests.hub.server import READER, STRANGER, WRITER
+from udm_text import hub
 from udm_text.cli import main
 from udm_text.hub import PushError
 
@@ -63,6 +66,10 @@ os.chdir(given["place"])
 os.environ["HF_TOKEN"] = WRITER
 found["readme"] = [command(*shlex.split(line)[1:]) for line in given["commands"]]
 del os.environ["HF_TOKEN"]
+found["evaluated"] = [
+    command("evaluate", "user/name", *more, "--json")
+    for more in (["--data", "shapes.txt", "--split", "validation"], ["--data", "shapes.txt", "--draws", "1"], [])
+]
 
 # Of a pipeline: private, twice the same, on a branch; then with other weights.
 pipe = pipeline("udm-generation", model=given["model"])
@@ -86,6 +93,27 @@ edited = "---\nlicense: mit\n---\n\n# Mine\n"
 for path, text in (("README.md", edited), ("notes.txt", "mine")):
     api.upload_file(path_or_fileobj=text.encode(), path_in_repo=path, repo_id="user/edited")
 model.push_to_hub("user/edited", token=WRITER)
+
+# Two at once into one repository, each with weights of its own.
+pair = [load(), load()]
+with torch.no_grad():
+    for number, one in enumerate(pair):
+        one.get_input_embeddings().weight += 2.0 + number
+together = threading.Barrier(2)
+folders = []
+
+
+def noted(directory, *args, **how):
+    folders.append(str(directory))
+    together.wait(timeout=60)
+    return write_repository(directory, *args, **how)
+
+
+write_repository, hub.write_repository = hub.write_repository, noted
+with ThreadPoolExecutor(2) as pool:
+    pushed = list(pool.map(lambda one: outcome(lambda: hub.push(one, "user/both", token=WRITER)), pair))
+hub.write_repository = write_repository
+found["both"] = {"pushed": pushed, "folders": folders}
 
 # Who may not.
 found["refused"] = {

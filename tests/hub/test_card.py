@@ -113,7 +113,7 @@ def test_held_out_rows_are_of_the_source_that_they_came_from(model, tmp_path):
         ({**REPORT, "held_out": test}, "rows of user/shapes, its test split", "test"),
         (REPORT, "held-out rows of user/shapes", "validation"),
     ]
-    again = ["--data rows.txt --split validation", "--data held.txt", "", ""]
+    again = ["--data rows.txt --split validation", "--data held.txt --split train", "", ""]
     for (report, words, split), flags in zip(cases, again, strict=True):
         card = make_card(model, "user/name", report=report)
         assert f"On 12 {words}, ± one standard error" in card

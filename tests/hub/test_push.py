@@ -60,6 +60,25 @@ def test_the_card_holds_the_figures_of_the_report_and_the_first_texts_of_seed_0(
     assert files["loss.png"] == (model_directory / "loss.png").read_bytes()
 
 
+def test_a_model_on_the_hub_is_evaluated_as_its_card_says(hub, commands, author, model_directory):
+    card, report = hub.repositories["user/name"].files()["README.md"].decode(), model_directory / "report.json"
+    again, whole, unknown = author["evaluated"]
+    assert "`udm evaluate user/name --data shapes.txt --split validation`" in card
+    wanted, found = json.loads(report.read_text())["validation"], json.loads(again["out"])
+    assert {name: found[name] for name in wanted} == wanted
+    assert json.loads(whole["out"])["rows"] == 210
+    assert unknown["code"] == 1 and "shapes.txt, is not here: give --data" in unknown["err"]
+
+
+def test_two_pushes_at_once_are_two_commits_each_whole(hub, author):
+    both, repository = author["both"], hub.repositories["user/both"]
+    assert len(set(both["folders"])) == 2
+    commits = [one["oid"] for one in both["pushed"]]
+    assert sorted(commits) == sorted(repository.branches["main"][1:])  # behind the initial one
+    weights = {repository.files(sha)["model.safetensors"] for sha in commits}
+    assert len(weights) == 2 and len({frozenset(repository.files(sha)) for sha in commits}) == 1
+
+
 def test_code_goes_along_where_asked_whole_and_named_in_the_config(hub, commands):
     files = hub.repositories["user/with-code"].files()
     config = json.loads(files["config.json"])

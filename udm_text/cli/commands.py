@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from continuous.cli import app as image_app
 
@@ -25,6 +25,8 @@ from .terminal import (
     describe_prices,
     describe_speed,
     fetching,
+    hide_loading_bars,
+    hide_untrue_warnings,
     load_pipeline,
     marks,
     readable,
@@ -32,8 +34,39 @@ from .terminal import (
     speaks_unicode,
     visible,
 )
+from .texts import Texts, as_line, by_batch, check_output, find_texts, has_something, is_table, write_texts
+
+_WRITES_ONCE = {
+    "generate": "nothing was written",
+    "repair": "nothing was written",
+    "evaluate": "nothing was written",
+    "export": "nothing was written",
+    "push": "the push is not confirmed, and nothing half-done is visible; to push again is safe",
+}
+"""Commands that write when all is done, if at all: what a person who stops one is told."""
+_written: list[str] = []
+"""What the command has written so far."""
+
+
+def _note_written(path: str | Path) -> None:
+    _written.append(str(path))
+
+
+class Commands(TyperGroup):
+    """The commands; one that Ctrl-C ends says in one line what it did, and its exit code is 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        _written.clear()
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            left = f"{', '.join(_written)} was written" if _written else _WRITES_ONCE.get(ctx.invoked_subcommand)
+            show(f"udm: stopped{f'; {left}' if left else ''}", error=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -66,6 +99,29 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that lies beside the model. Read it first.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Of a table: the column that holds the texts; default: text, or as in training.")
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="Texts from a file: the lines of a text file, or a column of a table (.jsonl, .csv, .tsv, .parquet); -: "
+        "standard input.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        help="A file for what comes out, a text a line in the order of the input; .jsonl: an object a line, the input "
+        "in it; -: standard output.",
+    ),
+]
+InputColumn = Annotated[
+    str | None, typer.Option("--text-column", help="Of an --input that is a table: the column; default: text.")
+]
+DataConfig = Annotated[str | None, typer.Option(help="Configuration of a data set; default: as in training.")]
 
 
 def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32", trust: bool = False):
@@ -75,6 +131,8 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
     from ..configuration_udm import check_config_file
 
     check_device(device)
+    hide_loading_bars()
+    hide_untrue_warnings()
     if Path(model).is_dir() or not model.startswith((".", "/", "~")):
         with fetching(model):
             check_config_file(model, revision=revision)
@@ -100,13 +158,14 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
     add_help_option=False,
 )
 def train(context: typer.Context) -> None:
-    """Train: udm train --data PATH --output DIR, and every field of TrainingArguments; all: udm train --help."""
+    """Train: udm train --data PATH --output DIR; more: udm train --help, and all there is: udm train --help-all."""
     from transformers import dynamic_module_utils
 
     from .. import register
     from .train_text import main as run
 
     register()
+    hide_untrue_warnings()
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # it refuses at once in place of asking on stdin
     try:
         run(context.args)
@@ -142,14 +201,28 @@ def generate(
     model: Model,
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Prompts to continue, or texts with [MASK] to fill in; none: texts from nothing."),
+        typer.Argument(
+            help="Prompts to continue, or texts with [MASK] to fill in; none: those of standard input, one a line, if "
+            "it is a file or a pipe with any, else texts from nothing."
+        ),
     ] = None,
     *,
+    source: Input = None,
+    output: Output = None,
+    text_column: InputColumn = None,
+    score: Annotated[
+        bool,
+        typer.Option("--score", help="The bound on -log p of each text: nats, and nats a token of what was generated."),
+    ] = False,
+    draws: Annotated[int, typer.Option(min=1, help="Of --score: corruptions of each text.")] = 32,
     revision: Revision = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs a batch.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     watch: Annotated[bool, typer.Option("--watch", help="Show the text as it appears.")] = False,
+    watch_delay: Annotated[
+        float, typer.Option(min=0.0, help="Of --watch: seconds that a step stays; 0: as fast as it goes.")
+    ] = 0.1,
     save: Annotated[
         Path | None, typer.Option(help="Write how the texts came to be: a page (.html) or an animation (.gif).")
     ] = None,
@@ -161,29 +234,59 @@ def generate(
     """Write, continue or fill in texts."""
     if save is not None:
         check_target(save)
+    if watch and (output is not None or score):
+        raise ValueError("--watch shows texts on the terminal: leave --output and --score away")
+    if score and output is not None and not is_table(output):
+        raise ValueError(f"--score needs an output with a place for it: give --output FILE.jsonl, got {output}")
+    texts = find_texts(text, source, text_column)
+    output = check_output(output, texts.source, as_json)
+    if score:
+        from ..card import read_report
+        from .scoring import refuse_repairer, report_of, score_rows
+
+        report_file = report_of(model)
+        refuse_repairer(model, {} if report_file is None else read_report(report_file))
     pipe = _pipeline(model, revision, device, dtype, trust_remote_code)
-    inputs = list(text or [""])
+    if not texts.texts and source is None:
+        texts = Texts([""], None)
     if not options.get("forbidden_tokens"):
         options["forbidden_tokens"] = None
     options |= {"return_dict_in_generate": verbose or as_json, "output_trajectory": save is not None}
+    if score:
+        options["return_tensors"] = True
     started = time.perf_counter()
-    batch_size = 1 if watch else min(batch_size, len(inputs))
+    batch_size = 1 if watch else max(1, min(batch_size, len(texts.texts)))
     if watch:
-        with LiveText(pipe.tokenizer) as streamer:
-            results = [pipe(one, streamer=streamer, **options) for one in inputs]
+        with LiveText(pipe.tokenizer, watch_delay) as streamer:
+            results = by_batch(texts, 1, lambda some: [pipe(some[0], streamer=streamer, **options)])
     else:
-        results = pipe(inputs, batch_size=batch_size, **options)
+        results = by_batch(texts, batch_size, lambda some: pipe(some, batch_size=batch_size, **options))
     seconds = time.perf_counter() - started
+    records = [(given, record) for given, group in zip(texts.texts, results, strict=True) for record in group]
+    if score:
+        rows = [
+            {"input_ids": record.pop("generated_token_ids"), "editable": record.pop("generated")}
+            for _, record in records
+        ]
+        for (_, record), one in zip(
+            records, score_rows(pipe.model, rows, draws=draws, kernel=options["kernel"]), strict=True
+        ):
+            record |= one
     if save is not None:
-        states = [record.pop("trajectory") for group in results for record in group]
+        states = [record.pop("trajectory") for _, record in records]
         save_trajectories(save, [[readable(pipe.tokenizer, state) for state in track] for track in states], model)
-    if as_json:
-        pairs = zip(inputs, results, strict=True)
+        _note_written(save)
+    if output is not None:
+        lines = [record["generated_text"] for _, record in records]
+        write_texts(output, [{"input": given, **record} for given, record in records], lines)
+        _note_written(output)
+    elif as_json:
+        pairs = zip(texts.texts, results, strict=True)
         show(to_json([{"input": a, "generated": b} for a, b in pairs], ensure_ascii=not speaks_unicode()))
     elif not watch:
-        for group in results:
-            for record in group:
-                show(record["generated_text"])
+        for _, record in records:
+            line = record["generated_text"] if texts.source is None else as_line(record["generated_text"])
+            show(f"{record['nats']:.3f} nats, {record['nats_per_token']:.3f} a token: {line}" if score else line)
     if verbose:
         print(describe_speed(results, batch_size, seconds), file=sys.stderr)
 
@@ -191,36 +294,80 @@ def generate(
 @app.command()
 def repair(
     model: Model,
-    text: Annotated[list[str], typer.Argument(help="Texts to repair.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts to repair; none: the lines of standard input, if it is a file or a pipe."),
+    ] = None,
     max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
     seed: Seed = 0,
+    source: Input = None,
+    output: Output = None,
+    text_column: InputColumn = None,
     revision: Revision = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts a batch.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Repair texts by a model of the substitute process, one edit at a time; shows every edit."""
+    """Repair texts by a model of the substitute process, one edit at a time; shows every edit of those that are given
+    here, of the lines of a file the repaired line alone."""
+    texts = find_texts(text, source, text_column)
+    if texts.source is None and not texts.texts:
+        raise ValueError("there is no text to repair: give texts, --input FILE, or lines by standard input")
+    output = check_output(output, texts.source, as_json)
     pipe = _pipeline(model, revision, device, trust=trust_remote_code)
-    records = []
-    for one in text:
-        [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
-        steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
-        records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
-    if as_json:
+    how: dict[str, Any] = {"max_edits": max_edits, "seed": seed, "output_trajectory": True}
+
+    def work(some: list[str]) -> list[dict[str, Any]]:
+        """A record of each text; a line of a file in which the model reads nothing comes back as it is."""
+        found: list[dict[str, Any]] = [{"input": one, "repaired": one, "edits": [one]} for one in some]
+        there = [i for i, one in enumerate(some) if texts.source is None or has_something(pipe, one)]
+        results = pipe([some[i] for i in there], batch_size=max(1, len(there)), **how)
+        for i, [result] in zip(there, results, strict=True):
+            walk = result["trajectory"]
+            steps = [step for j, step in enumerate(walk) if j == 0 or step != walk[j - 1]]
+            found[i] |= {"repaired": result["generated_text"], "edits": steps}
+        return found
+
+    records = by_batch(texts, batch_size, work)
+    if output is not None:
+        write_texts(output, records, [record["repaired"] for record in records])
+        _note_written(output)
+    elif as_json:
         show(to_json(records, ensure_ascii=not speaks_unicode()))
-        return
-    for record in records:
-        for before, after in zip(record["edits"], record["edits"][1:], strict=False):
-            before, after = visible(before), visible(after)
-            show(f"  {before}\n  {marks(before, after)}")
-        show(record["repaired"])
+    else:
+        for record in records:
+            for before, after in zip(record["edits"], record["edits"][1:], strict=False):
+                if texts.source is None:
+                    before, after = visible(before), visible(after)
+                    show(f"  {before}\n  {marks(before, after)}")
+            show(record["repaired"] if texts.source is None else as_line(record["repaired"]))
 
 
 @app.command()
 def evaluate(
     model: Model,
-    data: Annotated[str | None, typer.Option(help="A corpus; default: the one the model was trained with.")] = None,
-    split: Annotated[str, typer.Option(help="Which part of it.")] = "validation",
+    data: Annotated[
+        str | None,
+        typer.Option(help="A corpus, scored whole; default: what was held out of the one the model was trained with."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The part of it: train, validation (the held-out share, where the corpus has no such split), test, "
+            "all; default: all of a corpus without splits that is given, else validation."
+        ),
+    ] = None,
+    data_config: DataConfig = None,
+    text_column: TextColumn = None,
+    prompt_column: Annotated[str | None, typer.Option(help="The column of prompts; default: as in training.")] = None,
+    rows: Annotated[str | None, typer.Option(help="line, fixed or packed; default: as in training.")] = None,
+    row_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a row, at which it is cut; default: as in training.")
+    ] = None,
+    validation_share: Annotated[
+        float | None, typer.Option(help="Held out where the corpus has no such split; default: as in training.")
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Corruptions of each row.")] = 8,
     seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
     kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
@@ -244,52 +391,53 @@ def evaluate(
     from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
-    from ..training.arguments import DataArguments
     from .reports import describe, describe_repair
-    from .train_text import rows_of_split
+    from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
 
     register()
     check_device(device)
+    hide_loading_bars()
+    hide_untrue_warnings()
     if curve and Path(model).is_dir() and not os.access(model, os.W_OK):
         raise ValueError(f"--curve stores what it measures in {model}, which may not be written to")
-    report_file = Path(model) / "report.json"
-    report: dict[str, Any] = {}
-    how: dict[str, Any] = {}
-    if report_file.is_file():
-        report = read_report(report_file)
-        known = {field.name for field in dataclasses.fields(DataArguments)}
-        how = {name: value for name, value in report.get("data_arguments", {}).items() if name in known}
-        if data is not None:
-            how["validation_data"] = None  # another corpus has held-out texts of its own
-        data = data or report.get("data")
-    if data is None:
-        raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
+    for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
+        if curve and value is not None:
+            raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
+    report_file = report_of(model)
+    report = {} if report_file is None else read_report(report_file)
+    given: dict[str, Any] = {"data_config": data_config, "text_column": text_column, "prompt_column": prompt_column}
+    given |= {"rows": rows, "row_length": row_length, "validation_share": validation_share}
+    how = reading(report, model, data, given)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
         network = network.to(device)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    rows = rows_of_split(DataArguments(**{**how, "data": data}), tokenizer, split)
+    scored, split = rows_to_score(network.config, how, tokenizer, split, whole=data is not None)
+    if split == ALL and is_corpus_of(report, how.data):
+        print(
+            f"note: {model} was trained on {how.data}, and all of it is scored; --split validation scores what was "
+            "held out",
+            file=sys.stderr,
+        )
     if curve:
-        for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
-            if value is not None:
-                raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
-        measured = measure_curve(network, rows, batch_size=batch_size, draws=draws, seed=seed)
+        measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
         if Path(model).is_dir():
             store_curve(model, measured.curve)
-            if report:
+            _note_written(Path(model) / "config.json")
+            if report and report_file is not None:
                 write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
-        figures = evaluate_repair(network, rows, batch_size=batch_size, seed=seed).to_dict()
+        figures = evaluate_repair(network, scored, batch_size=batch_size, seed=seed).to_dict()
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        figures = evaluate_bound(network, rows, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
+        figures = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
         text = describe(figures)
-    print(to_json({"model": model, "data": data, "split": split, **figures}) if as_json else text)
+    print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 
 
 @app.command()
@@ -316,6 +464,8 @@ def push(
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
+    hide_loading_bars()
+    hide_untrue_warnings()
     commit = publish(
         UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
         name,
@@ -345,6 +495,8 @@ def export(
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
+    hide_loading_bars()
+    hide_untrue_warnings()
     check_new_folder(output)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)

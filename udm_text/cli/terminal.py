@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,34 @@ def load_pipeline(
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
     with untrusted(model):
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
+
+
+def hide_loading_bars() -> None:
+    """No progress bar of what takes no time, as weights that are read from a disk; those of downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads = not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # which hides downloads, too
+    if downloads:
+        enable_progress_bars()
+
+
+_UNTRUE = {"transformers.modeling_utils": "This checkpoint seem corrupted. The tied weights mapping"}
+"""Loggers, and how a message begins that is not true here: an encoder without a head is whole, and its head is new,
+which is said in words of our own."""
+
+
+def _is_true(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_UNTRUE[record.name])
+
+
+def hide_untrue_warnings() -> None:
+    """What other libraries say by mistake, or to each other's authors, is not shown; all else is."""
+    for name in _UNTRUE:
+        logging.getLogger(name).addFilter(_is_true)
+    to_peft = "`is_gradient_checkpointing` is deprecated"  # which peft asks for
+    warnings.filterwarnings("ignore", message=to_peft, category=FutureWarning)
 
 
 @contextmanager
@@ -132,6 +162,8 @@ def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, s
     calls = sum(group[0]["num_calls"] for group in records[::inputs_per_batch])
     priced = [record for record in every if "expected_nats" in record]
     line = f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s, {calls} network calls"
+    if not every:
+        return line
     if len(priced) < len(every):
         return (
             f"{line}; no expected price: a curve (`udm evaluate MODEL --curve`) prices the model's own law, masks in "

@@ -178,11 +178,15 @@ def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
     return hold_out(whole, data.validation_share, contiguous), None
 
 
+ALL = "all"
+"""The split of a source that is scored whole; a run has none of this name."""
+
+
 def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> Dataset:
     """The rows of a split as a run with these arguments has them: what it trained on, or measured on."""
     splits, _ = read_texts(data)
     if split not in splits:
-        raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
+        raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, got {split!r}")
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
     return make_rows(splits[split], tokenizer, split=split, **cut)[0]
 

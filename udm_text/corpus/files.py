@@ -110,10 +110,13 @@ def _decoded(path: Path) -> Iterator[str]:
                 ) from None
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The non-empty lines of a UTF-8 text file, which may be compressed, without line ends and byte order mark."""
+def read_lines(path: Path, blank: bool = False) -> Iterator[str]:
+    """The lines of a UTF-8 text file, which may be compressed, without line ends and byte order mark.
+
+    blank: whether empty lines count.
+    """
     for line in _decoded(path):
-        if line := line.strip("\r\n"):
+        if (line := line.strip("\r\n")) or blank:
             yield line
 
 

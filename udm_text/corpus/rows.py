@@ -346,7 +346,8 @@ def vocabulary_report(rows: Dataset, tokenizer) -> dict[str, Any]:
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
     """A batch of rows: input_ids (B, L) int64, attention_mask (B, L) of ones and zeros, editable (B, L) bool.
 
-    rows: each with "input_ids". editable(input_ids, attention_mask) -> (B, L) bool.
+    rows: each with "input_ids"; "editable", a bool for each token, where it says itself what of it may change.
+    editable(input_ids, attention_mask) -> (B, L) bool.
     """
     ids = [row["input_ids"].tolist() if hasattr(row["input_ids"], "tolist") else row["input_ids"] for row in rows]
     lengths = [len(x) for x in ids]
@@ -357,4 +358,7 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
     input_ids = torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
     attention_mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     changing = editable(input_ids, attention_mask)
+    for i, row in enumerate(rows):
+        if (own := row.get("editable")) is not None:
+            changing[i] = torch.tensor([*own, *[False] * (longest - len(own))])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "editable": changing}

@@ -274,7 +274,12 @@ def _columns(text_column: str, prompt_column: str | None) -> dict[str, str]:
 
 
 def load_corpus(
-    data: str, text_column: str = "text", name: str | None = None, *, prompt_column: str | None = None
+    data: str,
+    text_column: str = "text",
+    name: str | None = None,
+    *,
+    prompt_column: str | None = None,
+    to_train: bool = True,
 ) -> Corpus:
     """Read a corpus into splits of a "text" column, and of a "prompt" column where one is asked for.
 
@@ -288,6 +293,7 @@ def load_corpus(
         text_column: the column that holds the text, the answer where there are prompts.
         name: configuration of a `datasets` data set.
         prompt_column: the column of prompts; one that is missing in a row is empty.
+        to_train: whether there has to be a training split; otherwise any will do.
 
     Returns:
         Splits as the source has them, without rows whose text is missing or blank, which are counted; a file is one
@@ -318,10 +324,10 @@ def load_corpus(
         splits[split] = rows.filter(_has_text, input_columns="text")
         blank[split] = len(rows) - len(splits[split])
     splits = {split: rows for split, rows in splits.items() if len(rows)}
-    if "train" not in splits:
+    if not splits or (to_train and "train" not in splits):
         raise CorpusError(
-            f"{data} holds no text to train on (splits with text: {', '.join(splits) or 'none'}; rows without text: "
-            f"{sum(blank.values())})"
+            f"{data} holds no text{' to train on' * to_train} (splits with text: {', '.join(splits) or 'none'}; rows "
+            f"without text: {sum(blank.values())})"
         )
     return Corpus(splits, blank, notes)
 

@@ -187,20 +187,25 @@ def summarise(
 ) -> BoundReport:
     """`BoundReport` from the NELBO estimate of each row."""
     tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
-    distribution = config.length_probabilities()
-    length_nats = torch.zeros_like(nats)
-    if distribution is not None:
-        inside = tokens.long().clamp(max=len(distribution) - 1)
-        length_nats = -torch.where(tokens < len(distribution), distribution[inside], torch.zeros_like(tokens)).log()
+    length_nats = nats_of_lengths(config, tokens)
     total = nats + length_nats
     return BoundReport(
         **row_figures(rows, tokens, total, length_nats),
-        length_included=distribution is not None,
+        length_included=config.length_probabilities() is not None,
         process=config.process,
         kernel=kernel if config.build_process().kernels else None,
         draws=draws,
         seed=seed,
     )
+
+
+def nats_of_lengths(config, tokens: Tensor) -> Tensor:
+    """-log p of lengths (R,) float64 as the model draws them: 0 where it draws none, infinite where it never would."""
+    distribution = config.length_probabilities()
+    if distribution is None:
+        return torch.zeros_like(tokens)
+    inside = tokens.long().clamp(max=len(distribution) - 1)
+    return -torch.where(tokens < len(distribution), distribution[inside], torch.zeros_like(tokens)).log()
 
 
 def row_figures(rows: Sequence[dict[str, Any]], tokens: Tensor, total: Tensor, lengths: Tensor) -> dict[str, Any]:

@@ -113,13 +113,47 @@ class ObjectiveArguments:
 DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128}
 """Of a run on text, where they differ from those of `RunArguments`."""
 
+GROUPS: dict[str, dict[str, str | None]] = {
+    "Needed": {"data": None, "output_dir": "The folder that the model, its report and its checkpoints go to."},
+    "The texts": {
+        "text_column": None,
+        "prompt_column": None,
+        "validation_data": None,
+        "validation_share": None,
+        "rows": None,
+        "row_length": None,
+        "tokenizer": None,
+        "vocab_size": None,
+    },
+    "The model": {"model": None, "process": None, "max_corruption": None},
+    "How long, and how": {
+        "max_steps": "Steps; -1: by num_train_epochs or max_seconds.",
+        "num_train_epochs": "Times that all rows are seen, where neither steps nor seconds are given.",
+        "max_seconds": "Seconds of training at most; measuring the model comes on top.",
+        "per_device_train_batch_size": "Rows of a step, on each device.",
+        "gradient_accumulation_steps": "Batches of a step.",
+        "learning_rate": None,
+        "seed": "Of the weights, the noise and the order of rows.",
+        "bf16": "Compute in bfloat16, for less memory; faster on accelerators.",
+    },
+    "On the way": {
+        "eval_strategy": "Measure the held-out bound in the middle: no, steps or epoch.",
+        "eval_steps": "Steps between two measurements, or their share of the run.",
+        "save_steps": "Steps between two checkpoints, or their share of the run.",
+        "resume": None,
+        "report_to": None,
+        "plot": None,
+    },
+}
+"""What `udm train --help` tells of."""
+
 Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
 
 
 def parse(arguments: list[str] | None = None) -> Arguments:
     """The options of `udm train`; None: those of the process."""
     kinds = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
-    found: Any = parse_run(kinds, arguments, "udm train", DEFAULTS)
+    found: Any = parse_run(kinds, arguments, "udm train", DEFAULTS, GROUPS)
     return found
 
 

@@ -43,6 +43,7 @@ from .resuming import (
     read_json,
 )
 from .resuming import resolved as resolved
+from .short_help import Groups, asked_for, short_help
 from .trainer import UDMTrainer, UDMTrainingArguments
 
 NOTHING_TO_DRAW = "note: loss.png is not drawn: no loss was logged; give a smaller --logging_steps"
@@ -59,14 +60,24 @@ def refuse_output(output: Path, resume: bool) -> None:
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     if resume and not names:
         raise FileNotFoundError(f"{output} holds no checkpoint to resume from")
-    if not names - {LOCK}:  # new, or of a run that died before it had anything to write
-        return
+    if not names - {LOCK, RUN_FILE, LOGS} and (LOGS not in names or _are_logs(output / LOGS)):
+        return  # new, or of a run that died before it had trained anything
     if not resume:
         raise OutputExistsError(
             f"{output} is not empty: give --resume to continue that run, or another --output. Nothing was changed."
         )
     if RUN_FILE not in names and not any(checkpoints(output)):
         raise OutputExistsError(f"{output} holds no checkpoint to resume from; give another --output")
+
+
+LOGS = "runs"
+"""Where TensorBoard's logs go, inside the folder of a run."""
+
+
+def _are_logs(folder: Path) -> bool:
+    """Whether a folder holds TensorBoard's files and nothing else."""
+    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    return folder.is_dir() and all(path.name.startswith("events.out.tfevents") for path in files)
 
 
 def find_checkpoint(output: Path) -> tuple[str | None, list[str]]:
@@ -122,7 +133,11 @@ class RunArguments(UDMTrainingArguments):
 
 
 def parse(
-    kinds: Sequence[Any], arguments: list[str] | None, command: str, defaults: Mapping[str, Any] | None = None
+    kinds: Sequence[Any],
+    arguments: list[str] | None,
+    command: str,
+    defaults: Mapping[str, Any] | None = None,
+    groups: Groups | None = None,
 ) -> tuple[Any, ...]:
     """Command-line arguments as dataclasses of these kinds, one of them `RunArguments`.
 
@@ -132,17 +147,24 @@ def parse(
     Args:
         arguments: None takes those of the process. command: as a person types it, for messages.
         defaults: of fields, where they differ from those of the dataclasses.
+        groups: the fields that --help tells of; --help-all tells of all.
 
     Raises:
         ValueError: for what is no option of these kinds, or a value that cannot be.
     """
-    given = read_recipe(list(sys.argv[1:] if arguments is None else arguments))
-    usage = f"{command} --output DIR [options]   (all of them: {command} --help)"
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    help = asked_for(given)
+    if help is None:
+        given = read_recipe(given)
+    usage = f"{command} --output DIR [options]   (all of them: {command} --help-all)"
     parser = HfArgumentParser(kinds, prog=command, usage=usage, allow_abbrev=False)
     parser.set_defaults(**(defaults or {}))
+    if help is not None:
+        print(short_help(parser, groups, command) if help == "--help" and groups else parser.format_help())
+        raise SystemExit(0)
     *found, unknown = parser.parse_args_into_dataclasses(given, return_remaining_strings=True)
     if unknown:
-        raise ValueError(f"{command} takes no {unknown[0]!r}; all of its options: {command} --help")
+        raise ValueError(f"{command} takes no {unknown[0]!r}; all of its options: {command} --help-all")
     for part in found:
         if isinstance(part, RunArguments):
             part.command = (*command.split(), *without_secrets(given))

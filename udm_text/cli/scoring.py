@@ -1,0 +1,138 @@
+"""What is scored: the rows that `udm evaluate` measures, and texts one by one for `udm generate --score`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+
+from ..common import choices
+from ..corpus import load_corpus, make_rows
+from ..evaluation.bounds import nats_of_lengths, row_draws
+from ..hub import find_file
+from ..training.arguments import DataArguments
+from ..training.resuming import resolved
+from .train_text import ALL, rows_of_split
+
+
+def report_of(model: str) -> Path | None:
+    """The report.json that lies beside a model, in its folder or on the Hub; None where there is none."""
+    return find_file(model, "report.json")
+
+
+def reading(report: Mapping[str, Any], model: str, data: str | None, given: Mapping[str, Any]) -> DataArguments:
+    """How a corpus is read to be scored: as the model's own was, but for what is given.
+
+    Args:
+        report: the report.json beside the model, {} where there is none. data: a corpus; None: the model's own.
+        given: fields of `DataArguments` that were asked for; None: not.
+
+    Raises:
+        ValueError: where nothing says which corpus it is.
+    """
+    known = {field.name for field in dataclasses.fields(DataArguments)}
+    how = {name: value for name, value in report.get("data_arguments", {}).items() if name in known}
+    if data is not None:
+        if how.get("validation_data") is not None:  # nothing was held out of the training texts themselves
+            how |= {"validation_data": None, "validation_share": 0.0}
+    else:
+        data = report.get("data")
+        if data is None:
+            raise ValueError(f"{model} holds no report.json that names its corpus: give --data")
+        published = not Path(model).is_dir() and "/" not in data
+        if published or (Path(data).is_absolute() and not Path(data).exists()):
+            raise ValueError(
+                f"the corpus that {model} was trained with, {Path(data).name}, is not here: give --data, and --split "
+                "validation where it is that very corpus"
+            )
+    return DataArguments(**{**how, "data": data, **{n: v for n, v in given.items() if v is not None}})
+
+
+def rows_to_score(
+    config: Any, data: DataArguments, tokenizer: Any, split: str | None, whole: bool = False
+) -> tuple[Dataset, str]:
+    """The rows of a split, and its name.
+
+    Args:
+        config: of the model that is to read them. data: see `reading`.
+        split: as a run with these arguments has it; "all": every text of the source, nothing held out; None: see
+            `whole`.
+        whole: where no split is named, nothing is held out either: a source that has no splits of its own is scored
+            whole, one that has them by its validation split, or else its test split. Otherwise it is the validation
+            split of the run.
+
+    Raises:
+        ValueError: there is no such split; the model has prompts and the texts have none, or the other way round; a
+            row is longer than the model reads.
+    """
+    if config.prompted != (data.prompt_column is not None):
+        raise ValueError(
+            "the model writes answers to prompts: give --prompt-column, the column that holds them"
+            if config.prompted
+            else f"--prompt-column {data.prompt_column}: the model was not trained on prompts, leave it away"
+        )
+    if split == ALL or (whole and split is None):
+        columns: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+        splits = load_corpus(data.data, name=data.data_config, to_train=False, **columns)
+        if split == ALL or len(splits) == 1:
+            split, texts = ALL, concatenate_datasets(list(splits.values()))
+        else:
+            split = next((name for name in ("validation", "test") if name in splits), None)
+            if split is None:
+                raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, and none is given")
+            texts = splits[split]
+        cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
+        rows, _ = make_rows(texts, tokenizer, split=split, **cut)
+    else:
+        split = "validation" if split is None else split
+        rows = rows_of_split(data, tokenizer, split)
+    longest, limit = max(map(len, rows["input_ids"])), config.max_row_length
+    if limit is not None and longest > limit:
+        raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row-length")
+    return rows, split
+
+
+def refuse_repairer(model: str, report: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model that has no bound worth the name, before it is loaded."""
+    if (share := report.get("max_corruption", 1.0)) < 1.0:
+        raise ValueError(
+            f"--score: {model} is a repairer, trained on rows of which at most {share:g} was wrong. The bound of a "
+            "text asks it about rows that are all noise, of which it knows nothing, so it has no score: leave --score "
+            "away"
+        )
+
+
+def score_rows(
+    model: Any, rows: Sequence[Mapping[str, Any]], *, draws: int, seed: int = 0, kernel: str | None = None
+) -> list[dict[str, Any]]:
+    """Upper bounds on -log p of rows one by one: "nats", and "nats_per_token" of what was generated of each.
+
+    A row of which all that the model may change was generated has the bound of `evaluate_bound`, its length counted
+    where the model draws lengths. Of a row with a given part it is the bound of the rest given that part, and given how
+    long the rest is. Equal rows have equal scores, whatever stands beside them.
+
+    Args:
+        rows: each with "input_ids" and "editable", a bool for each token: whether it was generated.
+        draws: corruptions of each row. seed: their noise.
+    """
+    config = model.config
+    how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel or config.kernel}
+    drawn = row_draws(model, rows, [0] * len(rows), batch_size=64, **how)  # type: ignore[arg-type]
+    counts = torch.tensor([sum(row["editable"]) for row in rows], dtype=torch.float64)
+    every = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
+    lengths = nats_of_lengths(config, counts)
+    nats = drawn.nats.mean(dim=1) + torch.where(counts == every, lengths, torch.zeros_like(lengths))
+    return [
+        {"nats": total, "nats_per_token": each}
+        for total, each in zip(nats.tolist(), (nats / counts).tolist(), strict=True)
+    ]
+
+
+def is_corpus_of(report: Mapping[str, Any], data: str) -> bool:
+    """Whether a corpus is, by its name, the one that the report's model was trained with."""
+    own = report.get("data")
+    return own is not None and own in (resolved(data), Path(data).name)
