@@ -312,7 +312,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         t: Tensor | None = None,
         labels: Tensor | None = None,
         num_editable: Tensor | None = None,
-        positions: Tensor | None = None,
+        positions: Tensor | tuple[Tensor, Tensor] | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         apply_head: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
@@ -326,13 +326,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             num_editable: (B,) l of each row; None counts attended positions that hold no special token (or [MASK]).
             labels: (B, L) int64, x0 where it is scored and -100 elsewhere; the loss is the mean cross-entropy there,
                 special tokens excluded from the softmax and, as labels, from the mean.
-            positions: (B, L) bool, where logits are wanted; None: everywhere.
+            positions: (B, L) bool, where logits are wanted, or their rows and columns, a pair of (N,) int64; None:
+                everywhere.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
             apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what
                 it gives stands in the output's logits. For losses that never hold all logits at once.
 
         Returns:
-            MaskedLMOutput with logits (B, L, V), or (N, V) in the order of `positions.nonzero()`.
+            MaskedLMOutput with logits (B, L, V), or (N, V) in the order of the positions.
         """
         if self.time_embedding is not None:
             if t is None:
