@@ -193,6 +193,9 @@ def repair(
     model: Model,
     text: Annotated[list[str], typer.Argument(help="Texts to repair.")],
     max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Change a token only where the new one is at least so probable.")
+    ] = None,
     seed: Seed = 0,
     revision: Revision = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
@@ -203,7 +206,7 @@ def repair(
     pipe = _pipeline(model, revision, device, trust=trust_remote_code)
     records = []
     for one in text:
-        [result] = pipe(one, max_edits=max_edits, seed=seed, output_trajectory=True)
+        [result] = pipe(one, max_edits=max_edits, min_confidence=min_confidence, seed=seed, output_trajectory=True)
         steps = [step for i, step in enumerate(result["trajectory"]) if i == 0 or step != result["trajectory"][i - 1]]
         records.append({"input": one, "repaired": result["generated_text"], "edits": steps})
     if as_json:
@@ -237,16 +240,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
-    (trained with max_corruption below 1) the share of rows it restores instead."""
+    (trained with max_corruption below 1) how it repairs typing errors instead."""
     from .. import register
     from ..card import read_report
     from ..common import write_json
-    from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
+    from ..evaluation import evaluate_bound, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.arguments import DataArguments
     from .reports import describe, describe_repair
-    from .train_text import rows_of_split
+    from .train_text import measure_repairs, rows_of_split, texts_of_split
 
     register()
     check_device(device)
@@ -268,7 +271,9 @@ def evaluate(
     if device is not None:
         network = network.to(device)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    rows = rows_of_split(DataArguments(**{**how, "data": data}), tokenizer, split)
+    arguments = DataArguments(**{**how, "data": data})
+    texts = texts_of_split(arguments, split)
+    rows = rows_of_split(arguments, tokenizer, split, texts)
     if curve:
         for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
             if value is not None:
@@ -283,7 +288,8 @@ def evaluate(
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
-        figures = evaluate_repair(network, rows, batch_size=batch_size, seed=seed).to_dict()
+        measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        figures = measure_repairs(network, tokenizer, arguments, report["max_corruption"], texts, rows, **measuring)
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}

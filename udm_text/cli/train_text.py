@@ -33,7 +33,7 @@ from ..corpus import (
     vocabulary_report,
 )
 from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
-from ..evaluation import evaluate_bound, evaluate_repair
+from ..evaluation import evaluate_bound, evaluate_loss, evaluate_repair
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
 from ..training import TextObjective, UDMTrainer
@@ -61,6 +61,8 @@ class Rows:
     train: Dataset
     """With streaming those of the texts that were read beforehand."""
     validation: Dataset | None
+    held: Dataset | None
+    """The texts of the validation rows."""
     texts: TrainingTexts | None
     """What is streamed; None: nothing."""
     dropped: dict[str, int]
@@ -98,7 +100,7 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows.validation, objective)
+        figures = {} if rows.validation is None else figures_of(ready.output, data, goal, rows, objective)
         if run.plot:
             draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
         return figures
@@ -130,7 +132,7 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     for note in splits.notes:
         ready.say(f"note: {note}")
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
-    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes)
+    return Rows(tokenizer, train_rows, validation, held, texts, dropped, vocabulary, splits.notes)
 
 
 def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
@@ -155,13 +157,22 @@ def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
     return hold_out(whole, data.validation_share, contiguous), None
 
 
-def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> Dataset:
-    """The rows of a split as a run with these arguments has them: what it trained on, or measured on."""
+def texts_of_split(data: DataArguments, split: str = "validation") -> Dataset:
+    """The texts of a split as a run with these arguments has them."""
     splits, _ = read_texts(data)
     if split not in splits:
         raise ValueError(f"--split must be {choices(splits)} of {data.data}, got {split!r}")
+    return splits[split]
+
+
+def rows_of_split(data: DataArguments, tokenizer, split: str = "validation", texts: Dataset | None = None) -> Dataset:
+    """The rows of a split as a run with these arguments has them: what it trained on, or measured on.
+
+    texts: those of the split, where they have been read.
+    """
+    texts = texts_of_split(data, split) if texts is None else texts
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-    return make_rows(splits[split], tokenizer, split=split, **cut)[0]
+    return make_rows(texts, tokenizer, split=split, **cut)[0]
 
 
 def arrays_of(rows: Dataset) -> Iterator[Any]:
@@ -372,22 +383,41 @@ def describe_run(
     }
 
 
-def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(
+    output: Path, data: DataArguments, goal: ObjectiveArguments, rows: Rows, objective: Any
+) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
     From what was written, so that `udm evaluate` repeats these very figures.
     """
+    assert rows.validation is not None and rows.held is not None
     if goal.objective == "ar":
-        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows, objective)
+        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows.validation, objective)
         name, text = "validation", describe(figures)
     elif goal.max_corruption < 1.0:
-        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
+        network = UDMForMaskedGeneration.from_pretrained(output)
+        figures = measure_repairs(network, rows.tokenizer, data, goal.max_corruption, rows.held, rows.validation)
         name, text = "repair", describe_repair(figures)
     else:
-        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
+        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows.validation).to_dict()
         name, text = "validation", describe(figures)
     print(text, flush=True)
     return {name: figures}
+
+
+def measure_repairs(
+    model: Any, tokenizer, data: DataArguments, max_corruption: float, texts: Dataset, rows: Dataset, **how: Any
+) -> dict[str, Any]:
+    """The figures of a repairer: texts with typing errors repaired, and the held-out loss it was trained on.
+
+    texts: held-out ones, and `rows` are theirs. how: batch_size and seed of `evaluate_repair` and `evaluate_loss`.
+    """
+    columns: dict[str, Any] = {}
+    if "prompt" in texts.column_names:
+        columns["prompts"] = [prompt or "" for prompt in texts["prompt"]]
+    report = evaluate_repair(model, tokenizer, list(texts["text"]), row_length=data.row_length, **columns, **how)
+    loss, error = evaluate_loss(model, rows, max_corruption=max_corruption, **how)
+    return {**report.to_dict(), "loss_nats_per_token": loss, "loss_nats_per_token_stderr": error}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..common import choices
 from ..corpus.rows import collate
-from ..evaluation.bounds import row_draws, scored_rows, summarise
-from ..objectives import LOSSES, row_losses, stratified_counts
+from ..evaluation.bounds import ratio_with_stderr, row_draws, scored_rows, summarise
+from ..objectives import LOSSES, most_corrupted, row_losses, stratified_counts
 from ..randomness import RowRandom, step_random
 from .packing import packed_predict
 
@@ -94,7 +95,7 @@ class TextObjective:
         dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
         lengths = editable.sum(dim=1).clamp(min=1)
-        most = (lengths.double() * self.max_corruption - 1e-9).ceil().long().clamp(min=1)
+        most = most_corrupted(lengths, self.max_corruption)
         predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation
@@ -113,14 +114,23 @@ class TextObjective:
         )
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:
-        """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows."""
+        """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.
+
+        Of a repairer (max_corruption below 1), which is no model of texts, the training loss in its place.
+        """
         config = self.config
         index, rows = scored_rows(config, dataset)
         how: dict[str, Any] = {"draws": self.eval_draws, "seed": 0, "kernel": config.kernel}
         mine = trainer.own_rows(len(rows))
         chosen, indices = [rows[i] for i in mine], [index[i] for i in mine]
-        own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how)
+        repairs = self.max_corruption < 1.0
+        goal: dict[str, Any] = {"loss": self.loss, "max_corruption": self.max_corruption} if repairs else {}
+        own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how, **goal)
         nats = trainer.gather_rows(own.nats.mean(dim=1), mine, len(rows))
+        if repairs:
+            lengths = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
+            loss, error = ratio_with_stderr(nats, lengths)
+            return {"loss": loss, "loss_stderr": error}
         report = summarise(config, rows, nats, **how)
         figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}
         return {name: value for name, value in figures.items() if value is not None} | {
