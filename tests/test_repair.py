@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers.modeling_outputs import MaskedLMOutput
 
-from udm_text.corpus import train_tokenizer
+from udm_text import UDMForMaskedGeneration
+from udm_text.cli.train_text import parse, train_text
+from udm_text.corpus import CorpusError, collate, load_corpus, make_rows, train_tokenizer
 from udm_text.evaluation import evaluate_loss, evaluate_repair, make_typos
 from udm_text.evaluation.repair import edit_counts, edits
 from udm_text.evaluation.typos import KEYBOARD, KINDS
+from udm_text.training import TextObjective
+from udm_text.training.arguments import check_data
 
-from .models import CLS, SEP, make_rows, make_udm
+from .helpers import udm_here
+from .models import CLS, SEP, UNK, make_udm
+from .models import make_rows as random_rows
 
 LINES = ["The quick brown fox", "jumps over a lazy dog", "Écoutez, mon ami!", "漢字 and 12 more", "ab"] * 20
 
@@ -209,7 +217,7 @@ def test_what_cannot_be_measured_is_refused(knowing):
 
 
 def test_the_held_out_loss_of_a_repairer_is_the_mean_over_the_counts_of_its_training(monkeypatch):
-    """With p(x0) at every position e^-t: the loss of a row is t a token, and t goes from 1 to the share of it."""
+    """The model gives every position the same law, so the loss is one number; t goes from 0 to the share of a row."""
     model = make_udm("substitute")
 
     def told(input_ids=None, positions=None, t=None, **_):
@@ -222,12 +230,12 @@ def test_the_held_out_loss_of_a_repairer_is_the_mean_over_the_counts_of_its_trai
     monkeypatch.setattr(model, "forward", told)
     rows = [{"input_ids": [CLS, *[9] * 10, SEP]}] * 3
     loss, error = evaluate_loss(model, rows, max_corruption=0.3, draws=6)
-    assert told.asked == {1, 2, 3}
+    assert told.asked == {0, 1, 2, 3}
     others = 24 - 1 - int(model.config.forbidden_tokens(torch.device("cpu")).sum())
     exact = torch.logsumexp(torch.tensor([2.0] + [0.0] * others), 0).item() - 2.0
     assert loss == pytest.approx(exact, rel=1e-6) and error == pytest.approx(0.0, abs=1e-6)
     with pytest.raises(ValueError, match="max_corruption"):
-        evaluate_loss(model, make_rows(3), max_corruption=0.0)
+        evaluate_loss(model, random_rows(3), max_corruption=0.0)
 
 
 # --- min_confidence --------------------------------------------------------------------------------------------------
@@ -286,3 +294,117 @@ def test_min_confidence_is_an_option_of_repair(monkeypatch):
         model.generate(torch.tensor([TEXT]), max_edits=1, min_confidence=1.5)
     with pytest.raises(ValueError, match="needs a model of process 'substitute'"):
         make_udm().generate(length=3, min_confidence=0.5)
+
+
+# --- pairs of noisy and clean texts ----------------------------------------------------------------------------------
+
+
+def test_a_pair_becomes_two_rows_of_one_length_and_what_differs_in_length_is_left_out_and_counted():
+    tokenizer = train_tokenizer("char", ["abc"], separator=True)
+    a, b, c = tokenizer("abc")["input_ids"]
+    separator = tokenizer.sep_token_id
+    texts = {"text": ["abc", "ab", "aabb", "ca"], "noisy": ["abb", "abb", "aabc", None], "prompt": ["c"] * 4}
+    rows, counts = make_rows(Dataset.from_dict(texts), tokenizer, row_length=4)
+    assert rows["input_ids"] == [[c, separator, a, b, c], [c, separator, a, a, b]]
+    assert rows["noisy_ids"] == [[c, separator, a, b, b], [c, separator, a, a, b]]
+    assert (counts["noisy_of_other_length"], counts["left_out"], counts["truncated"]) == (2, 2, 1)
+    config = make_udm("substitute", pad_token_id=tokenizer.pad_token_id).config
+    batch = collate([rows[0], {"input_ids": [a], "noisy_ids": [b]}], config.pad_token_id, config.editable)
+    assert batch["noisy_ids"].tolist() == [[c, separator, a, b, b], [b, *[tokenizer.pad_token_id] * 4]]
+    with pytest.raises(CorpusError, match="2 noisy texts have another number of tokens"):
+        make_rows(Dataset.from_dict({"text": ["a", "b"], "noisy": ["ab", ""]}), tokenizer)
+    with pytest.raises(ValueError, match="packed"):
+        make_rows(Dataset.from_dict({"text": ["a"], "noisy": ["b"]}), tokenizer, rows="packed", row_length=2)
+
+
+def test_the_loss_of_a_pair_is_that_of_the_process_at_the_noise_that_was_given():
+    """Cross-entropy over the tokens known in both rows, at xt = the noisy row and t = the tokens that differ."""
+    model = make_udm("substitute").double()
+    clean = [[CLS, 7, 8, 9, 10, SEP], [CLS, 11, 12, SEP], [CLS, 7, 8, UNK, SEP]]
+    noisy = [[CLS, 7, 20, 9, 21, SEP], [CLS, 11, 12, SEP], [CLS, UNK, 9, 9, SEP]]
+    config = model.config
+    rows = [{"input_ids": a, "noisy_ids": b} for a, b in zip(clean, noisy, strict=True)]
+    batch = collate(rows, config.pad_token_id, config.editable)
+    how = {"row_index": torch.arange(3), "total": 3, "step": 4, "seed": 1}
+    found = TextObjective(config, max_corruption=0.5, noisy_share=1.0).row_terms(model, batch, **how)
+    scored = [[1, 2, 3, 4], [1, 2], [2]]
+    for i, (positions, t) in enumerate(zip(scored, (2, 0, 1), strict=True)):
+        wanted = torch.zeros(1, len(clean[i]), dtype=torch.bool)
+        wanted[0, positions] = True
+        logits = model(
+            input_ids=torch.tensor([noisy[i]]),
+            t=torch.tensor([t]),
+            num_editable=torch.tensor([len(positions)]),
+            positions=wanted,
+        ).logits.masked_fill(config.forbidden_tokens(torch.device("cpu")), -torch.inf)
+        exact = torch.nn.functional.cross_entropy(logits, torch.tensor(clean[i])[positions], reduction="sum")
+        assert found[i].item() == pytest.approx(exact.item(), rel=1e-6)
+    own = TextObjective(config, max_corruption=0.5).row_terms(model, batch, **how)
+    assert not torch.isclose(own[0], found[0]), "without a share the noise is the process's"
+    half = TextObjective(config, max_corruption=0.5, noisy_share=0.5)
+    taken = [
+        torch.isclose(half.row_terms(model, batch, **{**how, "step": step})[0], found[0]).item() for step in range(40)
+    ]
+    assert 10 < sum(taken) < 30
+
+
+def test_a_repairer_also_learns_to_leave_clean_rows_alone(monkeypatch):
+    model = make_udm("substitute")
+    seen = set()
+
+    def spy(predict, process, x0, editable, t, *rest, **how):
+        seen.update(t.tolist())
+        return torch.zeros(len(t))
+
+    monkeypatch.setattr("udm_text.training.objective.row_losses", spy)
+    rows = [{"input_ids": [CLS, *[9] * 10, SEP]}] * 16
+    batch = collate(rows, model.config.pad_token_id, model.config.editable)
+    how = {"row_index": torch.arange(16), "total": 16, "step": 0, "seed": 0}
+    TextObjective(model.config, max_corruption=0.2).row_terms(model, batch, **how)
+    assert seen == {0, 1, 2}
+    seen.clear()
+    TextObjective(model.config).row_terms(model, batch, **how)
+    assert seen == set(range(1, 11))
+
+
+def test_noisy_texts_are_refused_where_they_cannot_train():
+    with pytest.raises(ValueError, match="process 'substitute'"):
+        TextObjective(make_udm().config, noisy_share=0.5)
+    with pytest.raises(ValueError, match="cross_entropy"):
+        TextObjective(make_udm("substitute").config, noisy_share=0.5, loss="nelbo")
+    with pytest.raises(ValueError, match=r"noisy_share must lie in \[0, 1\]"):
+        TextObjective(make_udm("substitute").config, noisy_share=2.0)
+    with pytest.raises(ValueError, match="noisy_column and prompt_column must differ"):
+        load_corpus("x.csv", prompt_column="a", noisy_column="a")
+    for options, message in [
+        ("--noisy_share 0.5", "give --noisy_column"),
+        ("--noisy_column n --noisy_share 0", r"--noisy_share must lie in \(0, 1\]"),
+        ("--noisy_column n --streaming true --max_steps 1 --row_length 5", "--streaming"),
+        ("--noisy_column n --rows packed --row_length 5", "packed blocks"),
+        ("--noisy_column n --objective ar", "--objective ar"),
+        ("--noisy_column n --loss nelbo", "--loss cross_entropy"),
+    ]:
+        data, _, goal, run = parse(["--data", "d", "--output", "o", *options.split()])
+        with pytest.raises(ValueError, match=message):
+            check_data(data, goal, run)
+
+
+def test_two_columns_train_a_repairer_and_measure_it(tmp_path, capsys):
+    """Held-out pairs are the measure; rows whose texts differ in length are counted; the command measures it again."""
+    clean = [f"{a} {b}" for a in ("red", "blue", "green", "grey") for b in ("circle", "square", "cube", "line", "dot")]
+    noisy = [typed.text for typed in make_typos(clean, kinds=["substitute", "insert"])]
+    file = tmp_path / "pairs.csv"
+    file.write_text("typed,meant\n" + "".join(f"{a},{b}\n" for a, b in zip(noisy, clean, strict=True)))
+    options = (
+        "--text_column meant --noisy_column typed --process substitute --tokenizer char --model tiny --max_steps 2"
+    )
+    options += " --per_device_train_batch_size 4 --use_cpu --report_to none --plot false --validation_share 0.3"
+    output = tmp_path / "run"
+    report = train_text(*parse(["--data", str(file), "--output", str(output), *options.split()]))
+    left_out = report["dropped"]["noisy_of_other_length"]
+    assert left_out > 0 and report["train_rows"] + left_out + report["repair"]["rows"] == len(clean)
+    assert report["repair"]["by_kind"] == {} and "validation" not in report
+    assert UDMForMaskedGeneration.from_pretrained(output).config.time_conditioning is False
+    assert "noisy texts" in capsys.readouterr().out
+    again = json.loads(udm_here("evaluate", output, "--json").stdout)
+    assert {name: again[name] for name in report["repair"]} == report["repair"]

@@ -287,9 +287,11 @@ def evaluate(
                 write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
-    elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
+    elif report.get("max_corruption", 1.0) < 1.0 or arguments.noisy_column is not None:  # a repairer
         measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        figures = measure_repairs(network, tokenizer, arguments, report["max_corruption"], texts, rows, **measuring)
+        figures = measure_repairs(
+            network, tokenizer, arguments, report.get("max_corruption", 1.0), texts, rows, **measuring
+        )
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}

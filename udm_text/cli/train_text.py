@@ -49,6 +49,8 @@ from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
 
+NOISY_SHARE = 0.5
+"""Rows of a step that take their noisy text, where there are such and no share is given."""
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""
 
@@ -138,11 +140,12 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
 def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
     """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream."""
     how: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+    whole: dict[str, Any] = {**how, "noisy_column": data.noisy_column}
     contiguous = data.rows == "packed"
     given: dict[str, Dataset] = {}
     said = Corpus({})
     if data.validation_data is not None:
-        said = load_corpus(data.validation_data, **how)
+        said = load_corpus(data.validation_data, **whole)
         given["validation"] = said["train"]
     if data.streaming:
         splits, texts = sample_corpus(
@@ -152,9 +155,9 @@ def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
             contiguous,
         )
         return splits.replaced({**splits, **given}, *said.notes), texts
-    corpus = load_corpus(data.data, name=data.data_config, **how)
-    whole = corpus.replaced({**corpus, **given}, *said.notes)
-    return hold_out(whole, data.validation_share, contiguous), None
+    corpus = load_corpus(data.data, name=data.data_config, **whole)
+    every = corpus.replaced({**corpus, **given}, *said.notes)
+    return hold_out(every, data.validation_share, contiguous), None
 
 
 def texts_of_split(data: DataArguments, split: str = "validation") -> Dataset:
@@ -183,6 +186,8 @@ def arrays_of(rows: Dataset) -> Iterator[Any]:
         yield tokens.flatten().to_numpy().astype("<i4")
         yield tokens.value_lengths().to_numpy().astype("<i4")
         yield table["length"].to_numpy().astype("<i4")
+        if "noisy_ids" in table.column_names:
+            yield table["noisy_ids"].combine_chunks().flatten().to_numpy().astype("<i4")
 
 
 def longest_row(*parts: Any) -> int:
@@ -223,6 +228,8 @@ def prepare_model(
     fields: dict[str, Any] = {"separator_token_ids": None, "prompt_dropout": data.prompt_dropout}
     if data.prompt_column is not None:
         fields["separator_token_ids"] = tokenizer_separator(rows.tokenizer)
+    if repairs(data, goal):
+        fields["time_conditioning"] = False  # how many errors a text has is not known
     objective: Any
     if goal.objective == "ar":
         config = preset_config(model_args, rows.tokenizer, rows.train, fields)
@@ -237,6 +244,11 @@ def prepare_model(
             loss=goal.loss,
             max_corruption=goal.max_corruption,
             loss_chunk=goal.loss_chunk,
+            noisy_share=0.0
+            if data.noisy_column is None
+            else NOISY_SHARE
+            if data.noisy_share is None
+            else data.noisy_share,
             eval_draws=run.eval_draws,
             eval_batch_size=run.per_device_eval_batch_size,
         )
@@ -249,6 +261,11 @@ def prepare_model(
     return model, objective
 
 
+def repairs(data: DataArguments, goal: ObjectiveArguments) -> bool:
+    """Whether a run trains a repairer of texts."""
+    return goal.max_corruption < 1.0 or data.noisy_column is not None
+
+
 def build_model(
     model_args: ModelArguments, tokenizer, train_rows, fields: dict[str, Any] | None = None
 ) -> UDMForMaskedGeneration:
@@ -256,6 +273,10 @@ def build_model(
     fields = fields or {}
     if model_args.model not in PRESETS:
         own = own_fields(model_args)
+        stored, _ = UDMConfig.get_config_dict(model_args.model)
+        if stored.get("time_conditioning"):  # what has learnt to be told goes on being told
+            fields = {name: value for name, value in fields.items() if name != "time_conditioning"}
+        own |= {name: value for name, value in fields.items() if name == "time_conditioning"}
         own |= {
             "length_counts": length_counts(train_rows),
             "step_curve": None,
@@ -394,7 +415,7 @@ def figures_of(
     if goal.objective == "ar":
         figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows.validation, objective)
         name, text = "validation", describe(figures)
-    elif goal.max_corruption < 1.0:
+    elif repairs(data, goal):
         network = UDMForMaskedGeneration.from_pretrained(output)
         figures = measure_repairs(network, rows.tokenizer, data, goal.max_corruption, rows.held, rows.validation)
         name, text = "repair", describe_repair(figures)
@@ -408,13 +429,15 @@ def figures_of(
 def measure_repairs(
     model: Any, tokenizer, data: DataArguments, max_corruption: float, texts: Dataset, rows: Dataset, **how: Any
 ) -> dict[str, Any]:
-    """The figures of a repairer: texts with typing errors repaired, and the held-out loss it was trained on.
+    """The figures of a repairer: typing errors, or the noisy texts that were given, repaired, and the held-out loss.
 
     texts: held-out ones, and `rows` are theirs. how: batch_size and seed of `evaluate_repair` and `evaluate_loss`.
     """
     columns: dict[str, Any] = {}
     if "prompt" in texts.column_names:
         columns["prompts"] = [prompt or "" for prompt in texts["prompt"]]
+    if "noisy" in texts.column_names:
+        columns["noisy"] = [noisy or "" for noisy in texts["noisy"]]
     report = evaluate_repair(model, tokenizer, list(texts["text"]), row_length=data.row_length, **columns, **how)
     loss, error = evaluate_loss(model, rows, max_corruption=max_corruption, **how)
     return {**report.to_dict(), "loss_nats_per_token": loss, "loss_nats_per_token_stderr": error}

@@ -99,8 +99,8 @@ def row_draws(
 ) -> Draws:
     """Each row is corrupted `draws` times, its t stratified over {1..l}; the mean of a row's nats estimates its bound.
 
-    With max_corruption below 1 (and loss "cross_entropy", see `row_losses`) t goes as far as in training, and the mean
-    estimates that loss.
+    With max_corruption below 1 (and loss "cross_entropy", see `row_losses`) t goes from 0 as far as in the training of
+    a repairer, and the mean estimates that loss.
 
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
@@ -123,7 +123,8 @@ def row_draws(
             editable, mask = batch["editable"], batch["attention_mask"]
             lengths = editable.sum(dim=1)
             result.lengths[chosen] = lengths.cpu()
-            most = most_corrupted(lengths, max_corruption)
+            least = 0 if max_corruption < 1.0 else 1
+            counted = most_corrupted(lengths, max_corruption) + 1 - least
             random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
             grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
@@ -132,7 +133,7 @@ def row_draws(
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
-                t = (u * most).long().clamp(max=most - 1) + 1
+                t = (u * counted).long().clamp(max=counted - 1) + least
                 if grid is not None:
                     t = torch.where(grid >= t, grid, lengths).amin(dim=0)
                 clean = batch["input_ids"]
@@ -201,8 +202,8 @@ def evaluate_loss(
 ) -> tuple[float, float]:
     """The training loss "cross_entropy" of rows in nats a token, and its standard error.
 
-    Of a repairer: t is drawn from 1 to the share `max_corruption` of a row, as it was trained. The other arguments are
-    those of `evaluate_bound`.
+    Of a repairer (max_corruption below 1): t is drawn from 0 to that share of a row, as it was trained.
+    The other arguments are those of `evaluate_bound`.
     """
     check_whole(1, draws=draws, batch_size=batch_size)
     check_whole(-(2**63), seed=seed)
