@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stderr, row_draws, scored_rows
 from .curve import CurveReport, fit_curve, measure_curve, price_table, store_curve
-from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair
+from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
 from .typos import make_typos
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "measure_curve",
     "price_table",
     "ratio_with_stderr",
+    "repair_figures",
     "row_draws",
     "scored_rows",
     "store_curve",

@@ -162,9 +162,8 @@ def evaluate_repair(
     by_kind = {kind: _by_number(these, repaired[kind], counts) for kind, these in noisy_lines.items()}
     of_mixed, *_ = repaired.values()
     return RepairReport(
-        **_share("restored", mixed.restored(of_mixed)),
+        **repair_figures(mixed.lines.texts, mixed.clean, of_mixed),
         **_share("left_alone", left_alone),
-        **_precision_and_recall(mixed, of_mixed),
         out_of_reach=len(mixed.out_of_reach),
         rows=len(mixed.place),
         left_out=len(chosen) - len(kept),
@@ -330,11 +329,15 @@ def _share(name: str, found: Sequence[bool]) -> dict[str, Any]:
 # --- edits -----------------------------------------------------------------------------------------------------------
 
 
-def _precision_and_recall(these: _Noisy, repaired: Sequence[str]) -> dict[str, Any]:
-    """Precision and recall of edits, and their standard errors; None where there is nothing to divide by."""
-    found = [edit_counts(*three) for three in zip(these.lines.texts, these.clean, repaired, strict=True)]
+def repair_figures(noisy: Sequence[str], clean: Sequence[str], repaired: Sequence[str]) -> dict[str, Any]:
+    """restored, precision and recall of `RepairReport`, each with its `_stderr`, of texts that anything repaired.
+
+    Three lists of one length, of texts with errors. None where there is nothing to divide by.
+    """
+    back = [a == b for a, b in zip(repaired, clean, strict=True)]
+    figures = _share("restored", back)
+    found = [edit_counts(*three) for three in zip(noisy, clean, repaired, strict=True)]
     made, needed, right = torch.tensor(found, dtype=torch.float64).T
-    figures: dict[str, Any] = {}
     for name, of in (("precision", made), ("recall", needed)):
         share, error = ratio_with_stderr(right, of) if bool(of.sum()) else (None, None)
         figures |= {name: share, f"{name}_stderr": error}

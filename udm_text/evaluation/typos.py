@@ -107,19 +107,21 @@ def _typed(
 ) -> Typed | None:
     """The text with so many errors, by `_NUMBERS` numbers each; None where they do not fit or undo each other."""
     pool = [c for c in (text if alphabet is None else alphabet) if c.isalpha()]
-    slips = {c: (_like(KEYBOARD.get(_plain(c), ""), c), _like(pool, c)) for c in {*text} if c.isalpha()}
+    pools: dict[tuple[bool, bool], list[str]] = {}
+    slips: dict[str, tuple[list[str], list[str]]] = {}  # of each letter those from the keyboard and from the alphabet
+    for c in {*text}:
+        if c.isalpha():
+            case = c.isupper(), c.islower()
+            pools.setdefault(case, _like(pool, c))
+            slips[c] = _like(KEYBOARD.get(_plain(c), ""), c), pools[case]
+    replaced = {c for c, sources in slips.items() if any(other != c for source in sources for other in source)}
     letters = [i for i, c in enumerate(text) if c in slips]
     parts, made = list(text), []
-
-    def others(i: int) -> list[list[str]]:
-        """Letters to stand for letter i, from the keyboard and from the alphabet."""
-        return [[c for c in source if c != text[i]] for source in slips[text[i]]]
-
     for error in range(count):
         what, where, source, which = numbers[_NUMBERS * error : _NUMBERS * (error + 1)]
         free = set(letters)
         places = {
-            _SUBSTITUTE: [i for i in letters if any(others(i))],
+            _SUBSTITUTE: [i for i in letters if text[i] in replaced],
             _INSERT: [i for i in letters if any(slips[text[i]])],
             _DELETE: letters,
             _TRANSPOSE: [i for i in letters if i + 1 in free and _swapped(text, i) != text[i : i + 2]],
@@ -130,7 +132,9 @@ def _typed(
         kind = _pick(possible, what)
         i = _pick(places[kind], where)
         if kind in (_SUBSTITUTE, _INSERT):
-            near, far = others(i) if kind == _SUBSTITUTE else slips[text[i]]
+            near, far = slips[text[i]]
+            if kind == _SUBSTITUTE:
+                near, far = ([c for c in letters_there if c != text[i]] for letters_there in (near, far))
             new = _pick(near if near and (source < keyboard or not far) else far, which)
             parts[i] = new if kind == _SUBSTITUTE else text[i] + new
         elif kind == _DELETE:
