@@ -200,6 +200,31 @@ def test_texts_are_cut_where_rows_are_and_pairs_are_left_out(knowing):
     assert (pairs.left_out, pairs.rows, pairs.restored) == (1, 1, 1.0)
 
 
+def test_answers_are_repaired_behind_their_prompts(monkeypatch):
+    tokenizer = train_tokenizer("char", [ANSWER], separator=True)
+    a, b, c, d = tokenizer("abcd")["input_ids"]
+    special = {"pad_token_id": tokenizer.pad_token_id, "mask_token_id": tokenizer.mask_token_id}
+    model = make_udm(
+        "substitute",
+        **special,
+        special_token_ids=tokenizer.all_special_ids,
+        prefix_token_ids=[],
+        suffix_token_ids=[],
+        separator_token_ids=[tokenizer.sep_token_id],
+    )
+    asked = []
+
+    def mend(input_ids, **how):  # b in place of d, wherever it may change
+        asked.extend(input_ids.tolist())
+        return torch.where(model.config.editable(input_ids, how["attention_mask"]) & (input_ids == d), b, input_ids)
+
+    monkeypatch.setattr(model, "generate", mend)
+    report = evaluate_repair(model, tokenizer, ["abc", "cba"], noisy=["adc", "cda"], prompts=["d", "dd"])
+    assert (report.restored, report.left_alone, report.precision, report.recall) == (1.0, 1.0, 1.0, 1.0)
+    separator = tokenizer.sep_token_id
+    assert [d, separator, a, d, c] in [row[:5] for row in asked] and [d, d, separator, c, d, a] in asked
+
+
 def test_what_cannot_be_measured_is_refused(knowing):
     model, tokenizer = knowing[0]([9.0] * 8), knowing[1]
     for how, message in [
