@@ -126,3 +126,15 @@ def test_bad_input_ends_in_one_line_that_names_it(mask_model, tmp_path, argument
     result = udm(*filled, code=1)
     assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not (tmp_path / "fresh").exists()
+
+
+def test_a_repairer_is_measured_by_typing_errors_and_its_loss_and_measured_again_alike(repair_model):
+    report = json.loads((repair_model / "report.json").read_text(encoding="utf-8"))["repair"]
+    assert set(report["by_kind"]) == {"mixed", "substitute", "insert", "delete", "transpose"}
+    assert 0 <= report["restored"] <= 1 and 0 <= report["recall"] <= 1 and report["loss_nats_per_token"] > 0
+    inserted = report["by_kind"]["insert"]["1"]
+    assert inserted["restored"] == 0 and inserted["out_of_reach"] == inserted["rows"] > 0
+    again = json.loads(udm("evaluate", repair_model, "--json").stdout)
+    assert {name: again[name] for name in report} == report
+    words = udm("evaluate", repair_model).stdout
+    assert "cannot be reached by substitution" in words and "precision" in words and "held-out loss" in words

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from tests.models import CLS, FIRST, PAD, SEP, UNK, make_rows, make_udm
 from udm_text.corpus import collate
-from udm_text.evaluation import evaluate_bound, evaluate_repair, ratio_with_stderr, row_draws
+from udm_text.evaluation import evaluate_bound, evaluate_token_repair, ratio_with_stderr, row_draws
 from udm_text.kernels import KERNELS
 
 
@@ -286,28 +286,28 @@ class _Sorted(torch.nn.Module):
         return MaskedLMOutput(logits=(8 * counts)[:, None].expand(*input_ids.shape, vocab)[positions])
 
 
-def test_repair_rates_are_one_where_the_predictor_knows_the_rows(monkeypatch):
+def test_token_repair_rates_are_one_where_the_predictor_knows_the_rows(monkeypatch):
     model = make_udm("substitute")
     monkeypatch.setattr(model, "forward", _Sorted(model).forward)
     rows = [{"input_ids": [CLS, *[FIRST + i % 5] * (4 + i % 3), SEP]} for i in range(20)]
-    report = evaluate_repair(model, rows, batch_size=7)
+    report = evaluate_token_repair(model, rows, batch_size=7)
     assert (report.restored, report.left_alone, report.rows, report.errors) == (1.0, 1.0, 20, 1)
     assert report.restored_stderr == 0.0
 
 
-def test_repair_rates_do_not_depend_on_the_batch_and_a_seed_repeats_them():
+def test_token_repair_rates_do_not_depend_on_the_batch_and_a_seed_repeats_them():
     model = make_udm("substitute").double()
-    reports = [evaluate_repair(model, make_rows(30, shortest=2), batch_size=size, seed=3) for size in (4, 30)]
+    reports = [evaluate_token_repair(model, make_rows(30, shortest=2), batch_size=size, seed=3) for size in (4, 30)]
     assert reports[0] == reports[1]
     assert reports[0].restored < 0.5  # random weights know nothing
 
 
-def test_repair_rates_choose_rows_evenly_and_refuse_what_cannot_be():
+def test_token_repair_rates_choose_rows_evenly_and_refuse_what_cannot_be():
     model = make_udm("substitute")
-    assert evaluate_repair(model, make_rows(30, shortest=2), max_rows=7).rows == 7
+    assert evaluate_token_repair(model, make_rows(30, shortest=2), max_rows=7).rows == 7
     with pytest.raises(ValueError, match="substitute"):
-        evaluate_repair(make_udm(), make_rows(3))
+        evaluate_token_repair(make_udm(), make_rows(3))
     with pytest.raises(ValueError, match="errors"):
-        evaluate_repair(model, make_rows(3), errors=0)
+        evaluate_token_repair(model, make_rows(3), errors=0)
     with pytest.raises(ValueError, match="at least 99"):
-        evaluate_repair(model, make_rows(3), errors=99)
+        evaluate_token_repair(model, make_rows(3), errors=99)

@@ -12,7 +12,7 @@ from udm_text.cli.reports import describe, describe_evaluation, draw_loss
 from udm_text.common import to_json, write_json
 from udm_text.constraints import Constraints
 from udm_text.decoding import COLDEST, ORDERS, guide, log_probabilities
-from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
+from udm_text.evaluation import evaluate_bound, evaluate_token_repair, measure_curve
 from udm_text.evaluation.bounds import row_figures
 from udm_text.hub import save_backbone
 from udm_text.kernels import KERNELS
@@ -89,7 +89,7 @@ def test_no_bound_is_made_of_logits_that_are_no_law(monkeypatch, process, kernel
 
 
 def test_neither_a_curve_nor_repairs_are_measured_with_weights_that_are_not_numbers():
-    for process, measure in (("mask", measure_curve), ("substitute", evaluate_repair)):
+    for process, measure in (("mask", measure_curve), ("substitute", evaluate_token_repair)):
         model = make_udm(process)
         with torch.no_grad():
             model.get_output_embeddings().bias[9] = NAN

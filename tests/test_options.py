@@ -31,6 +31,7 @@ OPTIONS = {
     "top_k": [2],
     "top_p": [0.5],
     "kernel": ["hamming", "free", "site"],
+    "min_confidence": [0.1],
     "output_trajectory": [True],
     "num_return_sequences": [3],
 }

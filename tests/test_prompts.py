@@ -28,7 +28,7 @@ from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import CorpusError, collate, hold_out, length_counts, load_corpus, make_rows, train_tokenizer
 from udm_text.corpus.rows import split_room
-from udm_text.evaluation import evaluate_bound, evaluate_repair
+from udm_text.evaluation import evaluate_bound, evaluate_token_repair
 from udm_text.framing import tokenizer_fields, tokenizer_separator
 from udm_text.randomness import step_random
 from udm_text.training.objective import DROP_SEED, TextObjective, drop_prompts
@@ -312,7 +312,9 @@ def test_repair_changes_the_answer_alone():
     out = model.generate(rows, max_edits=3, seed=0, temperature=5.0, kernel="hamming", return_dict_in_generate=True)
     assert out.editable[0].tolist() == [False] * 4 + [True] * 3 + [False]
     assert out.sequences[0, :4].tolist() == [CLS, 7, 8, SEP] and out.sequences[0, 4:7].tolist() != [9, 10, 11]
-    assert evaluate_repair(model, [{"input_ids": rows[0].tolist()}, {"input_ids": [CLS, 7, 8, SEP, SEP]}]).rows == 1
+    assert (
+        evaluate_token_repair(model, [{"input_ids": rows[0].tolist()}, {"input_ids": [CLS, 7, 8, SEP, SEP]}]).rows == 1
+    )
     with pytest.raises(ValueError, match=r"row 0 of input_ids has no answer to repair.*separator \[3\]"):
         model.generate(torch.tensor([[CLS, 7, 8]]), max_edits=1)
 

@@ -38,7 +38,16 @@ _FIGURES = {  # of report.json: name in words, and digits
     "nelbo_nats_per_token": ("nats per token", 4),
     "perplexity_bound": ("perplexity per token", 2),
 }
-_RATES = {"restored": "rows with one wrong token restored exactly", "left_alone": "rows without an error left alone"}
+_RATES = {
+    "restored": "texts with errors restored exactly",
+    "left_alone": "texts without an error left alone",
+    "precision": "precision of the edits",
+    "recall": "recall of the edits",
+}
+_TOKEN_RATES = {  # of a report that says how many tokens were wrong, as older ones do
+    "restored": "rows with one wrong token restored exactly",
+    "left_alone": "rows without an error left alone",
+}
 
 _TEMPLATE = """\
 {%- macro figure(value, error, digits) -%}
@@ -379,7 +388,7 @@ def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None
     for key, (words, digits) in _FIGURES.items():
         if bound.get(key) is not None:
             figures.append((key, f"{words}, upper bound", bound[key], bound.get(f"{key}_stderr"), digits))
-    for key, words in _RATES.items():
+    for key, words in (_TOKEN_RATES if "errors" in repair else _RATES).items():
         if repair.get(key) is not None:
             figures.append((f"{key}_rate", words, repair[key], repair.get(f"{key}_stderr"), 4))
     return figures

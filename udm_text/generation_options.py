@@ -249,6 +249,14 @@ OPTIONS: dict[str, Option] = {
     "max_edits": Option(
         None, **_whole(1), of="substitute", help="Repair of a given text: at most so many tokens change."
     ),
+    "min_confidence": Option(
+        None,
+        **_real("a number in [0, 1] or None", lambda x: 0 <= x <= 1),
+        of="substitute",
+        help="Repair: a token is changed only where the model's probability of the new one, before temperature, top_k "
+        "and top_p, is at least this; where no change is so sure, the text rests. What forbidden_tokens or "
+        "allowed_tokens rule out is replaced all the same.",
+    ),
     "num_return_sequences": Option(
         1,
         **_whole(1, optional=False),

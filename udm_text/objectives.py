@@ -49,6 +49,11 @@ def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, ste
     return ((stratum + inside) / total * lengths).long().clamp(max=lengths - 1) + 1
 
 
+def most_corrupted(lengths: Tensor, max_corruption: float) -> Tensor:
+    """(B,) int64: the largest t of rows of l = `lengths` (B,) editable positions, a share in (0, 1] rounded up."""
+    return (lengths.double() * max_corruption - 1e-9).ceil().long().clamp(min=1)
+
+
 def mask_terms(cross_entropy: Tensor, corrupted: Tensor, lengths: Tensor, t: Tensor) -> Tensor:
     """(B,) estimate of the mask NELBO of each row, in nats: (l/t) sum over S of CE_i.
 
@@ -133,6 +138,8 @@ def row_losses(
     loss: str = "nelbo",
     kernel: str = "site",
     chunk: int | None = None,
+    noisy: Tensor | None = None,
+    paired: Tensor | None = None,
 ) -> Tensor:
     """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score as the process does.
 
@@ -144,9 +151,17 @@ def row_losses(
             "cross_entropy", the sum of CE_i over the positions that the network is asked about.
         chunk: rows of logits at a time (`chunked_cross_entropy`); predict is then called with apply_head=, too, and
             gives (N,) cross-entropies. None: all at once.
+        noisy, paired: (B, L) int64 and (B,) bool; rows that are `paired` stand corrupted as `noisy` has them, in place
+            of by the process, and their t is the number of editable positions that differ from x0, which may be 0 where
+            `loss` is "cross_entropy".
     """
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
-    rows = CorruptedRows(x0, xt, editable, process.corrupted(xt, x0) & editable, editable.sum(dim=1), t)
+    if noisy is not None and paired is not None:
+        xt = torch.where(paired[:, None], noisy, xt)
+    corrupted = process.corrupted(xt, x0) & editable
+    if paired is not None:
+        t = torch.where(paired, corrupted.sum(dim=1), t)
+    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t)
     return process.losses(predict, rows, forbidden, loss=loss, kernel=kernel, chunk=chunk)
 
 

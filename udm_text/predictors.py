@@ -448,9 +448,19 @@ class SubstitutePredictor(Predictor):
         )
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
-        """Of `Change`, all (N,): log_change, log_stay, tokens."""
+        """Of `Change`, all (N,): log_change, log_stay, tokens; none where it is less sure than `min_confidence`."""
         current = xt[rows, columns]
         logits = self.constraints(logits, xt, rows, columns)
+        log_change, log_stay, tokens = self._change(logits, current, uniforms)
+        if self.config.min_confidence is not None:
+            own = log_probabilities(logits)
+            may_stay = torch.isfinite(own.gather(-1, current[:, None])[:, 0])
+            rests = may_stay & (confidence(own, tokens) < self.config.min_confidence)
+            log_change, log_stay = log_change.masked_fill(rests, NEVER), log_stay.masked_fill(rests, 0.0)
+        return log_change, log_stay, tokens
+
+    def _change(self, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `_position`, of constrained logits (N, V) and the tokens that stand there, (N,)."""
         log_probs = log_probabilities(logits, temperature=self.config.temperature or 1.0)
         others = log_probs.scatter(-1, current[:, None], -torch.inf)
         if self.config.temperature == 0:  # a change is judged by the best token it could bring

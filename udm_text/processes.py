@@ -242,7 +242,7 @@ class SubstituteProcess:
     time_conditioned: ClassVar[bool] = True
     kernels: ClassVar[tuple[str, ...]] = tuple(KERNELS)
     prices_steps: ClassVar[bool] = False
-    generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits"))
+    generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))
     card: ClassVar[CardWords] = CardWords(
         "uniform-diffusion",
         "by substitution: tokens are replaced by others, and the model undoes it; it can repair a text",
@@ -343,6 +343,10 @@ class SubstituteProcess:
         repair = config.max_edits is not None
         if config.kernel is None:
             config.kernel = "free" if repair else model_config.kernel
+        if config.min_confidence is not None and not repair:
+            raise ValueError(
+                f"min_confidence={config.min_confidence} says which edits of a repair are made: give max_edits, too"
+            )
         if config.churn and repair:
             raise ValueError("churn corrupts a text anew; a repair changes at most max_edits tokens and needs churn 0")
         if config.churn and config.kernel == "site":

@@ -24,7 +24,7 @@ from continuous.processes import ColdProcess, GaussianProcess
 from continuous.train_image import main as train_image
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.corpus import train_tokenizer
-from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
+from udm_text.evaluation import evaluate_bound, evaluate_token_repair, measure_curve
 from udm_text.randomness import RowRandom
 from udm_text.training import TextObjective, UDMTrainer, UDMTrainingArguments
 
@@ -154,7 +154,7 @@ def bounds() -> dict[str, Any]:
         report = evaluate_bound(model, rows, draws=3, **how).to_dict()
         found[name] = {key: report[key] for key in ("nelbo_nats_per_token", "bits_per_char", "bits_per_char_stderr")}
     found["curve"] = measure_curve(mask, rows, draws=4, points=5).to_dict()["curve"]
-    found["repair"] = evaluate_repair(substitute, rows).to_dict()
+    found["repair"] = evaluate_token_repair(substitute, rows).to_dict()
     return found
 
 

@@ -175,9 +175,13 @@ def test_a_repairer_shows_its_repairs_and_the_time_and_machine_of_training(model
     rates = {"rows": 10, "restored": 0.625, "restored_stderr": 0.125, "left_alone": 1.0, "left_alone_stderr": 0.0}
     report = {**REPORT, "validation": None, "repair": rates, "max_corruption": 0.2}
     card = make_card(make_udm("substitute"), "user/name", report=report)
-    assert "| rows with one wrong token restored exactly | 0.6250 ± 0.1250 |" in card and "upper bound |" not in card
+    assert "| texts with errors restored exactly | 0.6250 ± 0.1250 |" in card and "upper bound |" not in card
     assert "uniform-diffusion" in metadata(card)["tags"]
     assert "| time | 61 s |" in card and "| machine | A CPU, 2 threads |" in card
+    older = {**report, "repair": {**rates, "errors": 1}}
+    assert "| rows with one wrong token restored exactly |" in make_card(
+        make_udm("substitute"), "user/name", report=older
+    )
 
 
 def test_the_metadata_is_refused_where_the_hub_would_refuse_it(model):

@@ -299,6 +299,9 @@ def repair(
         typer.Argument(help="Texts to repair; none: the lines of standard input, if it is a file or a pipe."),
     ] = None,
     max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
+    min_confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Change a token only where the new one is at least so probable.")
+    ] = None,
     seed: Seed = 0,
     source: Input = None,
     output: Output = None,
@@ -316,7 +319,8 @@ def repair(
         raise ValueError("there is no text to repair: give texts, --input FILE, or lines by standard input")
     output = check_output(output, texts.source, as_json)
     pipe = _pipeline(model, revision, device, trust=trust_remote_code)
-    how: dict[str, Any] = {"max_edits": max_edits, "seed": seed, "output_trajectory": True}
+    how: dict[str, Any] = {"max_edits": max_edits, "min_confidence": min_confidence}
+    how |= {"seed": seed, "output_trajectory": True}
 
     def work(some: list[str]) -> list[dict[str, Any]]:
         """A record of each text; a line of a file in which the model reads nothing comes back as it is."""
@@ -384,15 +388,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
-    (trained with max_corruption below 1) the share of rows it restores instead."""
+    (trained with max_corruption below 1) how it repairs typing errors instead."""
     from .. import register
     from ..card import read_report
     from ..common import write_json
-    from ..evaluation import evaluate_bound, evaluate_repair, measure_curve, price_table, store_curve
+    from ..evaluation import evaluate_bound, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from .reports import describe, describe_repair
     from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
+    from .train_text import measure_repairs
 
     register()
     check_device(device)
@@ -412,7 +417,7 @@ def evaluate(
     if device is not None:
         network = network.to(device)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    scored, split = rows_to_score(network.config, how, tokenizer, split, whole=data is not None)
+    scored, texts, split = rows_to_score(network.config, how, tokenizer, split, whole=data is not None)
     if split == ALL and is_corpus_of(report, how.data):
         print(
             f"note: {model} was trained on {how.data}, and all of it is scored; --split validation scores what was "
@@ -430,8 +435,11 @@ def evaluate(
                 write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
-    elif report.get("max_corruption", 1.0) < 1.0:  # a repairer: its bound means little, its repairs do
-        figures = evaluate_repair(network, scored, batch_size=batch_size, seed=seed).to_dict()
+    elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
+        measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        figures = measure_repairs(
+            network, tokenizer, how, report.get("max_corruption", 1.0), texts, scored, **measuring
+        )
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}

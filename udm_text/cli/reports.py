@@ -57,12 +57,34 @@ def describe_context(context: dict[str, Any]) -> list[str]:
 
 
 def describe_repair(rates: dict[str, Any]) -> str:
-    """One line on how well a repairer does."""
-    restored, left = (f"{rates[name]:.1%} +- {rates[f'{name}_stderr']:.1%}" for name in ("restored", "left_alone"))
-    return (
-        f"of {rates['rows']} held-out rows with one wrong token {restored} are restored exactly; without an error "
-        f"{left} are left alone"
-    )
+    """Some lines on how well a repairer does: all errors together, then by their kind and number."""
+
+    def share(figures: dict[str, Any], name: str) -> str:
+        if figures[name] is None:
+            return "none"
+        error = figures[f"{name}_stderr"]
+        return f"{figures[name]:.1%} +- {'unknown' if error is None else format(error, '.1%')}"
+
+    by_kind = rates["by_kind"]
+    numbers = list(next(iter(by_kind.values()), ()))
+    spread = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}" if numbers else ""
+    what = f"texts with {spread} typing errors" if numbers else "noisy texts"
+    lines = [
+        f"of {rates['rows']} held-out {what} {share(rates, 'restored')} are restored exactly ({rates['out_of_reach']} "
+        f"cannot be reached by substitution of at most {rates['max_edits']} tokens); of those without an error "
+        f"{share(rates, 'left_alone')} are left alone",
+        f"  edits: precision {share(rates, 'precision')}, recall {share(rates, 'recall')}",
+    ]
+    for kind, cells in by_kind.items():
+        total = sum(cell["rows"] for cell in cells.values())
+        unreached = sum(cell["out_of_reach"] for cell in cells.values())
+        restored = ", ".join(f"{n}: {share(cell, 'restored')}" for n, cell in cells.items())
+        beyond = f" (cannot be reached by substitution: {unreached} of {total})" if unreached else ""
+        lines.append(f"  {kind}, by the number of errors: {restored}{beyond}")
+    if rates.get("loss_nats_per_token") is not None:
+        loss, error = rates["loss_nats_per_token"], rates["loss_nats_per_token_stderr"]
+        lines.append(f"  held-out loss, corrupted as in training: {figure_with_error(loss, error, 4)} nats/token")
+    return "\n".join(lines)
 
 
 def describe_evaluation(logs: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ from ..evaluation.bounds import nats_of_lengths, row_draws
 from ..hub import find_file
 from ..training.arguments import DataArguments
 from ..training.resuming import resolved
-from .train_text import ALL, rows_of_split
+from .train_text import ALL, rows_of_split, texts_of_split
 
 
 def report_of(model: str) -> Path | None:
@@ -54,8 +54,8 @@ def reading(report: Mapping[str, Any], model: str, data: str | None, given: Mapp
 
 def rows_to_score(
     config: Any, data: DataArguments, tokenizer: Any, split: str | None, whole: bool = False
-) -> tuple[Dataset, str]:
-    """The rows of a split, and its name.
+) -> tuple[Dataset, Dataset, str]:
+    """The rows of a split, its texts, and its name.
 
     Args:
         config: of the model that is to read them. data: see `reading`.
@@ -76,7 +76,9 @@ def rows_to_score(
             else f"--prompt-column {data.prompt_column}: the model was not trained on prompts, leave it away"
         )
     if split == ALL or (whole and split is None):
-        columns: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+        columns: dict[str, Any] = {
+            name: getattr(data, name) for name in ("text_column", "prompt_column", "noisy_column")
+        }
         splits = load_corpus(data.data, name=data.data_config, to_train=False, **columns)
         if split == ALL or len(splits) == 1:
             split, texts = ALL, concatenate_datasets(list(splits.values()))
@@ -89,11 +91,12 @@ def rows_to_score(
         rows, _ = make_rows(texts, tokenizer, split=split, **cut)
     else:
         split = "validation" if split is None else split
-        rows = rows_of_split(data, tokenizer, split)
+        texts = texts_of_split(data, split)
+        rows = rows_of_split(data, tokenizer, split, texts)
     longest, limit = max(map(len, rows["input_ids"])), config.max_row_length
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row-length")
-    return rows, split
+    return rows, texts, split
 
 
 def refuse_repairer(model: str, report: Mapping[str, Any]) -> None:

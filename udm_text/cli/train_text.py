@@ -34,7 +34,7 @@ from ..corpus import (
     vocabulary_report,
 )
 from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
-from ..evaluation import evaluate_bound, evaluate_repair, measure_context
+from ..evaluation import evaluate_bound, evaluate_loss, evaluate_repair, measure_context
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
 from ..training import TextObjective, UDMTrainer
@@ -50,6 +50,8 @@ from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import describe, describe_context, describe_evaluation, describe_repair, describe_rows, draw_loss
 
+NOISY_SHARE = 0.5
+"""Rows of a step that take their noisy text, where there are such and no share is given."""
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""
 
@@ -62,6 +64,8 @@ class Rows:
     train: Dataset
     """With streaming those of the texts that were read beforehand."""
     validation: Dataset | None
+    held: Dataset | None
+    """The texts of the validation rows."""
     texts: TrainingTexts | None
     """What is streamed; None: nothing."""
     dropped: dict[str, int]
@@ -103,7 +107,7 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = figures_of(ready.output, goal, rows, objective)
+        figures = figures_of(ready.output, data, goal, rows, objective)
         if run.plot:
             how = {"loss_is_bound": objective.loss_is_bound, "counts_lengths": goal.objective == "ar"}
             history, file = trainer.state.log_history, ready.output / "loss.png"
@@ -140,7 +144,7 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
     examples = [] if held is None else first_short(held)
     of = splits.held_out or ("validation" if held is not None else None)
-    return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes, of, examples)
+    return Rows(tokenizer, train_rows, validation, held, texts, dropped, vocabulary, splits.notes, of, examples)
 
 
 def first_short(texts: Dataset, count: int = 4, longest: int = 200) -> list[dict[str, str]]:
@@ -159,11 +163,12 @@ def first_short(texts: Dataset, count: int = 4, longest: int = 200) -> list[dict
 def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
     """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream."""
     how: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+    whole: dict[str, Any] = {**how, "noisy_column": data.noisy_column}
     contiguous = data.rows == "packed"
     given: dict[str, Dataset] = {}
     said = Corpus({})
     if data.validation_data is not None:
-        said = load_corpus(data.validation_data, **how)
+        said = load_corpus(data.validation_data, **whole)
         given["validation"] = said["train"]
     if data.streaming:
         splits, texts = sample_corpus(
@@ -173,22 +178,31 @@ def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
             contiguous,
         )
         return splits.replaced({**splits, **given}, *said.notes), texts
-    corpus = load_corpus(data.data, name=data.data_config, **how)
-    whole = corpus.replaced({**corpus, **given}, *said.notes)
-    return hold_out(whole, data.validation_share, contiguous), None
+    corpus = load_corpus(data.data, name=data.data_config, **whole)
+    every = corpus.replaced({**corpus, **given}, *said.notes)
+    return hold_out(every, data.validation_share, contiguous), None
 
 
 ALL = "all"
 """The split of a source that is scored whole; a run has none of this name."""
 
 
-def rows_of_split(data: DataArguments, tokenizer, split: str = "validation") -> Dataset:
-    """The rows of a split as a run with these arguments has them: what it trained on, or measured on."""
+def texts_of_split(data: DataArguments, split: str = "validation") -> Dataset:
+    """The texts of a split as a run with these arguments has them."""
     splits, _ = read_texts(data)
     if split not in splits:
         raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, got {split!r}")
+    return splits[split]
+
+
+def rows_of_split(data: DataArguments, tokenizer, split: str = "validation", texts: Dataset | None = None) -> Dataset:
+    """The rows of a split as a run with these arguments has them: what it trained on, or measured on.
+
+    texts: those of the split, where they have been read.
+    """
+    texts = texts_of_split(data, split) if texts is None else texts
     cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-    return make_rows(splits[split], tokenizer, split=split, **cut)[0]
+    return make_rows(texts, tokenizer, split=split, **cut)[0]
 
 
 def arrays_of(rows: Dataset) -> Iterator[Any]:
@@ -199,6 +213,8 @@ def arrays_of(rows: Dataset) -> Iterator[Any]:
         yield tokens.flatten().to_numpy().astype("<i4")
         yield tokens.value_lengths().to_numpy().astype("<i4")
         yield table["length"].to_numpy().astype("<i4")
+        if "noisy_ids" in table.column_names:
+            yield table["noisy_ids"].combine_chunks().flatten().to_numpy().astype("<i4")
 
 
 def longest_row(*parts: Any) -> int:
@@ -239,6 +255,8 @@ def prepare_model(
     fields: dict[str, Any] = {"separator_token_ids": None, "prompt_dropout": data.prompt_dropout}
     if data.prompt_column is not None:
         fields["separator_token_ids"] = tokenizer_separator(rows.tokenizer)
+    if repairs(data, goal):
+        fields["time_conditioning"] = False  # how many errors a text has is not known
     objective: Any
     if goal.objective == "ar":
         config = preset_config(model_args, rows.tokenizer, rows.train, fields)
@@ -253,6 +271,11 @@ def prepare_model(
             loss=goal.loss,
             max_corruption=goal.max_corruption,
             loss_chunk=goal.loss_chunk,
+            noisy_share=0.0
+            if data.noisy_column is None
+            else NOISY_SHARE
+            if data.noisy_share is None
+            else data.noisy_share,
             eval_draws=run.eval_draws,
             eval_batch_size=run.per_device_eval_batch_size,
         )
@@ -265,6 +288,11 @@ def prepare_model(
     return model, objective
 
 
+def repairs(data: DataArguments, goal: ObjectiveArguments) -> bool:
+    """Whether a run trains a repairer of texts."""
+    return goal.max_corruption < 1.0 or data.noisy_column is not None
+
+
 def build_model(
     model_args: ModelArguments, tokenizer, train_rows, fields: dict[str, Any] | None = None
 ) -> UDMForMaskedGeneration:
@@ -272,6 +300,10 @@ def build_model(
     fields = fields or {}
     if model_args.model not in PRESETS:
         own = own_fields(model_args)
+        stored, _ = UDMConfig.get_config_dict(model_args.model)
+        if stored.get("time_conditioning"):  # what has learnt to be told goes on being told
+            fields = {name: value for name, value in fields.items() if name != "time_conditioning"}
+        own |= {name: value for name, value in fields.items() if name == "time_conditioning"}
         own |= {
             "length_counts": length_counts(train_rows),
             "step_curve": None,
@@ -408,7 +440,9 @@ def describe_run(
     }
 
 
-def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(
+    output: Path, data: DataArguments, goal: ObjectiveArguments, rows: Rows, objective: Any
+) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
     Beside the bound it is measured whether the model has learnt context, and said where it has not.
@@ -416,15 +450,16 @@ def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: An
     From what was written, so that `udm evaluate` repeats these very figures. Without held-out rows there are none.
     """
     found: dict[str, dict[str, Any]] = {}
-    if rows.validation is None:
+    if rows.validation is None or rows.held is None:
         return found
     if goal.objective == "ar":
         twin = AutoModelForCausalLM.from_pretrained(output)
         found["validation"] = evaluate_causal(twin, rows.validation, objective)
         text = describe(found["validation"])
-    elif goal.max_corruption < 1.0:
+    elif repairs(data, goal):
         model = UDMForMaskedGeneration.from_pretrained(output)
-        found["repair"] = evaluate_repair(model, rows.validation).to_dict()
+        texts = rows.tokenizer, data, goal.max_corruption, rows.held
+        found["repair"] = measure_repairs(model, *texts, rows.validation)
         text = describe_repair(found["repair"])
     else:
         model = UDMForMaskedGeneration.from_pretrained(output)
@@ -433,6 +468,23 @@ def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: An
         text = "\n".join((describe(found["validation"]), *describe_context(found["context"])))
     print(text, flush=True)
     return found
+
+
+def measure_repairs(
+    model: Any, tokenizer, data: DataArguments, max_corruption: float, texts: Dataset, rows: Dataset, **how: Any
+) -> dict[str, Any]:
+    """The figures of a repairer: typing errors, or the noisy texts that were given, repaired, and the held-out loss.
+
+    texts: held-out ones, and `rows` are theirs. how: batch_size and seed of `evaluate_repair` and `evaluate_loss`.
+    """
+    columns: dict[str, Any] = {}
+    if "prompt" in texts.column_names:
+        columns["prompts"] = [prompt or "" for prompt in texts["prompt"]]
+    if "noisy" in texts.column_names:
+        columns["noisy"] = [noisy or "" for noisy in texts["noisy"]]
+    report = evaluate_repair(model, tokenizer, list(texts["text"]), row_length=data.row_length, **columns, **how)
+    loss, error = evaluate_loss(model, rows, max_corruption=max_corruption, **how)
+    return {**report.to_dict(), "loss_nats_per_token": loss, "loss_nats_per_token_stderr": error}
 
 
 def main(arguments: list[str] | None = None) -> None:

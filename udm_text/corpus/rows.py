@@ -30,11 +30,19 @@ _Tokenised = tuple[list[list[int]], list[list[int] | None], list[bool]]
 class RowCutter:
     """Cuts tokenised texts into rows, and counts what is lost. See `make_rows` for the arguments and what it makes.
 
-    counts: "truncated" rows, "truncated_prompts", texts "left_out", and "unknown" tokens, of all rows cut so far; and
+    counts: "truncated" rows, "truncated_prompts", texts "left_out" (among them "noisy_of_other_length", whose noisy
+        text has another number of tokens), and "unknown" tokens, of all rows cut so far; and
         where there are any "cut_before_tokenising", texts so long that a part alone was tokenised.
     """
 
-    def __init__(self, tokenizer, rows: str = "line", row_length: int | None = None, prompted: bool = False):
+    def __init__(
+        self,
+        tokenizer,
+        rows: str = "line",
+        row_length: int | None = None,
+        prompted: bool = False,
+        paired: bool = False,
+    ):
         if rows not in ROWS:
             raise ValueError(f"rows must be {choices(ROWS)}, got {rows!r}")
         if rows != "line" and row_length is None:
@@ -43,7 +51,12 @@ class RowCutter:
             raise ValueError(f"row_length must be at least 1, got {row_length}")
         if prompted and rows == "packed":
             raise ValueError("rows='packed' joins texts, and prompts and answers stay apart: use 'line' or 'fixed'")
+        if paired and rows == "packed":
+            raise ValueError(
+                "rows='packed' joins texts, and a noisy text belongs to one of them: use 'line' or 'fixed'"
+            )
         self.tokenizer, self.rows, self.row_length, self.prompted = tokenizer, rows, row_length, prompted
+        self.paired = paired
         self.prefix, self.suffix = tokenizer_frame(tokenizer)
         self.separator = tokenizer_separator(tokenizer) if prompted else []
         self.special = set(tokenizer.all_special_ids)
@@ -52,6 +65,8 @@ class RowCutter:
         self.counts = {"truncated": 0, "left_out": 0, "unknown": 0}
         if prompted:
             self.counts["truncated_prompts"] = 0
+        if paired:
+            self.counts["noisy_of_other_length"] = 0
 
     @property
     def longest(self) -> int | None:
@@ -61,7 +76,7 @@ class RowCutter:
         return self.row_length + sum(map(len, (self.prefix, self.separator, self.suffix)))
 
     def encode(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
-        """A batch of columns "text" (and "prompt") as "ids", "chars" (of each token; None: unknown) and "prompt".
+        """A batch of columns "text" (and "prompt", "noisy") as "ids", "chars" (of each token; None: unknown) and those.
 
         A text that is very long is tokenised as far as its row goes, of a prompt its end; a block needs all of it, and
         takes it part by part.
@@ -73,6 +88,8 @@ class RowCutter:
         columns: dict[str, list[Any]] = {"ids": ids, "chars": chars, "early": early}
         if self.prompted:
             columns["prompt"] = self._tokenise([prompt or "" for prompt in batch["prompt"]], end=True)[0]
+        if self.paired:
+            columns["noisy"] = self._tokenise([noisy or "" for noisy in batch["noisy"]])[0]
         return columns
 
     def _tokenise(self, texts: list[str], end: bool = False) -> _Tokenised:
@@ -146,6 +163,11 @@ class RowCutter:
             return f"all texts together have fewer tokens than a block of {self.row_length}"
         if self.rows == "fixed" and not least <= (self.row_length or 0) <= most:
             return f"they have {least} to {most} tokens, and none has {self.row_length}"
+        if self.counts.get("noisy_of_other_length"):
+            return (
+                f"{self.counts['noisy_of_other_length']} noisy texts have another number of tokens than the clean "
+                "ones, which substitution cannot mend, and of the others no token is known"
+            )
         if self._ambiguous:
             return f"{self._ambiguous} prompts hold the separator itself, and the other texts no token that is known"
         return "no token of theirs is known to the tokenizer" + " and fits" * (self.rows == "fixed")
@@ -154,9 +176,13 @@ class RowCutter:
         """The row of one text; None where it fits no row."""
         ids, chars, limit = text["ids"], text["chars"], self.row_length
         prompt = text["prompt"] if self.prompted else []
+        noisy = text["noisy"] if self.paired else None
         if text["early"]:
             self.counts["cut_before_tokenising"] = self.counts.get("cut_before_tokenising", 0) + 1
         self._seen = (min(self._seen[0], len(ids)), max(self._seen[1], len(ids)))
+        if noisy is not None and len(noisy) != len(ids):
+            self.counts["noisy_of_other_length"] += 1
+            return None
         if self.rows == "fixed":
             if len(ids) != limit:
                 return None
@@ -165,13 +191,14 @@ class RowCutter:
             self.counts["truncated"] += len(ids) > keep
             if self.prompted:
                 self.counts["truncated_prompts"] += len(prompt) > keep_prompt
-            ids, chars = ids[:keep], chars and chars[:keep]
+            ids, chars, noisy = ids[:keep], chars and chars[:keep], noisy and noisy[:keep]
             prompt = prompt[len(prompt) - keep_prompt :]
         n = len(self.separator)
         if self.prompted and any(prompt[i : i + n] == self.separator for i in range(len(prompt))):
             self._ambiguous += 1
             return None
-        return self._row(ids, chars, prompt)
+        row = self._row(ids, chars, prompt)
+        return row if noisy is None else {**row, "noisy_ids": self._row(noisy, None, prompt)["input_ids"]}
 
     def _row(self, ids: list[int], chars: list[int] | None, prompt: Sequence[int] = ()) -> dict[str, Any]:
         return {
@@ -258,6 +285,9 @@ def make_rows(
     frames a pair. The answer alone may change, and is what "length" and "num_chars" count. A prompt that holds the
     separator itself is left out: nothing could tell where its answer begins.
 
+    A data set with a "noisy" column gives rows with "noisy_ids", too: the row with the noisy text in place of the clean
+    one. Where the two differ in their number of tokens, the row is left out.
+
     Args:
         texts: a data set with a "text" column, and "prompt" where the texts are answers.
         rows: "line": a row a text, cut at `row_length` tokens; "fixed": the texts of exactly `row_length` tokens;
@@ -271,23 +301,27 @@ def make_rows(
 
     Returns:
         The rows, and counts of what was "truncated", "left_out" and "unknown" (tokens, never corrupted nor scored), and
-        with prompts of "truncated_prompts".
+        with prompts of "truncated_prompts", with noisy texts of "noisy_of_other_length".
     """
-    cutter = RowCutter(tokenizer, rows, row_length, prompted="prompt" in texts.column_names)
+    cutter = RowCutter(
+        tokenizer, rows, row_length, prompted="prompt" in texts.column_names, paired="noisy" in texts.column_names
+    )
     how: dict[str, Any] = {}
     if tokenizer.is_fast:  # by what it does: pickled, a tokenizer changes with its first use
-        frame = (cutter.prompted, sorted(cutter.special))
+        frame = (cutter.prompted, sorted(cutter.special), *(["noisy"] if cutter.paired else []))
         how["new_fingerprint"] = Hasher.hash((texts._fingerprint, tokenizer.backend_tokenizer.to_str(), frame))
     encoded = texts.map(
         cutter.encode, batched=True, num_proc=num_proc, remove_columns=texts.column_names, desc="tokenising", **how
     )
     tokens, begins = array("i"), array("q")  # 4 bytes a token; where each row but the first begins
+    noisy = array("i")
     lengths: list[int] = []
     num_chars: list[int | None] = []
     for row in cutter.cut(text for batch in encoded.iter(batch_size=1000) for text in each(batch)):
         if tokens:
             begins.append(len(tokens))
         tokens.extend(row["input_ids"])
+        noisy.extend(row.get("noisy_ids", ()))
         lengths.append(row["length"])
         num_chars.append(row["num_chars"])
     if not lengths:
@@ -295,8 +329,11 @@ def make_rows(
             f"no row is left: rows={rows!r}, row_length={row_length}, {len(texts)} texts, {cutter.counts['left_out']} "
             f"left out (split {split!r}: {cutter.why_none()})"
         )
-    input_ids = np.split(np.frombuffer(tokens, dtype=np.intc), begins)
-    return Dataset.from_dict({"input_ids": input_ids, "length": lengths, "num_chars": num_chars}), cutter.counts
+    columns: dict[str, Any] = {"input_ids": np.split(np.frombuffer(tokens, dtype=np.intc), begins)}
+    columns |= {"length": lengths, "num_chars": num_chars}
+    if cutter.paired:
+        columns["noisy_ids"] = np.split(np.frombuffer(noisy, dtype=np.intc), begins)
+    return Dataset.from_dict(columns), cutter.counts
 
 
 def _chars_per_token(text: str, ids: list[int], spans: list[tuple[int, int]], special: set[int]) -> list[int]:
@@ -347,18 +384,30 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
     """A batch of rows: input_ids (B, L) int64, attention_mask (B, L) of ones and zeros, editable (B, L) bool.
 
     rows: each with "input_ids"; "editable", a bool for each token, where it says itself what of it may change.
+    rows: each with "input_ids"; where they have "noisy_ids" of the same length, so has the batch, (B, L) int64.
     editable(input_ids, attention_mask) -> (B, L) bool.
     """
-    ids = [row["input_ids"].tolist() if hasattr(row["input_ids"], "tolist") else row["input_ids"] for row in rows]
+
+    def listed(name: str) -> list[list[int]]:
+        return [row[name].tolist() if hasattr(row[name], "tolist") else row[name] for row in rows]
+
+    ids = listed("input_ids")
     lengths = [len(x) for x in ids]
     longest = max(lengths)
     if pad_token_id is None and min(lengths) < longest:
         raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
     padding = [pad_token_id or 0] * longest
-    input_ids = torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
+
+    def padded(ids: list[list[int]]) -> Tensor:
+        return torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
+
+    input_ids = padded(ids)
     attention_mask = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
     changing = editable(input_ids, attention_mask)
     for i, row in enumerate(rows):
         if (own := row.get("editable")) is not None:
             changing[i] = torch.tensor([*own, *[False] * (longest - len(own))])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "editable": changing}
+    batch = {"input_ids": input_ids, "attention_mask": attention_mask, "editable": changing}
+    if "noisy_ids" in rows[0]:
+        batch["noisy_ids"] = padded(listed("noisy_ids"))
+    return batch

@@ -266,11 +266,17 @@ def _has_text(text: str | None) -> bool:
     return bool(text and text.strip())
 
 
-def _columns(text_column: str, prompt_column: str | None) -> dict[str, str]:
+def _columns(text_column: str, prompt_column: str | None, noisy_column: str | None = None) -> dict[str, str]:
     """Our names of columns, and those of the source."""
-    if prompt_column is not None and prompt_column == text_column:
-        raise ValueError(f"prompt_column and text_column must differ, got {text_column!r} for both")
-    return {"text": text_column} | ({} if prompt_column is None else {"prompt": prompt_column})
+    names = {"text": text_column}
+    for ours, theirs in (("prompt", prompt_column), ("noisy", noisy_column)):
+        if theirs is not None:
+            if theirs in names.values():
+                others = {"text": "text_column", "prompt": "prompt_column"}
+                other = next(others[name] for name, column in names.items() if column == theirs)
+                raise ValueError(f"{ours}_column and {other} must differ, got {theirs!r} for both")
+            names[ours] = theirs
+    return names
 
 
 def load_corpus(
@@ -280,8 +286,9 @@ def load_corpus(
     *,
     prompt_column: str | None = None,
     to_train: bool = True,
+    noisy_column: str | None = None,
 ) -> Corpus:
-    """Read a corpus into splits of a "text" column, and of a "prompt" column where one is asked for.
+    """Read a corpus into splits of a "text" column, and of "prompt" and "noisy" columns where they are asked for.
 
     The columns of files are the strings that stand in them, and no other column is read (`files.read_records`). What is
     read from files is cached by `datasets`, under a name that changes with the files.
@@ -294,6 +301,7 @@ def load_corpus(
         name: configuration of a `datasets` data set.
         prompt_column: the column of prompts; one that is missing in a row is empty.
         to_train: whether there has to be a training split; otherwise any will do.
+        noisy_column: the column of texts with errors, whose clean ones are in text_column.
 
     Returns:
         Splits as the source has them, without rows whose text is missing or blank, which are counted; a file is one
@@ -302,7 +310,7 @@ def load_corpus(
     Raises:
         CorpusError: where there is no such source, it cannot be read, or it holds no text to train on.
     """
-    names = _columns(text_column, prompt_column)
+    names = _columns(text_column, prompt_column, noisy_column)
     blank: dict[str, int] = {}
 
     def read(path: Path) -> tuple[dict[str, Dataset], list[str]]:

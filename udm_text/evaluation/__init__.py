@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from .bounds import BoundReport, evaluate_bound, ratio_with_stderr, row_draws, scored_rows
+from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stderr, row_draws, scored_rows
 from .context import ContextReport, measure_context, token_counts, unigram_nats
 from .curve import CurveReport, fit_curve, measure_curve, price_table, store_curve
-from .repair import RepairReport, evaluate_repair
+from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
+from .typos import make_typos
 
 __all__ = [
     "BoundReport",
     "ContextReport",
     "CurveReport",
     "RepairReport",
+    "TokenRepairReport",
     "evaluate_bound",
+    "evaluate_loss",
     "evaluate_repair",
+    "evaluate_token_repair",
     "fit_curve",
     "measure_context",
+    "make_typos",
     "measure_curve",
     "price_table",
     "ratio_with_stderr",
+    "repair_figures",
     "row_draws",
     "scored_rows",
     "store_curve",

@@ -14,7 +14,7 @@ from ..common import check_whole, choices, eval_mode, finite
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import row_losses
+from ..objectives import most_corrupted, row_losses
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
 
@@ -94,8 +94,13 @@ def row_draws(
     kernel: str,
     num_steps: int | None = None,
     schedule: str = "linear",
+    loss: str = "nelbo",
+    max_corruption: float = 1.0,
 ) -> Draws:
     """Each row is corrupted `draws` times, its t stratified over {1..l}; the mean of a row's nats estimates its bound.
+
+    With max_corruption below 1 (and loss "cross_entropy", see `row_losses`) t goes from 0 as far as in the training of
+    a repairer, and the mean estimates that loss.
 
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
@@ -118,6 +123,8 @@ def row_draws(
             editable, mask = batch["editable"], batch["attention_mask"]
             lengths = editable.sum(dim=1)
             result.lengths[chosen] = lengths.cpu()
+            least = 0 if max_corruption < 1.0 else 1
+            counted = most_corrupted(lengths, max_corruption) + 1 - least
             random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
             grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
@@ -126,10 +133,12 @@ def row_draws(
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
-                t = (u * lengths).long().clamp(max=lengths - 1) + 1
+                t = (u * counted).long().clamp(max=counted - 1) + least
                 if grid is not None:
                     t = torch.where(grid >= t, grid, lengths).amin(dim=0)
-                nats = row_losses(predict, process, batch["input_ids"], editable, t, random, forbidden, kernel=kernel)
+                clean = batch["input_ids"]
+                how: dict[str, Any] = {"loss": loss, "kernel": kernel}
+                nats = row_losses(predict, process, clean, editable, t, random, forbidden, **how)
                 nats = nats.double().cpu()
                 if bool(nats.isnan().any()):
                     raise ValueError(NOT_FINITE)
@@ -180,6 +189,30 @@ def evaluate_bound(
     drawn = row_draws(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
     report = summarise(model.config, kept, drawn.nats.mean(dim=1), **how)
     return report if num_steps is None else dataclasses.replace(report, num_steps=num_steps, schedule=schedule)
+
+
+def evaluate_loss(
+    model,
+    rows: Iterable[dict[str, Any]],
+    *,
+    max_corruption: float = 1.0,
+    batch_size: int = 64,
+    draws: int = 8,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The training loss "cross_entropy" of rows in nats a token, and its standard error.
+
+    Of a repairer (max_corruption below 1): t is drawn from 0 to that share of a row, as it was trained.
+    The other arguments are those of `evaluate_bound`.
+    """
+    check_whole(1, draws=draws, batch_size=batch_size)
+    check_whole(-(2**63), seed=seed)
+    if not 0.0 < max_corruption <= 1.0:
+        raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
+    index, kept = scored_rows(model.config, rows)
+    how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": model.config.kernel, "batch_size": batch_size}
+    drawn = row_draws(model, kept, index, loss="cross_entropy", max_corruption=max_corruption, **how)
+    return ratio_with_stderr(drawn.nats.mean(dim=1), drawn.lengths.double())
 
 
 def summarise(

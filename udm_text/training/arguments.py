@@ -24,6 +24,14 @@ class DataArguments:
     prompt_column: str | None = field(
         default=None, metadata={"help": "The column of prompts: the model learns to write text_column given them."}
     )
+    noisy_column: str | None = field(
+        default=None,
+        metadata={"help": "The column of noisy texts: a substitute model learns to make text_column of them."},
+    )
+    noisy_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of rows that take their noisy text, the others the process's noise; default: 0.5."},
+    )
     prompt_dropout: float = field(
         default=0.0, metadata={"help": "Share of rows whose prompt is hidden in training; guidance needs some, as 0.1."}
     )
@@ -165,6 +173,20 @@ def check_data(data: DataArguments, goal: ObjectiveArguments, run: RunArguments)
         raise ValueError(f"--prompt_dropout must lie in [0, 1), got {data.prompt_dropout}")
     if data.pack_rows is not None and goal.objective == "ar":
         raise ValueError("--pack_rows goes with models that attend both ways, not with --objective ar")
+    if data.noisy_column is None:
+        if data.noisy_share is not None:
+            raise ValueError(f"--noisy_share is {data.noisy_share} and rows have no noisy text: give --noisy_column")
+    else:
+        if data.noisy_share is not None and not 0.0 < data.noisy_share <= 1.0:
+            raise ValueError(f"--noisy_share must lie in (0, 1], got {data.noisy_share}")
+        if goal.objective == "ar":
+            raise ValueError("--noisy_column trains a repairer, and --objective ar corrupts nothing")
+        if goal.loss != "cross_entropy":
+            raise ValueError(f"--noisy_column goes with --loss cross_entropy, got {goal.loss}")
+        if data.rows == "packed":
+            raise ValueError("--noisy_column goes with --rows line or fixed: packed blocks join texts")
+        if data.streaming:
+            raise ValueError("--noisy_column does not go with --streaming: pairs are compared before the training")
     if not data.streaming:
         return
     if run.max_steps < 1:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..common import choices
 from ..corpus.rows import collate
-from ..evaluation.bounds import row_draws, scored_rows, summarise
-from ..objectives import LOSSES, row_losses, stratified_counts
+from ..evaluation.bounds import ratio_with_stderr, row_draws, scored_rows, summarise
+from ..objectives import LOSSES, most_corrupted, row_losses, stratified_counts
 from ..randomness import RowRandom, step_random
 from .packing import packed_predict
 
 DROP_SEED = 0x44524F5000000000
 """Distinguishes the seed of which prompts are hidden from that of the noise."""
+_PAIRS = 0x5041495253000000
+"""Distinguishes the seed of which rows take their given noise from that of the noise."""
 _STRATA = 0x5354524154410000
 """Distinguishes the seed of the stratification of t from that of the noise."""
 _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
@@ -43,7 +46,11 @@ class TextObjective:
     Args:
         config: the model's `UDMConfig`.
         loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
-        max_corruption: largest share of a row that is corrupted in training, in (0, 1].
+        max_corruption: largest share of a row that is corrupted in training, in (0, 1]. Below 1 the model becomes a
+            repairer of texts that may be right already: t is drawn from 0 on.
+        noisy_share: of rows with "noisy_ids", how many in a step, each by a draw of its own, stand corrupted as these
+            have them in place of by the process. Their t is the number of tokens that differ, and a token that is
+            special or unknown in either row is not scored.
         loss_chunk: rows of logits that are held at a time in training; None: all. Less memory, the same loss.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
     """
@@ -57,12 +64,23 @@ class TextObjective:
         eval_draws: int = 2,
         eval_batch_size: int = 64,
         loss_chunk: int | None = None,
+        noisy_share: float = 0.0,
     ):
         check_loss(loss, max_corruption, loss_chunk)
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
         self.config, self.process = config, config.build_process()
         self.process.check_training(loss, max_corruption, loss_chunk)
+        if not 0.0 <= noisy_share <= 1.0:
+            raise ValueError(f"noisy_share must lie in [0, 1], got {noisy_share}")
+        if noisy_share and "max_edits" not in self.process.generation_options:
+            raise ValueError(
+                "noisy texts train a repairer, which needs process 'substitute', and this model has process "
+                f"{config.process!r}"
+            )
+        if noisy_share and loss != "cross_entropy":
+            raise ValueError("noisy texts go with loss 'cross_entropy': the NELBO is of the noise of the process alone")
+        self.noisy_share = noisy_share
         self.loss_chunk = loss_chunk
         self.loss, self.max_corruption = loss, max_corruption
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
@@ -92,40 +110,59 @@ class TextObjective:
     def row_terms(
         self, model, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
-        """(B,) nats of each row: corrupt t of its l editable positions, predict them, weigh by l/t."""
+        """(B,) nats of each row: corrupt t of its l editable positions, predict, weigh as `row_losses` says."""
         x0, mask = inputs["input_ids"], inputs["attention_mask"]
         editable = inputs["editable"]
         forbidden = self.config.forbidden_tokens(x0.device)
         dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
+        noisy, paired = inputs.get("noisy_ids"), None
+        if noisy is not None and self.noisy_share:
+            paired = step_random(seed ^ _PAIRS, step, row_index).uniform(1)[:, 0] < self.noisy_share
+            given = ~editable & ~forbidden[inputs["input_ids"]]  # prompts, hidden or not
+            noisy = torch.where(given, x0, noisy)
+            editable = editable & ~(forbidden[noisy] & paired[:, None])
         lengths = editable.sum(dim=1).clamp(min=1)
-        most = (lengths.double() * self.max_corruption - 1e-9).ceil().long().clamp(min=1)
+        most = most_corrupted(lengths, self.max_corruption)
         predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation
             predict = packed_predict(model, self.config, mask, self.pack_length, attention)
+        least = 0 if self.max_corruption < 1.0 else 1
+        t = stratified_counts(most + 1 - least, row_index % total, total, seed ^ _STRATA, step) - 1 + least
         return row_losses(
             predict,
             self.process,
             x0,
             editable,
-            stratified_counts(most, row_index % total, total, seed ^ _STRATA, step),
+            t,
             step_random(seed, step, row_index),
             forbidden,
             loss=self.loss,
             kernel=self.config.kernel,
             chunk=self.loss_chunk,
+            noisy=noisy,
+            paired=paired,
         )
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:
-        """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows."""
+        """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.
+
+        Of a repairer (max_corruption below 1), which is no model of texts, the training loss in its place.
+        """
         config = self.config
         index, rows = scored_rows(config, dataset)
         how: dict[str, Any] = {"draws": self.eval_draws, "seed": 0, "kernel": config.kernel}
         mine = trainer.own_rows(len(rows))
         chosen, indices = [rows[i] for i in mine], [index[i] for i in mine]
-        own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how)
+        repairs = self.max_corruption < 1.0
+        goal: dict[str, Any] = {"loss": self.loss, "max_corruption": self.max_corruption} if repairs else {}
+        own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how, **goal)
         nats = trainer.gather_rows(own.nats.mean(dim=1), mine, len(rows))
+        if repairs:
+            lengths = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
+            loss, error = ratio_with_stderr(nats, lengths)
+            return {"loss": loss, "loss_stderr": error}
         report = summarise(config, rows, nats, **how)
         figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}
         return {name: value for name, value in figures.items() if value is not None} | {
