@@ -18,8 +18,10 @@ from tests.models import (
     make_udm,
     save_masked_lm,
 )
-from udm_text import UDMForMaskedGeneration, UDMGenerationConfig, register
+from udm_text import UDMForMaskedGeneration, UDMGenerationConfig, UDMGenerationPipeline, register
+from udm_text.corpus import train_tokenizer
 from udm_text.decoding import ORDERS
+from udm_text.framing import tokenizer_fields
 from udm_text.kernels import KERNELS
 
 register()
@@ -203,3 +205,20 @@ def test_the_pipeline_takes_tokens_as_strings(tmp_path):
         pipe("the [MASK]", forbidden_tokens=["the cat"])
     with pytest.raises(ValueError, match="forbidden_tokens must be a list"):
         pipe("the [MASK]", forbidden_tokens="cat")
+
+
+def test_a_string_names_a_token_with_and_without_the_white_space_before_it():
+    tokenizer = train_tokenizer("wordpiece", ["the cat sat, un-cat"] * 3, 60)
+    model = make_udm("mask", vocab_size=len(tokenizer), **tokenizer_fields(tokenizer))
+    pipe = UDMGenerationPipeline(model=model, tokenizer=tokenizer)
+    ids = tokenizer.convert_tokens_to_ids
+    assert pipe._token_ids("x", ["cat", "▁the", ",", 5]) == [
+        ids("cat"),
+        ids("▁cat"),
+        ids("▁the"),
+        ids(","),
+        ids("▁,"),
+        5,
+    ]
+    texts = pipe("the [MASK]", num_return_sequences=20, seed=0, allowed_tokens={1: ["cat"]})
+    assert {record["generated_text"] for record in texts} == {"the cat", "thecat"}

@@ -15,19 +15,26 @@ def unknown_parts(tokenizer: Any, text: str) -> list[str]:
         return []
     encoded = tokenizer(text, return_offsets_mapping=True)
     spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    found = [text[start:end] for token, (start, end) in spans if token == unknown]
+    found = [text[start:end].strip() for token, (start, end) in spans if token == unknown]
     return [part for part in dict.fromkeys(found) if part and part != tokenizer.unk_token]
 
 
 def restore_text(
-    tokenizer: Any, text: str, source: Sequence[int], spans: Sequence[Span], row: Sequence[int], shown: Sequence[bool]
+    tokenizer: Any,
+    text: str,
+    source: Sequence[int],
+    spans: Sequence[Span],
+    row: Sequence[int],
+    shown: Sequence[bool],
+    blank: str | None = None,
 ) -> str:
     """The text of a row that began as the tokens of a typed text.
 
     A position that still holds its token gives the characters it was made from, whatever the tokenizer does to them
     (case, unknown characters, white space); one that was changed or added gives what its token says, and the white
     space before it is the typed one wherever the tokenizer puts any. A character that was made of several tokens is as
-    it was typed only if none of them was changed.
+    it was typed only if none of them was changed. Typed white space that only parts what is shown from what is not is
+    of neither.
 
     Args:
         tokenizer: for `decode`, and its special tokens.
@@ -37,49 +44,75 @@ def restore_text(
             a row (0, 0).
         row: the token ids of the row; position i was made from `source[i]`, and those behind `source` are new.
         shown: of each position whether its text is wanted.
+        blank: what is written for a mask token; None: for a typed one what was typed, for others nothing.
     """
-    special = set(tokenizer.all_special_ids)
+    special, mask = set(tokenizer.all_special_ids), tokenizer.mask_token_id
     kept = _kept(source, spans, row)
+    apart = blank is not None and _blanks_stand_apart(tokenizer)
     parts: list[str] = []
     context: list[int] = []  # the token before, if it is one of the text
-    read: int | None = 0  # up to where the typed text has been seen; None: what stands before is not shown
+    read = 0  # up to where the typed text has been seen
+    hidden = False  # whether text was seen that is not shown
+    seen = True  # whether the last token of the text was shown
     run: list[int] = []
     before: list[int] = []
-    between = ""
+    between, opens = "", False
 
     def write_run() -> None:
         if run:
-            parts.append(_spaced(between, _said(tokenizer, before, run), bool(parts) and parts[-1][-1:].isspace()))
+            said = _said(tokenizer, before, run)
+            if hidden and not parts:
+                parts.append(said.lstrip() if between else said)
+            else:
+                parts.append(_spaced(between, said, bool(parts) and parts[-1][-1:].isspace(), opens))
             run.clear()
 
     for i, token in enumerate(row):
         span = spans[i] if i < len(source) and spans[i][0] < spans[i][1] else None
+        if span is None and token in special and not (token == mask and blank is not None):
+            if not shown[i]:
+                write_run()
+                context = []
+            continue
+        gap, typed = "", ""
+        if span is not None:
+            gap, typed = text[read : span[0]], text[max(span[0], read) : span[1]]
+            read = max(span[1], read)
+        elif i >= len(source) or not kept[i]:  # else it is a token without characters of its own
+            gap, read = text[read:], len(text)
         if not shown[i]:
             write_run()
-            read, context = (None if span else read), []
+            hidden, seen, context = True, False, [] if token in special else [token]
             continue
-        if span is None and token in special:
-            continue
-        if span is not None:
-            gap = "" if read is None else text[read : span[0]]
-            start, read = max(span[0], read or 0), max(span[1], read or 0)
-        elif i < len(source) and kept[i]:  # a token without characters of its own
-            gap = ""
-        else:
-            gap = "" if read is None else text[read:]
-            read = read if read is None else len(text)
-        if kept[i]:
+        seen, first = True, not (parts or run)
+        if token == mask and blank is not None:
             write_run()
-            parts.append(gap + (text[start : span[1]] if span is not None else ""))
+            gap += typed[: len(typed) - len(typed.lstrip())]
+            if not gap and apart and parts and span is None and not parts[-1][-1:].isspace():
+                gap = " "
+            parts.append(("" if hidden and first else gap) + blank)
+        elif kept[i]:
+            write_run()
+            parts.append(("" if hidden and first else gap) + typed)
         elif token not in special:
+            bare = typed.lstrip()
+            lead = typed[: len(typed) - len(bare)] if bare else ""
+            if lead != " " or first:  # one space is what the token itself says, where it says any
+                gap += lead
             if run and gap:
                 write_run()
             if not run:
-                between, before = gap, context
+                between, before, opens = gap, context, first and not hidden
             run.append(token)
         context = [token]
     write_run()
-    return "".join(parts) + (text[read:] if read is not None and (any(shown) or not row) else "")
+    return "".join(parts) + (text[read:] if seen and (any(shown) or not row) else "")
+
+
+def _blanks_stand_apart(tokenizer: Any) -> bool:
+    """Whether white space stands before a mask token that stands for a word: where its tokens are words or carry it."""
+    mask = next((t for i, t in tokenizer.added_tokens_decoder.items() if i == tokenizer.mask_token_id), None)
+    return getattr(mask, "lstrip", False) or " " in tokenizer.decode([tokenizer.mask_token_id] * 2)
 
 
 def _kept(source: Sequence[int], spans: Sequence[Span], row: Sequence[int]) -> list[bool]:
@@ -100,13 +133,16 @@ def _said(tokenizer: Any, before: list[int], run: list[int]) -> str:
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(run, skip_special_tokens=False)
 
 
-def _spaced(gap: str, said: str, after_space: bool) -> str:
-    """What changed tokens say, behind the typed characters that stand before them."""
+def _spaced(gap: str, said: str, after_space: bool, opens: bool) -> str:
+    """What changed tokens say, behind the typed characters that stand before them.
+
+    opens: whether nothing but typed white space stands before them, which a tokenizer need not say.
+    """
     bare = said.lstrip()
     if gap.strip():
         return gap + bare
-    if not bare or bare == said:  # white space itself, or nothing that parts it from what stands before
-        return said
+    if not bare or (bare == said and not opens):
+        return said  # white space itself, or nothing that parts it from what stands before
     if after_space:
         return gap + bare
     return (gap or said[: len(said) - len(bare)]) + bare

@@ -88,20 +88,26 @@ class UDMGenerationPipeline(Pipeline):
         return {}, kwargs, after
 
     def _token_ids(self, name: str, tokens: Any) -> list[Any]:
-        """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token."""
+        """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token.
+
+        A string that is both, as where white space before a word is part of its token, names both tokens.
+        """
         if not isinstance(tokens, list | tuple):
             raise ValueError(f"{name} must be a list of tokens, got {tokens!r}")
         vocabulary, ids = self.tokenizer.get_vocab(), []
         for token in tokens:
-            if isinstance(token, str):
-                made = [vocabulary[token]] if token in vocabulary else self._encode(token)
-                if len(made) != 1 or (made[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
-                    raise ValueError(
-                        f"{name} must hold single tokens, and {token!r} is "
-                        f"{self.tokenizer.convert_ids_to_tokens(made)} to this tokenizer"
-                    )
-                token = made[0]
-            ids.append(token)
+            if not isinstance(token, str):
+                ids.append(token)
+                continue
+            written = [vocabulary[token]] if token in vocabulary else []
+            made = self._encode(token)
+            read = made if len(made) == 1 and made[0] != self.tokenizer.unk_token_id else []
+            if not (written or read):
+                raise ValueError(
+                    f"{name} must hold single tokens, and {token!r} is "
+                    f"{self.tokenizer.convert_ids_to_tokens(made)} to this tokenizer"
+                )
+            ids += dict.fromkeys([*written, *read])
         return ids
 
     def _encode(self, text: str) -> list[int]:
