@@ -15,6 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from .common import finite, read_object
 from .configuration_udm import PRESETS
+from .framing import continuation_tokens
 from .schedules import counts, step_costs
 
 NUM_SAMPLES = 8
@@ -310,7 +311,8 @@ def write_samples(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[st
     silent = model.config.length_counts is None or model.config.prompted
     if tokenizer is None or silent or report.get("max_corruption", 1.0) < 1.0:
         return []
-    made = model.generate(num_return_sequences=NUM_SAMPLES, seed=0, return_dict_in_generate=True)
+    whole: dict[str, Any] = {"begin_suppress_tokens": continuation_tokens(tokenizer)}
+    made = model.generate(num_return_sequences=NUM_SAMPLES, seed=0, return_dict_in_generate=True, **whole)
     return [
         tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)
         for row, kept in zip(made.sequences, made.attention_mask, strict=True)

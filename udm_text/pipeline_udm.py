@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .common import check_whole
 from .configuration_udm import UDMConfig
 from .detokenizing import restore_text, unknown_parts
+from .framing import continuation_tokens
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
@@ -70,6 +71,7 @@ class UDMGenerationPipeline(Pipeline):
             )
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
+        self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
     def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any):
         known = (*UDMGenerationConfig._defaults, *self._calls)
@@ -79,8 +81,9 @@ class UDMGenerationPipeline(Pipeline):
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
         if not isinstance(return_full_text, bool | None):
             raise ValueError(f"return_full_text must be True, False or None, got {return_full_text!r}")
-        if kwargs.get("forbidden_tokens") is not None:
-            kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
+        for name in ("forbidden_tokens", "begin_suppress_tokens"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._token_ids(name, kwargs[name])
         if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
             named = {at: self._token_ids(f"allowed_tokens[{at}]", tokens) for at, tokens in allowed.items()}
             kwargs["allowed_tokens"] = named
@@ -110,6 +113,12 @@ class UDMGenerationPipeline(Pipeline):
             ids += dict.fromkeys([*written, *read])
         return ids
 
+    def _continuation_tokens(self) -> list[int]:
+        """What no text begins with by default; a tokenizer may get more tokens."""
+        if self._continuations[0] != len(self.tokenizer):
+            self._continuations = len(self.tokenizer), continuation_tokens(self.tokenizer)
+        return [token for token in self._continuations[1] if token < self.model.config.vocab_size]
+
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -117,10 +126,11 @@ class UDMGenerationPipeline(Pipeline):
         """
         Args:
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
-            kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens` and `allowed_tokens` may name tokens by
-                strings); `generator`, `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`;
-                `return_full_text=False` gives the generated tokens alone, True the whole row, prompt included; by
-                default the answer of a model of prompts and answers, and the whole row of any other; `batch_size`.
+            kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
+                may name tokens by strings; the last one is by default what continues a word); `generator`,
+                `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`; `return_full_text=False`
+                gives the generated tokens alone, True the whole row, prompt included; by default the answer of a model
+                of prompts and answers, and the whole row of any other; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
@@ -181,6 +191,8 @@ class UDMGenerationPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
+        if config.begin_suppress_tokens is None:
+            forward_parameters["begin_suppress_tokens"] = self._continuation_tokens()
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         check_rows(number * rows)
         index = None
