@@ -91,6 +91,30 @@ def test_samples_of_one_input_differ_and_the_first_ones_stay_when_more_are_asked
         assert texts_of([pipe("", num_return_sequences=2, seed=0, length=8)])[0] == four[:2]
 
 
+PROMPTS = ["the cat", "a red dog", "the mat", "a dog", "the dog is", "a cat", "red", "the", "mat", "dog ran to"]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_under_one_seed_every_prompt_has_a_length_of_its_own(pipes, process):
+    how = {"seed": 0, "return_dict_in_generate": True, "num_return_sequences": 2}
+    together = pipes[process](PROMPTS * 2, batch_size=7, **how)
+    added = [[record["num_tokens"] for record in records] for records in together]
+    counts = lambda which: len({numbers[which] for numbers in added})  # noqa: E731
+    assert counts(0) > 2 and counts(1) > 2
+    assert texts_of(together[:10]) == texts_of(together[10:]), "equal texts stay equal"
+    assert [texts_of([pipes[process](prompt, **how)])[0] for prompt in PROMPTS] == texts_of(together[:10])
+
+
+def test_the_draws_of_a_prompt_are_its_own_and_those_of_nothing_are_the_models(pipes):
+    pipe = pipes["mask"]
+    how = {"seed": 4, "num_return_sequences": 3, "length": 5}
+    rows = pipe.model.generate(**how, begin_suppress_tokens=pipe._continuation_tokens())
+    assert texts_of([pipe("", **how)])[0] == [pipe.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    keys = pipe._keys(pipe.tokenizer([*PROMPTS, ""], padding=True, return_tensors="pt"))
+    assert len(set(keys)) == 11 and keys[-1] == 0 and all(0 <= key < 2**62 for key in keys)
+    assert pipe._keys(pipe.tokenizer(["the cat"], return_tensors="pt")) == keys[:1] == [2027280628384373112]
+
+
 def test_without_a_seed_equal_inputs_give_different_texts_and_manual_seed_reproduces_them(pipes):
     def run():
         torch.manual_seed(3)

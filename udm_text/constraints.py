@@ -65,7 +65,8 @@ class Constraints:
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         # What a text may not begin with is left out of `given`: no text of the data does, and their price only falls.
         self.given = bool(config.forbidden_tokens or sets)
-        self.starts_anew = self.given  # whether a draw of the prior may put what must not stand there
+        # whether a draw of the prior may put what must not stand there; the same for a row whatever its neighbours
+        self.starts_anew = bool(self.given or config.begin_suppress_tokens)
         if config.begin_suppress_tokens:
             self._suppress_at_beginnings(model_config, config.begin_suppress_tokens, inputs)
         self.lawless = torch.zeros((), dtype=torch.bool, device=device)  # whether logits were met that are no law
@@ -79,7 +80,6 @@ class Constraints:
         suppressed[torch.tensor(list(_inside(tokens, vocab, "begin_suppress_tokens")), device=begins.device)] = True
         if not bool(begins.any()):
             return
-        self.starts_anew = True
         self.set_of = self.set_of + len(self.blocked) * begins
         self.blocked = torch.cat((self.blocked, self.blocked | suppressed))
         for number in self.set_of[begins].unique().tolist():

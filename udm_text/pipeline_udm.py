@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sized
 from types import GeneratorType
 from typing import Any
@@ -44,8 +45,9 @@ class UDMGenerationPipeline(Pipeline):
 
     Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input,
     the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`, up to the
-    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal
-    inputs under one seed give equal texts; ask for several by `num_return_sequences`.
+    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal inputs under
+    one seed give equal texts, and different ones have draws and lengths of their own; ask for several texts by
+    `num_return_sequences`. The empty text has the draws of `model.generate` under that seed.
     """
 
     _load_tokenizer: Any = True
@@ -181,6 +183,17 @@ class UDMGenerationPipeline(Pipeline):
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 
+    def _keys(self, input_tensors: dict[str, Any]) -> list[int]:
+        """Of each input a number that depends on its tokens alone; 0 where nothing was typed, as `generate` counts."""
+        nothing = list(self.tokenizer("")["input_ids"])
+        keys = []
+        for ids, keep in zip(input_tensors["input_ids"], input_tensors["attention_mask"].bool(), strict=True):
+            row = ids[keep].tolist()
+            digest = hashlib.blake2b(b"".join(token.to_bytes(8, "little") for token in row), digest_size=8).digest()
+            # 62 bits: the numbers of the samples are added
+            keys.append(0 if row == nothing else int.from_bytes(digest, "little") >> 2)
+        return keys
+
     def _with_own_masks(self, text: str) -> str:
         """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
         own = self.tokenizer.mask_token
@@ -197,8 +210,8 @@ class UDMGenerationPipeline(Pipeline):
         check_rows(number * rows)
         index = None
         seeded = config.seed is not None and forward_parameters.get("generator") is None
-        if seeded:  # under one seed a row is told apart by its number among the samples of its input
-            index = torch.arange(number).repeat(rows)
+        if seeded:  # under one seed a row is told apart by its input and its number among the samples of it
+            index = torch.cat([key + torch.arange(number) for key in self._keys(input_tensors)])
         output = self.model.generate(
             input_tensors["input_ids"],
             attention_mask=input_tensors["attention_mask"],
