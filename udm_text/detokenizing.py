@@ -3,9 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Span = tuple[int, int]
+
+
+class Typed(NamedTuple):
+    """A typed text, the tokens that it is, and where each of them stands in it: see `restore_text`."""
+
+    text: str
+    source: list[int]
+    spans: list[Span]
+
+
+def read_typed(tokenizer: Any, text: str) -> Typed | None:
+    """A typed text as its tokenizer reads it; None where a slow tokenizer does not tell where its tokens stand."""
+    if not tokenizer.is_fast:
+        source = list(tokenizer(text)["input_ids"])
+        spans = _found_spans(tokenizer, text, source)
+        return None if spans is None else Typed(text, source, spans)
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return Typed(text, list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]])
+
+
+def _found_spans(tokenizer: Any, text: str, source: list[int]) -> list[Span] | None:
+    """Where tokens stand in a text by what each of them says; None where one does not stand where it should.
+
+    An unknown token is taken for all up to the next white space, if that alone is one.
+    """
+    special, spans, read = set(tokenizer.all_special_ids), [], 0
+    for i, token in enumerate(source):
+        start = len(text) - len(text[read:].lstrip())
+        if token == tokenizer.unk_token_id:
+            word = text[start:].split(maxsplit=1)[:1]
+            if not word or list(tokenizer(word[0], add_special_tokens=False)["input_ids"]) != [token]:
+                return None
+            said = word[0]
+        elif token in special:
+            said = tokenizer.convert_ids_to_tokens(token)
+            if not text.startswith(said, start):  # it frames the row
+                spans.append((0, 0))
+                continue
+        else:
+            said = _said(tokenizer, source[i - 1 : i] if i and source[i - 1] not in special else [], [token]).strip()
+            if not text.startswith(said, start):
+                return None
+        read = start + len(said)
+        spans.append((start, read))
+    return None if text[read:].strip() else spans
 
 
 def unknown_parts(tokenizer: Any, text: str) -> list[str]:
@@ -82,7 +127,8 @@ def restore_text(
             gap, read = text[read:], len(text)
         if not shown[i]:
             write_run()
-            hidden, seen, context = True, False, [] if token in special else [token]
+            hidden, seen = True, False
+            context = [] if token in special and token != tokenizer.unk_token_id else [token]
             continue
         seen, first = True, not (parts or run)
         if token == mask and blank is not None:

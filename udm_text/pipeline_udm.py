@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import UDMConfig
-from .detokenizing import restore_text, unknown_parts
+from .detokenizing import Typed, read_typed, restore_text, unknown_parts
 from .framing import continuation_tokens
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
@@ -73,6 +73,7 @@ class UDMGenerationPipeline(Pipeline):
             )
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
+        self._decodes = False  # whether it was said that texts come back decoded
         self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
     def _sanitize_parameters(self, return_full_text: bool | None = None, **kwargs: Any):
@@ -130,14 +131,16 @@ class UDMGenerationPipeline(Pipeline):
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
                 may name tokens by strings; the last one is by default what continues a word); `generator`,
-                `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`; `return_full_text=False`
-                gives the generated tokens alone, True the whole row, prompt included; by default the answer of a model
+                `logits_processor`, `streamer` (its `put_typed`, if it has one, gets a `detokenizing.Typed` or None for
+                each text first) and `callback_on_step_end` as in `generate`; `return_full_text=False`
+                gives what was generated alone, True the whole row, prompt included; by default the answer of a model
                 of prompts and answers, and the whole row of any other; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
             of such lists, or an iterator over them where the texts are a torch dataset or a generator. With
-            `output_trajectory=True` each also holds `"trajectory"`, the text after every step of its own; with
+            `output_trajectory=True` each also holds `"trajectory"`, that text before the first and after every step of
+            its own, the tokenizer's mask token where nothing stands yet; with
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
             the network for its batch, and `"expected_nats"` where `generate` gives them.
         """
@@ -212,6 +215,10 @@ class UDMGenerationPipeline(Pipeline):
         seeded = config.seed is not None and forward_parameters.get("generator") is None
         if seeded:  # under one seed a row is told apart by its input and its number among the samples of it
             index = torch.cat([key + torch.arange(number) for key in self._keys(input_tensors)])
+        streamer = forward_parameters.get("streamer")
+        if hasattr(streamer, "put_typed"):
+            texts = input_tensors["text"]
+            streamer.put_typed([self._read(text) for text in ([texts] if isinstance(texts, str) else texts)])
         output = self.model.generate(
             input_tensors["input_ids"],
             attention_mask=input_tensors["attention_mask"],
@@ -243,27 +250,36 @@ class UDMGenerationPipeline(Pipeline):
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
         if return_full_text is None:
             wanted = model_outputs.get("answer", wanted)
-        typed: tuple[str, list[int], list[tuple[int, int]]] | None = None
-        if self.tokenizer.is_fast and return_full_text is not False:
-            encoded = self.tokenizer(model_outputs["text"], return_offsets_mapping=True)
-            typed = (model_outputs["text"], encoded["input_ids"], encoded["offset_mapping"])
+        typed = self._read(model_outputs["text"])
         for i in range(model_outputs["sequences"].shape[1]):
             row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
-            if typed is not None:
-                text = restore_text(self.tokenizer, *typed, row.tolist(), shown.tolist())
-            else:
-                text = self.tokenizer.decode(row[shown].tolist(), skip_special_tokens=True)
-            record: dict[str, Any] = {"generated_text": text}
+            record: dict[str, Any] = {"generated_text": self._text_of(typed, row, shown)}
             if "num_calls" in model_outputs:
                 record["num_tokens"] = int(model_outputs["editable"][0, i].sum())
                 record |= {name: int(model_outputs[name][0, i]) for name in ("steps", "num_calls")}
                 if "expected_nats" in model_outputs:
                     record["expected_nats"] = float(model_outputs["expected_nats"][0, i])
             if "trajectory" in model_outputs:
-                keep = model_outputs["attention_mask"][0, i].bool()
-                record["trajectory"] = [
-                    self.tokenizer.decode(xt[keep].tolist(), skip_special_tokens=False)
-                    for xt in model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
-                ]
+                states = model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
+                record["trajectory"] = [self._text_of(typed, xt, shown, self.tokenizer.mask_token) for xt in states]
             records.append(record)
         return records
+
+    def _read(self, text: str) -> Typed | None:
+        """The typed text and where its tokens stand in it; what a slow tokenizer cannot tell is said once."""
+        typed = read_typed(self.tokenizer, text)
+        if typed is None and not self._decodes:
+            self._decodes = True
+            logger.warning(
+                f"{type(self.tokenizer).__name__} is a slow tokenizer, which does not say where in a text its tokens "
+                "stand, and they could not be found there: texts come back as it decodes them, not as they were typed"
+            )
+        return typed
+
+    def _text_of(self, typed: Typed | None, row: torch.Tensor, shown: torch.Tensor, blank: str | None = None) -> str:
+        """The text of a row (L,), what was typed as it was typed; blank: what is written for a mask that is open."""
+        if typed is not None:
+            return restore_text(self.tokenizer, *typed, row.tolist(), shown.tolist(), blank)
+        ids, special = row[shown].tolist(), set(self.tokenizer.all_special_ids)
+        left = [i for i in ids if i not in special or (blank is not None and i == self.tokenizer.mask_token_id)]
+        return self.tokenizer.decode(left)
