@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.helpers import python
 from tests.models import CLS, SEP, word_tokenizer
+from udm_text.cli.reports import describe, describe_round_trip
 from udm_text.corpus import (
     CorpusError,
     hold_out,
@@ -30,6 +31,7 @@ from udm_text.corpus import (
     train_tokenizer,
     vocabulary_report,
 )
+from udm_text.corpus.rows import round_trip
 from udm_text.detokenizing import restore_text
 from udm_text.framing import tokenizer_fields
 
@@ -882,3 +884,57 @@ def test_the_vocabulary_report_counts_what_training_never_sees():
         "never_seen": 2,
         "never_seen_share": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "exact", "lost"),
+    [
+        ("char", ["A  b", " c "], 2, []),
+        ("char", ["A  b", "AЖ"], 1, ["unknown characters"]),
+        ("bpe", ["A  b", "AЖ\t"], 2, []),
+        ("wordpiece", ["A b", "b, A.", "A  b"], 2, ["white space"]),
+        ("lower", ["A b", "a b", "B", "Áb"], 1, ["capitals", "accents and forms of characters"]),
+        ("lower", ["A  b", "a Ж"], 0, ["capitals", "white space", "unknown characters"]),
+    ],
+)
+def test_texts_that_come_back_exactly_are_counted_and_what_the_others_lose_is_named(kind, texts, exact, lost):
+    if kind == "lower":
+        tokenizer = word_tokenizer(["a", "b", "ab"])
+        tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+    else:
+        tokenizer = train_tokenizer(kind, ["A b, c. A"], 300)
+    rows, _ = make_rows(Dataset.from_dict({"text": texts}), tokenizer)
+    found = vocabulary_report(rows, tokenizer, texts)
+    assert found["round_trip"] == {"texts": len(texts), "exact": exact, "lost": lost}
+    said = describe_round_trip(found, len(texts))
+    if not lost:
+        assert said is None
+    else:
+        assert said.startswith(
+            f"{exact} of {len(texts)} rows come back exactly: this tokenizer loses {', '.join(lost)}"
+        )
+
+
+def test_of_many_texts_an_evenly_spaced_sample_is_looked_at():
+    texts = ["a"] * 50 + ["AB"] * 50
+    found = round_trip(texts, word_tokenizer(["a", "ab"]), most=20)
+    assert found == {"texts": 20, "exact": 10, "lost": ["capitals"]}
+    said = describe_round_trip({"round_trip": found}, 100)
+    assert said.startswith("10 of a sample of 20 of 100 rows come back exactly: this tokenizer loses capitals, which")
+    assert describe_round_trip({}, 100) is None
+
+
+def test_figures_per_character_say_what_they_leave_out():
+    bound = {
+        "nelbo_nats_per_token": 1.0,
+        "perplexity_bound": 2.7,
+        "bits_per_char": 0.5,
+        "chars": 9,
+        "rows": 3,
+        "draws": 2,
+    }
+    bound |= {f"{name}_stderr": 0.1 for name in list(bound)[:3]} | {"length_included": True}
+    lossy = {"round_trip": {"texts": 3, "exact": 0, "lost": ["capitals", "white space"]}}
+    assert "0.5000 +- 0.1000 bits/char without capitals, white space (lengths included" in describe(bound, lossy)
+    for vocabulary in (None, {}, {"round_trip": {"texts": 3, "exact": 3, "lost": []}}):
+        assert "0.5000 +- 0.1000 bits/char (lengths included" in describe(bound, vocabulary)

@@ -80,6 +80,9 @@ These are upper bounds, never the likelihood itself, and the bounds of masks and
 each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}. To measure them again: \
 `udm evaluate {{ repo_id }} --data DATA`.
 {%- endif %}
+{%- set lost = ((report.vocabulary or {}).round_trip or {}).lost %}
+{%- if lost %} The tokenizer does not give back {{ lost|join(", ") }}, which figures per character leave out.
+{%- endif %}
 {%- else -%}
 No held-out figures were published with this model.
 {%- endif %}

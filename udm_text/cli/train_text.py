@@ -47,7 +47,7 @@ from ..training.resuming import digest_rows
 from ..training.runs import Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
-from .reports import describe, describe_evaluation, describe_repair, describe_rows, draw_loss
+from .reports import describe, describe_evaluation, describe_repair, describe_round_trip, describe_rows, draw_loss
 
 ROTARY = ("modernbert",)
 """Architectures without absolute positions."""
@@ -98,7 +98,7 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows.validation, objective)
+        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows, objective)
         if run.plot:
             draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
         return figures
@@ -126,10 +126,12 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
         held: Dataset | None = splits.get("validation")
         validation = None if held is None else make_rows(held, tokenizer, split="validation", **cut)[0]
     dropped = {"blank": splits.blank.get("train", 0), **dropped}
-    vocabulary = vocabulary_report(train_rows, tokenizer)
+    vocabulary = vocabulary_report(train_rows, tokenizer, splits["train"]["text"])
     for note in splits.notes:
         ready.say(f"note: {note}")
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
+    if said := describe_round_trip(vocabulary, len(splits["train"])):
+        ready.say(f"note: {said}")
     return Rows(tokenizer, train_rows, validation, texts, dropped, vocabulary, splits.notes)
 
 
@@ -372,20 +374,20 @@ def describe_run(
     }
 
 
-def figures_of(output: Path, goal: ObjectiveArguments, rows: Dataset, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: Any) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
     From what was written, so that `udm evaluate` repeats these very figures.
     """
     if goal.objective == "ar":
-        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows, objective)
-        name, text = "validation", describe(figures)
+        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows.validation, objective)
+        name, text = "validation", describe(figures, rows.vocabulary)
     elif goal.max_corruption < 1.0:
-        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
+        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows.validation).to_dict()
         name, text = "repair", describe_repair(figures)
     else:
-        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
-        name, text = "validation", describe(figures)
+        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows.validation).to_dict()
+        name, text = "validation", describe(figures, rows.vocabulary)
     print(text, flush=True)
     return {name: figures}
 
