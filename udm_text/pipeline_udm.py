@@ -215,7 +215,7 @@ class UDMGenerationPipeline(Pipeline):
         seeded = config.seed is not None and forward_parameters.get("generator") is None
         if seeded:  # under one seed a row is told apart by its input and its number among the samples of it
             index = torch.cat([key + torch.arange(number) for key in self._keys(input_tensors)])
-        streamer = forward_parameters.get("streamer")
+        streamer: Any = forward_parameters.get("streamer")
         if hasattr(streamer, "put_typed"):
             texts = input_tensors["text"]
             streamer.put_typed([self._read(text) for text in ([texts] if isinstance(texts, str) else texts)])

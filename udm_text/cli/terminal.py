@@ -199,6 +199,7 @@ def show_masks(tokenizer, ids: list[int], typed: Any = None) -> str:
     from ..detokenizing import restore_text
 
     if typed is not None:
-        return visible(restore_text(tokenizer, *typed, ids, [True] * len(ids), BLOCK))
+        text, source, spans = typed
+        return visible(restore_text(tokenizer, text, source, spans, ids, [True] * len(ids), BLOCK))
     text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
     return visible(text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text)

@@ -98,7 +98,11 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = {} if rows.validation is None else figures_of(ready.output, goal, rows, objective)
+        figures = (
+            {}
+            if rows.validation is None
+            else figures_of(ready.output, goal, rows.validation, objective, rows.vocabulary)
+        )
         if run.plot:
             draw_loss(trainer.state.log_history, ready.output / "loss.png", figures.get("validation"))
         return figures
@@ -374,20 +378,22 @@ def describe_run(
     }
 
 
-def figures_of(output: Path, goal: ObjectiveArguments, rows: Rows, objective: Any) -> dict[str, dict[str, Any]]:
+def figures_of(
+    output: Path, goal: ObjectiveArguments, rows: Dataset, objective: Any, vocabulary: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
     From what was written, so that `udm evaluate` repeats these very figures.
     """
     if goal.objective == "ar":
-        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows.validation, objective)
-        name, text = "validation", describe(figures, rows.vocabulary)
+        figures = evaluate_causal(AutoModelForCausalLM.from_pretrained(output), rows, objective)
+        name, text = "validation", describe(figures, vocabulary)
     elif goal.max_corruption < 1.0:
-        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows.validation).to_dict()
+        figures = evaluate_repair(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
         name, text = "repair", describe_repair(figures)
     else:
-        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows.validation).to_dict()
-        name, text = "validation", describe(figures, rows.vocabulary)
+        figures = evaluate_bound(UDMForMaskedGeneration.from_pretrained(output), rows).to_dict()
+        name, text = "validation", describe(figures, vocabulary)
     print(text, flush=True)
     return {name: figures}
 
