@@ -80,8 +80,8 @@ These are upper bounds, never the likelihood itself, and the bounds of masks and
 each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}. To measure them again: \
 `udm evaluate {{ repo_id }} --data DATA`.
 {%- endif %}
-{%- set lost = ((report.vocabulary or {}).round_trip or {}).lost %}
-{%- if lost %} The tokenizer does not give back {{ lost|join(", ") }}, which figures per character leave out.
+{%- if ((report.vocabulary or {}).round_trip or {}).lost %} The tokenizer does not give back \
+{{ report.vocabulary.round_trip.lost|join(", ") }}, which figures per character leave out.
 {%- endif %}
 {%- else -%}
 No held-out figures were published with this model.
@@ -314,7 +314,7 @@ def write_samples(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[st
     silent = model.config.length_counts is None or model.config.prompted
     if tokenizer is None or silent or report.get("max_corruption", 1.0) < 1.0:
         return []
-    whole: dict[str, Any] = {"begin_suppress_tokens": continuation_tokens(tokenizer)}
+    whole: dict[str, Any] = {"begin_suppress_tokens": continuation_tokens(tokenizer, model.config.vocab_size)}
     made = model.generate(num_return_sequences=NUM_SAMPLES, seed=0, return_dict_in_generate=True, **whole)
     return [
         tokenizer.decode(row[kept.bool()].tolist(), skip_special_tokens=True)

@@ -60,7 +60,8 @@ def unknown_parts(tokenizer: Any, text: str) -> list[str]:
         return []
     encoded = tokenizer(text, return_offsets_mapping=True)
     spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    found = [text[start:end].strip() for token, (start, end) in spans if token == unknown]
+    parts = [text[start:end] for token, (start, end) in spans if token == unknown]
+    found = [part.strip() or part for part in parts]  # white space before a word may be part of its token
     return [part for part in dict.fromkeys(found) if part and part != tokenizer.unk_token]
 
 

@@ -113,11 +113,11 @@ def tokenizer_separator(tokenizer) -> list[int]:
     return [tokenizer.sep_token_id]
 
 
-def continuation_tokens(tokenizer) -> list[int]:
+def continuation_tokens(tokenizer, vocab_size: int | None = None) -> list[int]:
     """The ids of the tokens that continue a word, and so begin no text; [] where tokens do not tell.
 
     They tell where a word's pieces carry a mark (## of WordPiece), or where its first piece does and so does every text
-    (\u2581 of SentencePiece): then those without it.
+    (\u2581 of SentencePiece): then those without it. vocab_size: of the model, if it may have fewer tokens.
     """
     vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
     ordinary = {token: i for token, i in vocabulary.items() if i not in special}
@@ -132,7 +132,9 @@ def continuation_tokens(tokenizer) -> list[int]:
         heads = tokenizer.convert_ids_to_tokens(bare)
         mark = next((mark for mark in _TEXT_MARKS if heads and all(head.startswith(mark) for head in heads)), None)
         found = [] if mark is None else [token for token in ordinary if not token.startswith(mark)]
-    return sorted(ordinary[token] for token in found) if len(found) < len(ordinary) else []
+    if len(found) == len(ordinary):
+        return []
+    return sorted(ordinary[token] for token in found if vocab_size is None or ordinary[token] < vocab_size)
 
 
 def _samples(tokenizer) -> Iterable[tuple[str, list[int]]]:

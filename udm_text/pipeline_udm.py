@@ -119,8 +119,9 @@ class UDMGenerationPipeline(Pipeline):
     def _continuation_tokens(self) -> list[int]:
         """What no text begins with by default; a tokenizer may get more tokens."""
         if self._continuations[0] != len(self.tokenizer):
-            self._continuations = len(self.tokenizer), continuation_tokens(self.tokenizer)
-        return [token for token in self._continuations[1] if token < self.model.config.vocab_size]
+            found = continuation_tokens(self.tokenizer, self.model.config.vocab_size)
+            self._continuations = len(self.tokenizer), found
+        return self._continuations[1]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

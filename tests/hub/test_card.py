@@ -341,3 +341,12 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(model):
     for wrong in ({"repo_id": "a b/c"}, {"timeout": 0.0}, {"license": "My Own"}):
         with pytest.raises(ValueError, match="a b/c|timeout must be|license must be"):
             push(model, **{"repo_id": "user/name", "token": "hf_x", "tokenizer": make_tokenizer("bert"), **wrong})
+
+
+def test_a_card_says_what_figures_per_character_leave_out():
+    model = make_udm(length_counts=COUNTS)
+    lossy = {"round_trip": {"texts": 3, "exact": 0, "lost": ["capitals", "white space"]}}
+    said = "The tokenizer does not give back capitals, white space, which figures per character leave out."
+    assert said in " ".join(make_card(model, "user/name", report={**REPORT, "vocabulary": lossy}).split())
+    lossy["round_trip"]["lost"] = []
+    assert "does not give back" not in make_card(model, "user/name", report={**REPORT, "vocabulary": lossy})
