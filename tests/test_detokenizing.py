@@ -125,6 +125,8 @@ def test_unknown_parts_are_each_named_once():
     tokenizer = train_tokenizer("char", ["ABC"], 100)
     assert unknown_parts(tokenizer, "AxByAx") == ["x", "y"]
     assert unknown_parts(tokenizer, "ABC [MASK]"[:3]) == []
+    assert unknown_parts(tokenizer, "A\tB") == ["\t"]
+    assert unknown_parts(train_tokenizer("wordpiece", ["the cat"], 60), "the Жat") == ["Жat"]
     assert unknown_parts(train_tokenizer("bpe", TEXTS, 300), "Ж") == []
 
 

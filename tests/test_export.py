@@ -133,9 +133,8 @@ def test_without_pillow_a_gif_is_refused_and_a_page_is_not(tmp_path, monkeypatch
     assert check_target(tmp_path / "out.html")
 
 
-def test_states_are_shown_without_frame_and_padding_masks_as_blocks():
-    tokenizer = make_tokenizer("bert")
-    assert readable(tokenizer, "[CLS] the [MASK] [UNK] sat [SEP] [PAD]") == f"the {BLOCK} [UNK] sat"
+def test_states_are_shown_with_blocks_for_masks():
+    assert readable(make_tokenizer("bert"), "the [MASK] [UNK] sat ") == f"the {BLOCK} [UNK] sat"
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +153,7 @@ def test_the_command_saves_how_its_texts_came_to_be_and_prints_what_it_prints_wi
     assert page.stdout == plain.stdout
     texts = Page((tmp_path / "out.html").read_text(encoding="utf-8")).texts
     [group] = [one["generated"] for one in json.loads(plain.stdout)]
-    assert [track[-1] for track in texts] == [record["generated_text"].removeprefix("##") for record in group]
+    assert [track[-1] for track in texts] == [record["generated_text"] for record in group]
     assert [len(track) for track in texts] == [7, 7] and texts[0][0].count(BLOCK) == 4
     assert texts[0][5].count(BLOCK) == 1, "the token that is opened again"
 

@@ -19,6 +19,7 @@ OPTIONS = {
     "revise": [2],
     "churn": [0.5],
     "forbidden_tokens": [[5, 6]],
+    "begin_suppress_tokens": [[8, 9, 11]],
     "allowed_tokens": [{2: [9]}, {2: [9, 10]}],
     "logits_processor": [LogitsProcessorList([SuppressTokensLogitsProcessor([7])])],
     "threshold": [0.3],

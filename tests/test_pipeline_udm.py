@@ -6,10 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers.models.bert_japanese.tokenization_bert_japanese import BertJapaneseTokenizer
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import logging
 
-from tests.models import FAMILIES, PROCESSES, save_masked_lm, wake_time
+from tests.models import FAMILIES, PROCESSES, make_udm, save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration, UDMGenerationConfig, UDMGenerationPipeline
+from udm_text.cli.terminal import show_masks
+from udm_text.framing import tokenizer_fields
 
 COUNTS = [0, 1, 2, 3, 3, 2, 1]
 
@@ -91,6 +95,30 @@ def test_samples_of_one_input_differ_and_the_first_ones_stay_when_more_are_asked
         assert texts_of([pipe("", num_return_sequences=2, seed=0, length=8)])[0] == four[:2]
 
 
+PROMPTS = ["the cat", "a red dog", "the mat", "a dog", "the dog is", "a cat", "red", "the", "mat", "dog ran to"]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_under_one_seed_every_prompt_has_a_length_of_its_own(pipes, process):
+    how = {"seed": 0, "return_dict_in_generate": True, "num_return_sequences": 2}
+    together = pipes[process](PROMPTS * 2, batch_size=7, **how)
+    added = [[record["num_tokens"] for record in records] for records in together]
+    counts = lambda which: len({numbers[which] for numbers in added})  # noqa: E731
+    assert counts(0) > 2 and counts(1) > 2
+    assert texts_of(together[:10]) == texts_of(together[10:]), "equal texts stay equal"
+    assert [texts_of([pipes[process](prompt, **how)])[0] for prompt in PROMPTS] == texts_of(together[:10])
+
+
+def test_the_draws_of_a_prompt_are_its_own_and_those_of_nothing_are_the_models(pipes):
+    pipe = pipes["mask"]
+    how = {"seed": 4, "num_return_sequences": 3, "length": 5}
+    rows = pipe.model.generate(**how, begin_suppress_tokens=pipe._continuation_tokens())
+    assert texts_of([pipe("", **how)])[0] == [pipe.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    keys = pipe._keys(pipe.tokenizer([*PROMPTS, ""], padding=True, return_tensors="pt"))
+    assert len(set(keys)) == 11 and keys[-1] == 0 and all(0 <= key < 2**62 for key in keys)
+    assert pipe._keys(pipe.tokenizer(["the cat"], return_tensors="pt")) == keys[:1] == [2027280628384373112]
+
+
 def test_without_a_seed_equal_inputs_give_different_texts_and_manual_seed_reproduces_them(pipes):
     def run():
         torch.manual_seed(3)
@@ -104,14 +132,76 @@ def test_without_a_seed_equal_inputs_give_different_texts_and_manual_seed_reprod
 
 
 def test_return_full_text_false_gives_what_was_generated_alone(pipes):
-    pipe = pipes["mask"]
-    whole = pipe("the cat", max_new_tokens=3, seed=1)[0]["generated_text"]
-    tail = pipe("the cat", max_new_tokens=3, seed=1, return_full_text=False)[0]["generated_text"]
-    assert (
-        tail
-        and whole.startswith("the cat")
-        and whole.removeprefix("the cat").strip() == tail.strip().removeprefix("##")
-    )
+    for text in ("the cat", "The  Жcat", "the cat  "):
+        how = {"max_new_tokens": 3, "seed": 1}
+        whole = pipes["mask"](text, **how)[0]["generated_text"]
+        tail = pipes["mask"](text, **how, return_full_text=False)[0]["generated_text"]
+        assert tail and whole == text + tail
+    how = {"seed": 0, "return_full_text": False, "max_edits": 1}
+    [record] = pipes["substitute"]("the  red  dog", **how)
+    assert record == pipes["substitute"]("the  red  dog", max_edits=1)[0]
+    assert record["generated_text"].count("  ") == 2, "what a repair left is as it was typed"
+    [record] = pipes["substitute"]("the  Жcat  dog", **how)
+    assert "Ж" not in record["generated_text"] and "  " in record["generated_text"], "an unknown word cannot change"
+
+
+def test_a_trajectory_is_what_was_typed_with_masks_where_nothing_stands_yet(pipes):
+    text = "The  Жcat [MASK]\ton [MASK]"
+    [record] = pipes["mask"](text, seed=0, output_trajectory=True)
+    states = record["trajectory"]
+    assert states[0] == text and states[-1] == record["generated_text"] and len(states) == 3
+    assert all(state.startswith("The  Жcat") and "\ton" in state for state in states)
+    [record] = pipes["mask"]("", length=3, seed=0, output_trajectory=True)
+    assert record["trajectory"][0] == "[MASK] [MASK] [MASK]"
+    [record] = pipes["substitute"]("The  Жcat  sat", max_edits=1, output_trajectory=True)
+    assert record["trajectory"][0] == "The  Жcat  sat" and record["trajectory"][-1] == record["generated_text"]
+
+
+def test_a_streamer_is_told_what_was_typed(pipes):
+    class Streamer:
+        def __init__(self):
+            self.typed, self.rows = [], []
+
+        def put_typed(self, typed):
+            self.typed = typed
+
+        def put(self, value):
+            self.rows.append(value.flatten().tolist())
+
+        def end(self):
+            pass
+
+    tokenizer, streamer = pipes["mask"].tokenizer, Streamer()
+    text = "[MASK]  The Жcat"
+    [made] = pipes["mask"](text, seed=0, streamer=streamer)
+    assert [typed.text for typed in streamer.typed] == [text]
+    line = show_masks(tokenizer, streamer.rows[0] + streamer.rows[-1], streamer.typed[0])
+    assert line == made["generated_text"] and made["generated_text"].endswith("  The Жcat")
+    blanked = tokenizer(text)["input_ids"]
+    assert show_masks(tokenizer, [*blanked, tokenizer.pad_token_id], streamer.typed[0]) == "░░  The Жcat"
+
+
+def test_a_slow_tokenizer_gives_the_typed_text_where_its_tokens_are_found_and_says_where_not(tmp_path, caplog):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", "on", ","]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), word_tokenizer_type="basic", do_lower_case=False)
+    model = make_udm("mask", vocab_size=len(words), **tokenizer_fields(tokenizer))
+    pipe = UDMGenerationPipeline(model=model, tokenizer=tokenizer)
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        for text in ("the  Cats [MASK]\tsat", "Жaba  the cats,  [MASK] on"):
+            made = pipe(text, seed=0, num_return_sequences=3)
+            left, right = text.split("[MASK]")
+            assert all(record["generated_text"].startswith(left.rstrip()) for record in made)
+            assert all(record["generated_text"].endswith(right) for record in made)
+        assert not caplog.records
+        for _ in range(2):
+            assert pipe("Жaba,  the [MASK]", seed=0)[0]["generated_text"].startswith(", the")
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert [record.message.split(", which")[0] for record in caplog.records] == [
+        "BertJapaneseTokenizer is a slow tokenizer"
+    ]
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -104,6 +104,9 @@ These are upper bounds, never the likelihood itself, and the bounds of masks and
 each other. Row lengths: {{ "included" if held.length_included else "given, not predicted" }}.\
 {% if config.prompted %} They are of the answers alone, given their prompts.{% endif %}
 {%- endif %}
+{%- if ((report.vocabulary or {}).round_trip or {}).lost %} The tokenizer does not give back \
+{{ report.vocabulary.round_trip.lost|join(", ") }}, which figures per character leave out.
+{%- endif %}
 
 To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
 {%- else -%}

@@ -22,7 +22,7 @@ class Constraints:
 
     Args:
         model_config: a `UDMConfig`; its special tokens are forbidden everywhere.
-        config: a `UDMGenerationConfig`; `forbidden_tokens` and `allowed_tokens` are read.
+        config: a `UDMGenerationConfig`; `forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens` are read.
         inputs: the rows.
         processor: called as processor(input_ids, scores) with the N positions in question as rows: input_ids (N, L)
             int64, the whole row xt that each of them stands in, and scores (N, V) float32; returns scores (N, V). A
@@ -44,9 +44,8 @@ class Constraints:
             forbidden[token] = True
         sets = config.allowed_tokens or {}
         self.blocked = forbidden[None].repeat(1 + len(sets), 1)  # (1 + sets, V)
-        self.set_of = torch.zeros(
-            width, dtype=torch.int64, device=device
-        )  # (L,), the row of `blocked` that holds there
+        # (B, L), the row of `blocked` that holds there
+        self.set_of = torch.zeros(inputs.tokens.shape, dtype=torch.int64, device=device)
         editable = inputs.editable.any(dim=0).tolist()
         for number, (position, tokens) in enumerate(sets.items(), start=1):
             if not 0 <= position < width or not editable[position]:
@@ -58,16 +57,46 @@ class Constraints:
                 )
             keep = torch.tensor(list(_inside(tokens, vocab, f"allowed_tokens[{position}]")), dtype=torch.int64)
             self.blocked[number] |= ~torch.zeros_like(forbidden).index_fill(0, keep.to(device), True)
-            self.set_of[position] = number
+            self.set_of[:, position] = number
             if bool(self.blocked[number].all()):
                 raise ValueError(
                     f"allowed_tokens leaves no token at position {position}: {list(tokens)} are special or forbidden"
                 )
         if bool(forbidden.all()):
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
+        # What a text may not begin with is left out of `given`: no text of the data does, and their price only falls.
         self.given = bool(config.forbidden_tokens or sets)
         self.faults: dict[str, Tensor] = {}  # on the device, () bool each
         self.reads_are_free = reads_are_free(device)
+        # whether a draw of the prior may put what must not stand there; the same for a row whatever its neighbours
+        self.starts_anew = bool(self.given or config.begin_suppress_tokens)
+        if config.begin_suppress_tokens:
+            self._suppress_at_beginnings(model_config, config.begin_suppress_tokens, inputs)
+
+    def _suppress_at_beginnings(self, model_config, tokens, inputs: GenerationInputs) -> None:
+        """Sets of their own for the positions where a text begins."""
+        vocab = model_config.vocab_size
+        begins = beginnings(model_config, inputs)
+        suppressed = torch.zeros_like(self.forbidden)
+        suppressed[torch.tensor(list(_inside(tokens, vocab, "begin_suppress_tokens")), device=begins.device)] = True
+        if not bool(begins.any()):
+            return
+        self.set_of = self.set_of + len(self.blocked) * begins
+        self.blocked = torch.cat((self.blocked, self.blocked | suppressed))
+        for number in self.set_of[begins].unique().tolist():
+            if bool(self.blocked[number].all()):
+                column = int((begins & (self.set_of == number)).any(dim=0).nonzero()[0])
+                raise ValueError(
+                    f"begin_suppress_tokens leaves no token at position {column}, where a text begins: what else might "
+                    "stand there is special, forbidden or not allowed; give begin_suppress_tokens=[]"
+                )
+        if inputs.keep_tokens:  # what was typed there may stay
+            typed = (begins & suppressed[inputs.tokens] & ~self.forbidden[inputs.tokens]).nonzero().tolist()
+            for row, column in typed:
+                own = self.blocked[self.set_of[row, column]].clone()
+                own[inputs.tokens[row, column]] = False
+                self.set_of[row, column] = len(self.blocked)
+                self.blocked = torch.cat((self.blocked, own[None]))
 
     @property
     def forbidden(self) -> Tensor:
@@ -75,14 +104,20 @@ class Constraints:
         return self.blocked[0]
 
     def __call__(self, logits: Tensor, xt: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """(N, V): the logits, -inf at what may not be drawn. xt: (B, L); rows, columns: (N,), the place of each."""
+        """(N, V): the logits, -inf at what may not be drawn.
+
+        xt: (B * k, L), k variants of each row behind each other; rows, columns: (N,), the place of each in it.
+        """
         if self.processor is not None:
             scores = self.processor(xt[rows], logits.to(torch.float32, copy=True))
             if not isinstance(scores, Tensor) or scores.shape != logits.shape or not scores.is_floating_point():
                 got = f"{tuple(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
                 raise ValueError(f"logits_processor must return scores {tuple(logits.shape)}, got {got}")
             logits = scores
-        blocked = self.forbidden if len(self.blocked) == 1 else self.blocked[self.set_of[columns]]
+        blocked = self.forbidden
+        if len(self.blocked) > 1:
+            variants = len(xt) // len(self.set_of)
+            blocked = self.blocked[self.set_of[rows if variants == 1 else rows // variants, columns]]
         logits = logits.masked_fill(blocked, -torch.inf)
         best = logits.amax(dim=-1)
         if self.processor is not None:
@@ -116,8 +151,18 @@ class Constraints:
         for number, blocked in enumerate(self.blocked):
             tokens = (~blocked).nonzero()[:, 0]
             here = self.set_of == number
-            drawn[:, here] = tokens[(uniforms[:, here] * len(tokens)).long()]
+            drawn[here] = tokens[(uniforms[here] * len(tokens)).long()]
         return torch.where(editable, drawn, xt)
+
+
+def beginnings(model_config, inputs: GenerationInputs) -> Tensor:
+    """(B, L) bool: the editable positions where a text begins: what frames a row stands before them, or nothing."""
+    parts = (model_config.prefix_token_ids, model_config.suffix_token_ids, model_config.separator_token_ids)
+    frame = {token for part in parts for token in part or ()} | {model_config.pad_token_id} - {None}
+    framing = torch.isin(inputs.tokens, torch.tensor(sorted(frame), dtype=torch.int64, device=inputs.tokens.device))
+    before = torch.ones_like(inputs.editable)
+    before[:, 1:] = (framing & ~inputs.editable)[:, :-1]
+    return before & inputs.editable
 
 
 def _inside(tokens, vocab: int, name: str):

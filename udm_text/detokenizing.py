@@ -3,9 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Span = tuple[int, int]
+
+
+class Typed(NamedTuple):
+    """A typed text, the tokens that it is, and where each of them stands in it: see `restore_text`."""
+
+    text: str
+    source: list[int]
+    spans: list[Span]
+
+
+def read_typed(tokenizer: Any, text: str) -> Typed | None:
+    """A typed text as its tokenizer reads it; None where a slow tokenizer does not tell where its tokens stand."""
+    if not tokenizer.is_fast:
+        source = list(tokenizer(text)["input_ids"])
+        spans = _found_spans(tokenizer, text, source)
+        return None if spans is None else Typed(text, source, spans)
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return Typed(text, list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]])
+
+
+def _found_spans(tokenizer: Any, text: str, source: list[int]) -> list[Span] | None:
+    """Where tokens stand in a text by what each of them says; None where one does not stand where it should.
+
+    An unknown token is taken for all up to the next white space, if that alone is one.
+    """
+    special, spans, read = set(tokenizer.all_special_ids), [], 0
+    for i, token in enumerate(source):
+        start = len(text) - len(text[read:].lstrip())
+        if token == tokenizer.unk_token_id:
+            word = text[start:].split(maxsplit=1)[:1]
+            if not word or list(tokenizer(word[0], add_special_tokens=False)["input_ids"]) != [token]:
+                return None
+            said = word[0]
+        elif token in special:
+            said = tokenizer.convert_ids_to_tokens(token)
+            if not text.startswith(said, start):  # it frames the row
+                spans.append((0, 0))
+                continue
+        else:
+            said = _said(tokenizer, source[i - 1 : i] if i and source[i - 1] not in special else [], [token]).strip()
+            if not text.startswith(said, start):
+                return None
+        read = start + len(said)
+        spans.append((start, read))
+    return None if text[read:].strip() else spans
 
 
 def unknown_parts(tokenizer: Any, text: str) -> list[str]:
@@ -15,19 +60,27 @@ def unknown_parts(tokenizer: Any, text: str) -> list[str]:
         return []
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    found = [text[start:end] for token, (start, end) in spans if token == unknown]
+    parts = [text[start:end] for token, (start, end) in spans if token == unknown]
+    found = [part.strip() or part for part in parts]  # white space before a word may be part of its token
     return [part for part in dict.fromkeys(found) if part and part != tokenizer.unk_token]
 
 
 def restore_text(
-    tokenizer: Any, text: str, source: Sequence[int], spans: Sequence[Span], row: Sequence[int], shown: Sequence[bool]
+    tokenizer: Any,
+    text: str,
+    source: Sequence[int],
+    spans: Sequence[Span],
+    row: Sequence[int],
+    shown: Sequence[bool],
+    blank: str | None = None,
 ) -> str:
     """The text of a row that began as the tokens of a typed text.
 
     A position that still holds its token gives the characters it was made from, whatever the tokenizer does to them
     (case, unknown characters, white space); one that was changed or added gives what its token says, and the white
     space before it is the typed one wherever the tokenizer puts any. A character that was made of several tokens is as
-    it was typed only if none of them was changed.
+    it was typed only if none of them was changed. Typed white space that only parts what is shown from what is not is
+    of neither.
 
     Args:
         tokenizer: for `decode`, and its special tokens.
@@ -37,49 +90,76 @@ def restore_text(
             a row (0, 0).
         row: the token ids of the row; position i was made from `source[i]`, and those behind `source` are new.
         shown: of each position whether its text is wanted.
+        blank: what is written for a mask token; None: for a typed one what was typed, for others nothing.
     """
-    special = set(tokenizer.all_special_ids)
+    special, mask = set(tokenizer.all_special_ids), tokenizer.mask_token_id
     kept = _kept(source, spans, row)
+    apart = blank is not None and _blanks_stand_apart(tokenizer)
     parts: list[str] = []
     context: list[int] = []  # the token before, if it is one of the text
-    read: int | None = 0  # up to where the typed text has been seen; None: what stands before is not shown
+    read = 0  # up to where the typed text has been seen
+    hidden = False  # whether text was seen that is not shown
+    seen = True  # whether the last token of the text was shown
     run: list[int] = []
     before: list[int] = []
-    between = ""
+    between, opens = "", False
 
     def write_run() -> None:
         if run:
-            parts.append(_spaced(between, _said(tokenizer, before, run), bool(parts) and parts[-1][-1:].isspace()))
+            said = _said(tokenizer, before, run)
+            if hidden and not parts:
+                parts.append(said.lstrip() if between else said)
+            else:
+                parts.append(_spaced(between, said, bool(parts) and parts[-1][-1:].isspace(), opens))
             run.clear()
 
     for i, token in enumerate(row):
         span = spans[i] if i < len(source) and spans[i][0] < spans[i][1] else None
+        if span is None and token in special and not (token == mask and blank is not None):
+            if not shown[i]:
+                write_run()
+                context = []
+            continue
+        gap, typed = "", ""
+        if span is not None:
+            gap, typed = text[read : span[0]], text[max(span[0], read) : span[1]]
+            read = max(span[1], read)
+        elif i >= len(source) or not kept[i]:  # else it is a token without characters of its own
+            gap, read = text[read:], len(text)
         if not shown[i]:
             write_run()
-            read, context = (None if span else read), []
+            hidden, seen = True, False
+            context = [] if token in special and token != tokenizer.unk_token_id else [token]
             continue
-        if span is None and token in special:
-            continue
-        if span is not None:
-            gap = "" if read is None else text[read : span[0]]
-            start, read = max(span[0], read or 0), max(span[1], read or 0)
-        elif i < len(source) and kept[i]:  # a token without characters of its own
-            gap = ""
-        else:
-            gap = "" if read is None else text[read:]
-            read = read if read is None else len(text)
-        if kept[i]:
+        seen, first = True, not (parts or run)
+        if token == mask and blank is not None:
             write_run()
-            parts.append(gap + (text[start : span[1]] if span is not None else ""))
+            gap += typed[: len(typed) - len(typed.lstrip())]
+            if not gap and apart and parts and span is None and not parts[-1][-1:].isspace():
+                gap = " "
+            parts.append(("" if hidden and first else gap) + blank)
+        elif kept[i]:
+            write_run()
+            parts.append(("" if hidden and first else gap) + typed)
         elif token not in special:
+            bare = typed.lstrip()
+            lead = typed[: len(typed) - len(bare)] if bare else ""
+            if lead != " " or first:  # one space is what the token itself says, where it says any
+                gap += lead
             if run and gap:
                 write_run()
             if not run:
-                between, before = gap, context
+                between, before, opens = gap, context, first and not hidden
             run.append(token)
         context = [token]
     write_run()
-    return "".join(parts) + (text[read:] if read is not None and (any(shown) or not row) else "")
+    return "".join(parts) + (text[read:] if seen and (any(shown) or not row) else "")
+
+
+def _blanks_stand_apart(tokenizer: Any) -> bool:
+    """Whether white space stands before a mask token that stands for a word: where its tokens are words or carry it."""
+    mask = next((t for i, t in tokenizer.added_tokens_decoder.items() if i == tokenizer.mask_token_id), None)
+    return getattr(mask, "lstrip", False) or " " in tokenizer.decode([tokenizer.mask_token_id] * 2)
 
 
 def _kept(source: Sequence[int], spans: Sequence[Span], row: Sequence[int]) -> list[bool]:
@@ -100,13 +180,16 @@ def _said(tokenizer: Any, before: list[int], run: list[int]) -> str:
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(run, skip_special_tokens=False)
 
 
-def _spaced(gap: str, said: str, after_space: bool) -> str:
-    """What changed tokens say, behind the typed characters that stand before them."""
+def _spaced(gap: str, said: str, after_space: bool, opens: bool) -> str:
+    """What changed tokens say, behind the typed characters that stand before them.
+
+    opens: whether nothing but typed white space stands before them, which a tokenizer need not say.
+    """
     bare = said.lstrip()
     if gap.strip():
         return gap + bare
-    if not bare or bare == said:  # white space itself, or nothing that parts it from what stands before
-        return said
+    if not bare or (bare == said and not opens):
+        return said  # white space itself, or nothing that parts it from what stands before
     if after_space:
         return gap + bare
     return (gap or said[: len(said) - len(bare)]) + bare

@@ -18,6 +18,10 @@ _MOST_ROWS = 1 << 26
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
+_TEXT_MARKS = ("\u2581", "\u0120")
+"""What stands for a space in the tokens of SentencePiece and of byte-level BPE."""
+
+
 def has_file(path, name: str, **where) -> bool:
     """Whether the model repository or directory holds this file."""
     found = cached_file(
@@ -107,6 +111,30 @@ def tokenizer_separator(tokenizer) -> list[int]:
             "tokenizer.add_special_tokens({'sep_token': '[SEP]'}) and save it"
         )
     return [tokenizer.sep_token_id]
+
+
+def continuation_tokens(tokenizer, vocab_size: int | None = None) -> list[int]:
+    """The ids of the tokens that continue a word, and so begin no text; [] where tokens do not tell.
+
+    They tell where a word's pieces carry a mark (## of WordPiece), or where its first piece does and so does every text
+    (\u2581 of SentencePiece): then those without it. vocab_size: of the model, if it may have fewer tokens.
+    """
+    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
+    ordinary = {token: i for token, i in vocabulary.items() if i not in special}
+    core = tokenizer.backend_tokenizer.model if tokenizer.is_fast else None
+    inside = getattr(core, "continuing_subword_prefix", None) or "##"
+    marked = [token for token in ordinary if token.startswith(inside) and len(token) > len(inside)]
+    twice = ((token, tokenizer.decode([ordinary[token]] * 2)) for token in marked[:20])
+    if any(said.endswith(token + token[len(inside) :]) for token, said in twice):
+        found = marked  # and not tokens that happen to be written so
+    else:
+        bare = [ids[0] for _, ids in _samples(tokenizer) if ids[0] not in special]
+        heads = tokenizer.convert_ids_to_tokens(bare)
+        mark = next((mark for mark in _TEXT_MARKS if heads and all(head.startswith(mark) for head in heads)), None)
+        found = [] if mark is None else [token for token in ordinary if not token.startswith(mark)]
+    if len(found) == len(ordinary):
+        return []
+    return sorted(ordinary[token] for token in found if vocab_size is None or ordinary[token] < vocab_size)
 
 
 def _samples(tokenizer) -> Iterable[tuple[str, list[int]]]:

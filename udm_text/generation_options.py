@@ -232,6 +232,14 @@ OPTIONS: dict[str, Option] = {
         help="The only tokens that may be drawn at a position of the output row (special tokens count as positions), "
         "the same for all rows.",
     ),
+    "begin_suppress_tokens": Option(
+        None,
+        wanted="a list of token ids (the pipeline takes strings)",
+        good=lambda x: x is None or _are_ids(x),
+        speculates=True,
+        help="Tokens that a text does not begin with: never drawn where nothing but what frames a row stands before. "
+        "The pipeline's default are those that continue a word, as its tokenizer marks them; [] for none.",
+    ),
     "length": Option(
         None,
         **_whole(1),

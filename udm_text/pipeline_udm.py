@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sized
 from types import GeneratorType
@@ -15,7 +16,8 @@ from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import UDMConfig
-from .detokenizing import restore_text, unknown_parts
+from .detokenizing import Typed, read_typed, restore_text, unknown_parts
+from .framing import continuation_tokens
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
@@ -46,8 +48,9 @@ class UDMGenerationPipeline(Pipeline):
 
     Every argument of [`UDMGenerationConfig`] may be given to the pipeline or to a call. A result depends on its input,
     the seed and its number among `num_return_sequences` only: not on the other inputs, nor on `batch_size`, up to the
-    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal
-    inputs under one seed give equal texts; ask for several by `num_return_sequences`.
+    rounding of the network, whose last bits change with the shape of a batch, more in bfloat16. So equal inputs under
+    one seed give equal texts, and different ones have draws and lengths of their own; ask for several texts by
+    `num_return_sequences`. The empty text has the draws of `model.generate` under that seed.
     """
 
     _load_tokenizer: Any = True
@@ -73,6 +76,8 @@ class UDMGenerationPipeline(Pipeline):
             )
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
+        self._decodes = False  # whether it was said that texts come back decoded
+        self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
     def _sanitize_parameters(
         self, return_full_text: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
@@ -85,8 +90,9 @@ class UDMGenerationPipeline(Pipeline):
         for name, flag in (("return_full_text", return_full_text), ("return_tensors", return_tensors)):
             if not isinstance(flag, bool | None):
                 raise ValueError(f"{name} must be True, False or None, got {flag!r}")
-        if kwargs.get("forbidden_tokens") is not None:
-            kwargs["forbidden_tokens"] = self._token_ids("forbidden_tokens", kwargs["forbidden_tokens"])
+        for name in ("forbidden_tokens", "begin_suppress_tokens"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._token_ids(name, kwargs[name])
         if isinstance(allowed := kwargs.get("allowed_tokens"), dict):
             named = {at: self._token_ids(f"allowed_tokens[{at}]", tokens) for at, tokens in allowed.items()}
             kwargs["allowed_tokens"] = named
@@ -95,21 +101,34 @@ class UDMGenerationPipeline(Pipeline):
         return {}, kwargs, after
 
     def _token_ids(self, name: str, tokens: Any) -> list[Any]:
-        """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token."""
+        """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token.
+
+        A string that is both, as where white space before a word is part of its token, names both tokens.
+        """
         if not isinstance(tokens, list | tuple):
             raise ValueError(f"{name} must be a list of tokens, got {tokens!r}")
         vocabulary, ids = self.tokenizer.get_vocab(), []
         for token in tokens:
-            if isinstance(token, str):
-                made = [vocabulary[token]] if token in vocabulary else self._encode(token)
-                if len(made) != 1 or (made[0] == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
-                    raise ValueError(
-                        f"{name} must hold single tokens, and {token!r} is "
-                        f"{self.tokenizer.convert_ids_to_tokens(made)} to this tokenizer"
-                    )
-                token = made[0]
-            ids.append(token)
+            if not isinstance(token, str):
+                ids.append(token)
+                continue
+            written = [vocabulary[token]] if token in vocabulary else []
+            made = self._encode(token)
+            read = made if len(made) == 1 and made[0] != self.tokenizer.unk_token_id else []
+            if not (written or read):
+                raise ValueError(
+                    f"{name} must hold single tokens, and {token!r} is "
+                    f"{self.tokenizer.convert_ids_to_tokens(made)} to this tokenizer"
+                )
+            ids += dict.fromkeys([*written, *read])
         return ids
+
+    def _continuation_tokens(self) -> list[int]:
+        """What no text begins with by default; a tokenizer may get more tokens."""
+        if self._continuations[0] != len(self.tokenizer):
+            found = continuation_tokens(self.tokenizer, self.model.config.vocab_size)
+            self._continuations = len(self.tokenizer), found
+        return self._continuations[1]
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -118,17 +137,20 @@ class UDMGenerationPipeline(Pipeline):
         """
         Args:
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
-            kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens` and `allowed_tokens` may name tokens by
-                strings); `generator`, `logits_processor`, `streamer` and `callback_on_step_end` as in `generate`;
-                `return_full_text=False` gives the generated tokens alone, True the whole row, prompt included; by
-                default the answer of a model of prompts and answers, and the whole row of any other;
-                `return_tensors=True` gives beside the text `"generated_token_ids"`, the tokens of the whole row, and
-                `"generated"`, for each whether it was generated; `batch_size`.
+            kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
+                may name tokens by strings; the last one is by default what continues a word); `generator`,
+                `logits_processor`, `streamer` (its `put_typed`, if it has one, gets a `detokenizing.Typed` or None for
+                each text first) and `callback_on_step_end` as in `generate`; `return_full_text=False`
+                gives what was generated alone, True the whole row, prompt included; by default the answer of a model
+                of prompts and answers, and the whole row of any other;
+                `return_tensors=True` gives beside the text `"generated_token_ids"`, the
+                tokens of the whole row, and `"generated"`, for each whether it was generated; `batch_size`.
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
             of such lists, or an iterator over them where the texts are a torch dataset or a generator. With
-            `output_trajectory=True` each also holds `"trajectory"`, the text after every step of its own; with
+            `output_trajectory=True` each also holds `"trajectory"`, that text before the first and after every step of
+            its own, the tokenizer's mask token where nothing stands yet; with
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
             the network for its batch, and `"expected_nats"` where `generate` gives them.
         """
@@ -181,6 +203,17 @@ class UDMGenerationPipeline(Pipeline):
         input_ids = torch.tensor([ids], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
 
+    def _keys(self, input_tensors: dict[str, Any]) -> list[int]:
+        """Of each input a number that depends on its tokens alone; 0 where nothing was typed, as `generate` counts."""
+        nothing = list(self.tokenizer("")["input_ids"])
+        keys = []
+        for ids, keep in zip(input_tensors["input_ids"], input_tensors["attention_mask"].bool(), strict=True):
+            row = ids[keep].tolist()
+            digest = hashlib.blake2b(b"".join(token.to_bytes(8, "little") for token in row), digest_size=8).digest()
+            # 62 bits: the numbers of the samples are added
+            keys.append(0 if row == nothing else int.from_bytes(digest, "little") >> 2)
+        return keys
+
     def _with_own_masks(self, text: str) -> str:
         """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
         own = self.tokenizer.mask_token
@@ -191,12 +224,18 @@ class UDMGenerationPipeline(Pipeline):
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
+        if config.begin_suppress_tokens is None:
+            forward_parameters["begin_suppress_tokens"] = self._continuation_tokens()
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         check_rows(number * rows)
         index = None
         seeded = config.seed is not None and forward_parameters.get("generator") is None
-        if seeded:  # under one seed a row is told apart by its number among the samples of its input
-            index = torch.arange(number).repeat(rows)
+        if seeded:  # under one seed a row is told apart by its input and its number among the samples of it
+            index = torch.cat([key + torch.arange(number) for key in self._keys(input_tensors)])
+        streamer: Any = forward_parameters.get("streamer")
+        if hasattr(streamer, "put_typed"):
+            texts = input_tensors["text"]
+            streamer.put_typed([self._read(text) for text in ([texts] if isinstance(texts, str) else texts)])
         output = self.model.generate(
             input_tensors["input_ids"],
             attention_mask=input_tensors["attention_mask"],
@@ -232,17 +271,10 @@ class UDMGenerationPipeline(Pipeline):
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
         if return_full_text is None:
             wanted = model_outputs.get("answer", wanted)
-        typed: tuple[str, list[int], list[tuple[int, int]]] | None = None
-        if self.tokenizer.is_fast and return_full_text is not False:
-            encoded = self.tokenizer(model_outputs["text"], return_offsets_mapping=True)
-            typed = (model_outputs["text"], encoded["input_ids"], encoded["offset_mapping"])
+        typed = self._read(model_outputs["text"])
         for i in range(model_outputs["sequences"].shape[1]):
             row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
-            if typed is not None:
-                text = restore_text(self.tokenizer, *typed, row.tolist(), shown.tolist())
-            else:
-                text = self.tokenizer.decode(row[shown].tolist(), skip_special_tokens=True)
-            record: dict[str, Any] = {"generated_text": text}
+            record: dict[str, Any] = {"generated_text": self._text_of(typed, row, shown)}
             if return_tensors:
                 there = model_outputs["attention_mask"][0, i].bool()
                 record["generated_token_ids"] = row[there].tolist()
@@ -253,10 +285,26 @@ class UDMGenerationPipeline(Pipeline):
                 if "expected_nats" in model_outputs:
                     record["expected_nats"] = float(model_outputs["expected_nats"][0, i])
             if "trajectory" in model_outputs:
-                keep = model_outputs["attention_mask"][0, i].bool()
-                record["trajectory"] = [
-                    self.tokenizer.decode(xt[keep].tolist(), skip_special_tokens=False)
-                    for xt in model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
-                ]
+                states = model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
+                record["trajectory"] = [self._text_of(typed, xt, shown, self.tokenizer.mask_token) for xt in states]
             records.append(record)
         return records
+
+    def _read(self, text: str) -> Typed | None:
+        """The typed text and where its tokens stand in it; what a slow tokenizer cannot tell is said once."""
+        typed = read_typed(self.tokenizer, text)
+        if typed is None and not self._decodes:
+            self._decodes = True
+            logger.warning(
+                f"{type(self.tokenizer).__name__} is a slow tokenizer, which does not say where in a text its tokens "
+                "stand, and they could not be found there: texts come back as it decodes them, not as they were typed"
+            )
+        return typed
+
+    def _text_of(self, typed: Typed | None, row: torch.Tensor, shown: torch.Tensor, blank: str | None = None) -> str:
+        """The text of a row (L,), what was typed as it was typed; blank: what is written for a mask that is open."""
+        if typed is not None:
+            return restore_text(self.tokenizer, *typed, row.tolist(), shown.tolist(), blank)
+        ids, special = row[shown].tolist(), set(self.tokenizer.all_special_ids)
+        left = [i for i in ids if i not in special or (blank is not None and i == self.tokenizer.mask_token_id)]
+        return self.tokenizer.decode(left)

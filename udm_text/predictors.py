@@ -413,7 +413,7 @@ class SubstitutePredictor(Predictor):
 
     def start(self, inputs: GenerationInputs) -> Tensor:
         xt = super().start(inputs)
-        if self.constraints.given:  # what stands there at the start may stay
+        if self.constraints.starts_anew:  # what stands there at the start may stay
             xt = self.constraints.prior(xt, inputs.editable, self.random)
         return xt
 

@@ -539,3 +539,12 @@ def test_a_report_that_is_none_is_refused_by_its_field(tmp_path):
         (tmp_path / "report.json").write_text(json.dumps({field: value}))
         with pytest.raises(ValueError, match=said):
             read_report(tmp_path / "report.json")
+
+
+def test_a_card_says_what_figures_per_character_leave_out():
+    model = make_udm(length_counts=COUNTS)
+    lossy = {"round_trip": {"texts": 3, "exact": 0, "lost": ["capitals", "white space"]}}
+    said = "The tokenizer does not give back capitals, white space, which figures per character leave out."
+    assert said in " ".join(make_card(model, "user/name", report={**REPORT, "vocabulary": lossy}).split())
+    lossy["round_trip"]["lost"] = []
+    assert "does not give back" not in make_card(model, "user/name", report={**REPORT, "vocabulary": lossy})

@@ -444,7 +444,7 @@ def evaluate(
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
         figures = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
-        text = describe(figures)
+        text = describe(figures, report.get("vocabulary"))
     print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 
 

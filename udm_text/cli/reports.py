@@ -18,6 +18,18 @@ def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int
     )
 
 
+def describe_round_trip(vocabulary: dict[str, Any], rows: int) -> str | None:
+    """What the tokenizer does not give back, where it does not give all of a corpus of so many rows back."""
+    found = vocabulary.get("round_trip")
+    if not found or found["exact"] == found["texts"]:
+        return None
+    sample = f"a sample of {found['texts']} of " if found["texts"] < rows else ""
+    return (
+        f"{found['exact']} of {sample}{rows} rows come back exactly: this tokenizer loses {', '.join(found['lost'])}, "
+        "which figures per character leave out"
+    )
+
+
 def figure_with_error(value: float | None, error: float | None, digits: int) -> str:
     """A figure +- one standard error; None and infinity alike are infinite, an error that is no number unknown."""
     if value is None or not math.isfinite(value):
@@ -26,8 +38,8 @@ def figure_with_error(value: float | None, error: float | None, digits: int) -> 
     return f"{value:.{digits}f} +- {format(error, f'.{digits}f') if known else 'unknown'}"
 
 
-def describe(bound: dict[str, Any]) -> str:
-    """One line on a bound, each figure with its standard error."""
+def describe(bound: dict[str, Any], vocabulary: dict[str, Any] | None = None) -> str:
+    """One line on a bound, each figure with its standard error; with what the tokenizer loses of the text, if any."""
 
     def figure(name: str, digits: int) -> str:
         return figure_with_error(bound[name], bound[f"{name}_stderr"], digits)
@@ -38,6 +50,8 @@ def describe(bound: dict[str, Any]) -> str:
     text = f"{names[0]} {values[0]} nats/token, {names[1]} {values[1]}"
     if bound["chars"] is not None:
         text += f", {figure('bits_per_char', 4)} bits/char"
+        if lost := ((vocabulary or {}).get("round_trip") or {}).get("lost"):
+            text += f" without {', '.join(lost)}"
     length = "lengths included" if bound["length_included"] else "lengths given"
     how = "exact" if exact else f"{bound['draws']} draws each"
     return f"{text} ({length}; {bound['rows']} rows, {how})"

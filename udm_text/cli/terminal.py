@@ -174,15 +174,12 @@ def describe_speed(records: list[list[dict[str, Any]]], inputs_per_batch: int, s
 
 
 def readable(tokenizer, text: str) -> str:
-    """A state of a trajectory as it is shown: a block for each [MASK], without what frames and pads a row."""
-    for token in (tokenizer.bos_token, tokenizer.cls_token, tokenizer.sep_token, tokenizer.eos_token):
-        text = text.replace(token, "") if token else text
-    text = text.replace(tokenizer.pad_token, "") if tokenizer.pad_token else text
+    """A state of a trajectory as it is shown: a block for each [MASK]."""
     return (text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text).strip()
 
 
 class LiveText:
-    """A streamer (put, put_draft, end) that redraws all rows in the terminal, masks as blocks."""
+    """A streamer (put_typed, put, put_draft, end) that redraws all rows in the terminal, masks as blocks."""
 
     def __init__(self, tokenizer, pause: float = 0.08):
         from rich.live import Live
@@ -190,6 +187,7 @@ class LiveText:
         self.tokenizer, self.pause = tokenizer, pause
         self.live = Live(refresh_per_second=30, vertical_overflow="visible")
         self.head: list[list[int]] = []
+        self.typed: list[Any] = [None]
 
     def __enter__(self) -> LiveText:
         self.live.start()
@@ -197,6 +195,10 @@ class LiveText:
 
     def __exit__(self, *exception: Any) -> None:
         self.live.stop()
+
+    def put_typed(self, typed: list[Any]) -> None:
+        """What was typed for the rows to come, a `Typed` or None each: from the pipeline."""
+        self.typed = typed
 
     def put(self, value) -> None:
         """The prompt first, the finished rows last."""
@@ -218,11 +220,18 @@ class LiveText:
         from rich.text import Text
 
         self.live.start()
-        lines = [show_masks(self.tokenizer, a + b) for a, b in zip(self.head, rows, strict=True)]
+        whole = [a + b for a, b in zip(self.head, rows, strict=True)]
+        samples = max(1, len(whole) // len(self.typed))
+        lines = [show_masks(self.tokenizer, row, self.typed[i // samples]) for i, row in enumerate(whole)]
         self.live.update(Text("\n".join(lines), style=style), refresh=True)
 
 
-def show_masks(tokenizer, ids: list[int]) -> str:
-    """Decoded text with a block for each [MASK], without padding."""
+def show_masks(tokenizer, ids: list[int], typed: Any = None) -> str:
+    """The text of a row with a block for each [MASK], without padding; what was typed (a `Typed`) as it was typed."""
+    from ..detokenizing import restore_text
+
+    if typed is not None:
+        text, source, spans = typed
+        return visible(restore_text(tokenizer, text, source, spans, ids, [True] * len(ids), BLOCK))
     text = tokenizer.decode([token for token in ids if token != tokenizer.pad_token_id], skip_special_tokens=False)
     return visible(text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text)

@@ -48,7 +48,15 @@ from ..training.resuming import digest_rows
 from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
-from .reports import describe, describe_context, describe_evaluation, describe_repair, describe_rows, draw_loss
+from .reports import (
+    describe,
+    describe_context,
+    describe_evaluation,
+    describe_repair,
+    describe_round_trip,
+    describe_rows,
+    draw_loss,
+)
 
 NOISY_SHARE = 0.5
 """Rows of a step that take their noisy text, where there are such and no share is given."""
@@ -138,10 +146,12 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
         held: Dataset | None = splits.get("validation")
         validation = None if held is None else make_rows(held, tokenizer, split="validation", **cut)[0]
     dropped = {"blank": splits.blank.get("train", 0), **dropped}
-    vocabulary = vocabulary_report(train_rows, tokenizer)
+    vocabulary = vocabulary_report(train_rows, tokenizer, splits["train"]["text"])
     for note in splits.notes:
         ready.say(f"note: {note}")
     ready.say(describe_rows(dropped, vocabulary, len(train_rows)))
+    if said := describe_round_trip(vocabulary, len(splits["train"])):
+        ready.say(f"note: {said}")
     examples = [] if held is None else first_short(held)
     of = splits.held_out or ("validation" if held is not None else None)
     return Rows(tokenizer, train_rows, validation, held, texts, dropped, vocabulary, splits.notes, of, examples)
@@ -455,7 +465,7 @@ def figures_of(
     if goal.objective == "ar":
         twin = AutoModelForCausalLM.from_pretrained(output)
         found["validation"] = evaluate_causal(twin, rows.validation, objective)
-        text = describe(found["validation"])
+        text = describe(found["validation"], rows.vocabulary)
     elif repairs(data, goal):
         model = UDMForMaskedGeneration.from_pretrained(output)
         texts = rows.tokenizer, data, goal.max_corruption, rows.held
@@ -465,7 +475,7 @@ def figures_of(
         model = UDMForMaskedGeneration.from_pretrained(output)
         found["validation"] = evaluate_bound(model, rows.validation).to_dict()
         found["context"] = measure_context(model, rows.validation, rows.train).to_dict()
-        text = "\n".join((describe(found["validation"]), *describe_context(found["context"])))
+        text = "\n".join((describe(found["validation"], rows.vocabulary), *describe_context(found["context"])))
     print(text, flush=True)
     return found
 

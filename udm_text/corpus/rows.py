@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from unicodedata import category, normalize
 
 import numpy as np
 import torch
@@ -363,21 +365,62 @@ def token_counts(rows: Dataset, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def vocabulary_report(rows: Dataset, tokenizer) -> dict[str, Any]:
+def vocabulary_report(rows: Dataset, tokenizer, texts: Sequence[str] = ()) -> dict[str, Any]:
     """Tokens of the vocabulary that training never sees ("never_seen", special ones left aside), unknown tokens, and
-    their shares of the vocabulary and of all tokens."""
+    their shares of the vocabulary and of all tokens; of the texts "round_trip", see `round_trip`."""
     counts = token_counts(rows, len(tokenizer))
     ordinary = np.ones(len(tokenizer), dtype=bool)
     ordinary[list(tokenizer.all_special_ids)] = False
     never = int((counts[ordinary] == 0).sum())
     unknown = 0 if tokenizer.unk_token_id is None else int(counts[tokenizer.unk_token_id])
-    return {
+    report: dict[str, Any] = {
         "tokens": int(counts[ordinary].sum()) + unknown,
         "unknown": unknown,
         "unknown_share": unknown / max(1, int(counts[ordinary].sum()) + unknown),
         "never_seen": never,
         "never_seen_share": never / max(1, int(ordinary.sum())),
     }
+    return report | ({"round_trip": round_trip(texts, tokenizer)} if len(texts) else {})
+
+
+def round_trip(texts: Sequence[str], tokenizer, most: int = 2000) -> dict[str, Any]:
+    """How many texts come back from their tokens as they were: "texts" that were looked at, "exact" ones, and what is
+    "lost" of the others, the most frequent first.
+
+    most: so many texts are looked at, evenly spaced, and of a very long one its beginning. Figures per character count
+    what is lost as if it had been predicted.
+    """
+    chosen = [texts[i * len(texts) // min(most, len(texts))] for i in range(min(most, len(texts)))]
+    parts = [_beginning_of(text, _LONG) if len(text) > _LONG else text for text in chosen]
+    lost: Counter[str] = Counter()
+    exact = 0
+    for text, ids in zip(parts, tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
+        back = tokenizer.decode(ids, skip_special_tokens=False)
+        exact += back == text
+        lost.update(_lost(text, back, tokenizer.unk_token_id in ids))
+    return {"texts": len(parts), "exact": exact, "lost": [what for what, _ in lost.most_common()]}
+
+
+def _lost(text: str, back: str, unknown: bool) -> list[str]:
+    """What of a text its tokens do not give back."""
+    if text == back:
+        return []
+    if unknown:
+        return ["unknown characters"]
+
+    def bare(text: str) -> str:
+        return "".join(char for char in normalize("NFKD", text) if not category(char).startswith("M"))
+
+    a, b = "".join(text.split()), "".join(back.split())
+    if a == b:
+        return ["white space"]
+    if a.casefold() == b.casefold():
+        return ["capitals", *(["white space"] if text.casefold() != back.casefold() else [])]
+    if bare(a).casefold() == bare(b).casefold():
+        capitals = ["capitals"] if bare(a) != bare(b) else []
+        white = ["white space"] if bare(text).casefold() != bare(back).casefold() else []
+        return [*capitals, "accents and forms of characters", *white]
+    return ["other characters"]
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from .. import framing
@@ -19,15 +19,19 @@ TOKENIZERS = ("wordpiece", "char", "bpe")
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
 CLS_SEP = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
 
-_WORD = "[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-"""A character of a word: what Unicode does not call white space, which is where the tokenizer splits."""
-_WORDS = re.compile(_WORD + "+")
-_WORD_LENGTH = 100
-"""Characters of a word that WordPiece looks at; of a longer one it would make a single unknown token."""
-_HASH = "\U0010fffd"
-"""Stands in word pieces for #, which so is never taken for the mark of a piece inside a word."""
-_NOTHING = "\U0010ffff"
-"""Stands for `_HASH` itself, and is in no vocabulary."""
+_WHITE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What Unicode calls white space, which is where the tokenizer splits, as part of a class of characters."""
+_WORDS = re.compile(f"[^{_WHITE}]+")
+_SPACE = "\u2581"
+"""Stands in word pieces for the white space before them."""
+_BAR = "\u2028"
+"""Stands in word pieces for `_SPACE` itself: no other white space is left in them, so nothing else is written so."""
+_RUN_LENGTH = 100
+"""Characters of a word that WordPiece looks at together; the rest of a longer one is a piece of its own."""
+_PUNCTUATION = r"\p{P}$+<=>^`|~"
+"""What BERT calls punctuation, as part of a class of characters."""
+_PIECES = Regex(rf"{_SPACE}?(?:[{_PUNCTUATION}]|\p{{Han}}|[^{_SPACE}{_PUNCTUATION}\p{{Han}}]{{1,{_RUN_LENGTH}}})")
+"""What a piece lies inside: a character of punctuation, a Chinese one, or a run of others, each with its `_SPACE`."""
 
 
 def train_tokenizer(
@@ -44,10 +48,11 @@ def train_tokenizer(
     With `separator` or `cls_sep`, [SEP] stands between the two texts of a pair, as a prompt and its answer.
 
     Args:
-        kind: "char" (characters seen in training), "wordpiece" (words split at white space, their pieces marked by ##),
-            or "bpe" (byte level: any text, no unknown token). With "wordpiece" a text comes back with one space for
-            each run of white space, where its characters are known; where # stands in the texts, or words of more than
-            100 characters, # is written by a character of private use, and long words are cut into pieces.
+        kind: "char" (characters seen in training), "wordpiece" (pieces of words, each character of punctuation and each
+            Chinese character by itself; a piece that white space stands before begins with \u2581), or "bpe" (byte
+            level: any text, no unknown token). With "wordpiece" a text comes back with one space for each run of white
+            space and none around it, where its characters are known. With "wordpiece" and "bpe" the white space before
+            a [MASK] is part of the blank: what is filled in brings its own.
         vocab_size: tokens at most, special tokens included.
         min_frequency: what is rarer in the texts becomes no token: characters are then unknown (but for bytes), pieces
             are made of smaller ones.
@@ -57,6 +62,8 @@ def train_tokenizer(
     """
     names = SPECIAL_TOKENS | (CLS_SEP if cls_sep else {"sep_token": "[SEP]"} if separator else {})
     special = list(names.values())
+    tokens = {name: _added(token, kind) for name, token in names.items()}
+    added = list(tokens.values())
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
     least = len(special) + (256 if kind == "bpe" else 1)
@@ -68,16 +75,12 @@ def train_tokenizer(
         core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         core.decoder = decoders.Fuse()
         trainer: Any = trainers.WordLevelTrainer(
-            vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=special, show_progress=False
+            vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=added, show_progress=False
         )
         core.train_from_iterator(parts, trainer)
     elif kind == "wordpiece":
         words = Counter(match[0] for text in texts for match in _WORDS.finditer(text))
-        core = Tokenizer(models.WordPiece(_word_pieces(words, vocab_size, special, min_frequency), unk_token="[UNK]"))
-        core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        core.decoder = decoders.WordPiece(cleanup=False)
-        if any("#" in word or len(word) > _WORD_LENGTH for word in words):
-            _keep_every_word(core)
+        core = _word_piece_tokenizer(_word_pieces(words, vocab_size, special, min_frequency))
     elif kind == "bpe":
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,7 +89,7 @@ def train_tokenizer(
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=_merged(min_frequency),
-            special_tokens=special,
+            special_tokens=added,
             initial_alphabet=alphabet,
             show_progress=False,
         )
@@ -97,7 +100,17 @@ def train_tokenizer(
         ids = [(token, core.token_to_id(token)) for token in CLS_SEP.values() if token in special]
         single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if cls_sep else ("$A", "$A [SEP] $B")
         core.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **tokens)
+
+
+def _added(token: str, kind: str) -> AddedToken:
+    """A special token and what it does to the white space beside it in a text.
+
+    That before a [MASK] is the blank's, but for characters, of which it is one. That around a typed [SEP] is of neither
+    text; of word pieces a text behind it begins with the mark of its white space.
+    """
+    left = token == "[SEP]" or (token == "[MASK]" and kind != "char")
+    return AddedToken(token, lstrip=left, rstrip=token == "[SEP]" and kind != "wordpiece", special=True)
 
 
 def cut_before(text: str, end: int) -> int | None:
@@ -128,65 +141,75 @@ def _merged(min_frequency: int) -> int:
     return min_frequency if min_frequency > 1 else 0
 
 
-def _keep_every_word(core: Tokenizer) -> None:
-    """Makes a WordPiece tokenizer keep words that hold # and words of any length.
+def _word_piece_tokenizer(vocabulary: dict[str, int], prepend_scheme: str = "first") -> Tokenizer:
+    """Greedy pieces of a vocabulary whose tokens carry `_SPACE` where white space stands before them.
 
-    # is written as another character, so that ## is a mark and nothing else. A long word is cut, and its later parts
-    begin by that mark, as pieces inside a word do.
+    prepend_scheme: "first": the beginning of a text counts as such a place, what stands behind a special token does
+    not; "never": no place does.
     """
+    core = Tokenizer(
+        models.WordPiece(
+            vocabulary, unk_token="[UNK]", continuing_subword_prefix="", max_input_chars_per_word=1 + _RUN_LENGTH
+        )
+    )
     core.normalizer = normalizers.Sequence(
         [
-            normalizers.Replace(_HASH, _NOTHING),
-            normalizers.Replace("#", _HASH),
-            normalizers.Replace(Regex(rf"{_WORD}{{{_WORD_LENGTH}}}\K(?={_WORD})"), " ##"),
+            normalizers.Strip(left=False, right=True),
+            normalizers.Replace(Regex(f"[{_WHITE}]+"), " "),
+            normalizers.Replace(_SPACE, _BAR),
         ]
     )
-    core.model.max_input_chars_per_word = _WORD_LENGTH + len("##")
-    core.decoder = decoders.Sequence([decoders.WordPiece(cleanup=False), decoders.Replace(_HASH, "#")])
+    metaspace: dict[str, Any] = {"replacement": _SPACE, "prepend_scheme": prepend_scheme, "split": False}
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(**metaspace), pre_tokenizers.Split(_PIECES, "isolated")]
+    )
+    core.decoder = decoders.Sequence([decoders.Metaspace(**metaspace), decoders.Replace(_BAR, _SPACE)])
+    return core
 
 
-class _Marked(dict[str, str]):
-    """Characters as they stand inside words: each a string once."""
+def _pieces_of(words: Counter[str], special: list[str]) -> Counter[tuple[str, ...]]:
+    """How often each part of a word that pieces lie inside stands in the texts: its characters, each a string.
 
-    def __missing__(self, char: str) -> str:
-        return self.setdefault(char, f"##{char}")
+    The first of a part that white space stands before is `_SPACE` and the character.
+    """
+    special_tokens = re.compile("|".join(map(re.escape, special)))
+    first, later = (_word_piece_tokenizer({"[UNK]": 0}, scheme) for scheme in ("first", "never"))
+    pieces: Counter[tuple[str, ...]] = Counter()
+    for word, count in words.items():
+        for number, part in enumerate(special_tokens.split(word)):
+            core = later if number else first
+            for piece, _ in core.pre_tokenizer.pre_tokenize_str(core.normalizer.normalize_str(part)):
+                head = 1 + piece.startswith(_SPACE)
+                pieces[(piece[:head], *piece[head:])] += count
+    return pieces
 
 
 def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_frequency: int) -> dict[str, int]:
-    """The WordPiece vocabulary of `WordPieceTrainer`, but the same in every process.
+    """A WordPiece vocabulary, the same in every process.
 
-    That trainer is BPE over characters of which all but a word's first carry ##, and it breaks ties by the order of a
-    hash map. Here each character and ##character is one private character, and the alphabet is given in order. # is
-    written as `_HASH`, and words are cut where the tokenizer cuts them (`_keep_every_word`).
+    Its trainer is BPE over characters, each of them with and without `_SPACE` a symbol of its own, so that no token is
+    white space alone. The one of the tokenizers library breaks ties by the order of a hash map. Here each symbol is one
+    private character, and the alphabet is given in order.
     """
-    pieces: Counter[tuple[str, ...]] = Counter()
-    marked = _Marked()
-    for word, count in words.items():
-        if any(token in word for token in special) or _HASH in word or _NOTHING in word:
-            continue
-        word = word.replace("#", _HASH)
-        for start in range(0, len(word), _WORD_LENGTH):
-            part = word[start : start + _WORD_LENGTH]
-            first = marked[part[0]] if start else part[0]
-            pieces[(first, *(marked[char] for char in part[1:]))] += count
+    pieces = _pieces_of(words, special)
     counts: Counter[str] = Counter()
-    for word_symbols, count in pieces.items():
-        for symbol in word_symbols:
+    for symbols, count in pieces.items():
+        for symbol in symbols:
             counts[symbol] += count
-            counts[symbol[-1]] += 0  # a character seen inside words may begin one
+            for other in (symbol[-1], _SPACE + symbol[-1]):
+                counts[other] += 0
     characters: Counter[str] = Counter()
     for symbol, number in counts.items():
         characters[symbol[-1]] += number
     kept = [symbol for symbol in counts if characters[symbol[-1]] >= min_frequency]
     alphabet = sorted(kept, key=lambda symbol: (-counts[symbol], symbol))[: vocab_size - len(special)]
     written = {symbol: chr(0xF0000 + i) for i, symbol in enumerate(sorted(alphabet))}
-    read = {char: symbol.removeprefix("##") if len(symbol) > 1 else symbol for symbol, char in written.items()}
-    inside = {char for symbol, char in written.items() if len(symbol) > 1}
+    read = {char: symbol for symbol, char in written.items()}
 
     def corpus() -> Iterator[list[str]]:
-        for word_symbols, count in pieces.items():
-            if all(symbol in written for symbol in word_symbols):  # else it is unknown as a whole
-                yield ["".join(written[symbol] for symbol in word_symbols)] * count
+        for symbols, count in pieces.items():
+            if all(symbol in written for symbol in symbols):  # else it is unknown as a whole
+                yield ["".join(written[symbol] for symbol in symbols)] * count
 
     core = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -198,12 +221,10 @@ def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_f
         show_progress=False,
     )
     core.train_from_iterator(corpus(), trainer)
-    vocab = {}
-    for token, index in core.get_vocab().items():
-        if token not in special:
-            token = ("##" if token[0] in inside else "") + "".join(read[char] for char in token)
-        vocab[token] = index
-    return vocab
+    return {
+        token if token in special else "".join(read[char] for char in token): index
+        for token, index in core.get_vocab().items()
+    }
 
 
 def load_tokenizer(name: str):
