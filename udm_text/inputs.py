@@ -130,8 +130,8 @@ def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
     wrong = (masked & (columns < model_config.answer_starts(input_ids)[:, None])).any(dim=1).nonzero()[:, 0]
     if len(wrong):
         raise ValueError(
-            f"the prompt of row {int(wrong[0])} of input_ids holds [MASK], and this model fills in answers alone: give a prompt "
-            f"without it, or the [MASK] behind the separator {model_config.separator_token_ids}"
+            f"the prompt of row {int(wrong[0])} of input_ids holds [MASK], and this model fills in answers alone: give "
+            f"a prompt without it, or the [MASK] behind the separator {model_config.separator_token_ids}"
         )
 
 

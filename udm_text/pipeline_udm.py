@@ -165,8 +165,8 @@ class UDMGenerationPipeline(Pipeline):
             )
         if (half := _SURROGATE.search(input_)) is not None:
             raise ValueError(
-                f"udm-generation reads Unicode text, and character {half.start()} of an input is half a surrogate pair, "
-                f"{half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
+                f"udm-generation reads Unicode text, and character {half.start()} of an input is half a surrogate "
+                f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
         input_ = self._with_own_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
