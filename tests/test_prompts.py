@@ -293,7 +293,9 @@ def test_an_answer_that_is_begun_is_continued_and_its_blanks_are_filled_in():
     blanks = model.generate(torch.tensor([[CLS, 7, SEP, MASK, 9, SEP]]), seed=0)
     assert blanks[0, [0, 1, 2, 4, 5]].tolist() == [CLS, 7, SEP, 9, SEP] and blanks[0, 3] != MASK
     for wrong in ([CLS, MASK, SEP, 8, SEP], [CLS, MASK, 7]):
-        with pytest.raises(ValueError, match=r"the prompt of row 0 holds \[MASK\], and this model fills in answers"):
+        with pytest.raises(
+            ValueError, match=r"the prompt of row 0 of input_ids holds \[MASK\], and this model fills in answers"
+        ):
             model.generate(torch.tensor([wrong]))
 
 

@@ -87,6 +87,17 @@ def test_holding_out_takes_rows_of_every_class_by_their_share():
     assert parts.validation.labels.bincount().tolist() == [6, 3] and len(parts.train) == 21
 
 
+def test_too_few_images_to_hold_one_out_are_refused_by_their_number(tmp_path):
+    one = ImageRows(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="rows must be at least 2, of which one can be held out, got 1"):
+        hold_out(one, 1)
+    with pytest.raises(ValueError, match="count, of the rows that are held out, must lie between 1 and 2 of 3, got 3"):
+        hold_out(ImageRows(torch.zeros(3, 1, 2, 2)), 3)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=f"{tmp_path} holds 1 image, and one has to be held out"):
+        load_images(str(tmp_path))
+
+
 @pytest.mark.parametrize("end", [".gz", ""])
 def test_idx_files_of_mnist_become_rows(tmp_path, end):
     generator = torch.Generator().manual_seed(0)

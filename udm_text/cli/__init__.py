@@ -32,6 +32,6 @@ def main() -> None:
         ours = ValueError | OSError | ImportError | RuntimeError | OverflowError | MemoryError
         if os.environ.get("UDM_TRACEBACK") or not (broken or isinstance(error, ours)):
             raise
-        said = " ".join(line.strip() for line in str(error).splitlines())  # one line, whoever wrote it
-        show(f"udm: {said.strip() or type(error).__name__}", error=True)
+        said = " ".join(filter(None, map(str.strip, str(error).splitlines())))  # one line, whoever wrote it
+        show(f"udm: {said or type(error).__name__}", error=True)
         raise SystemExit(1) from None

@@ -462,7 +462,10 @@ def hold_out(splits: DatasetDict, share: float = 0.05, contiguous: bool = False)
         total = len(train)
         cut = min(total - 1, round(total * (1 - share)))
         if cut < 1:
-            raise CorpusError(f"{total} texts are too few to hold out a share of {share} for validation")
+            raise CorpusError(
+                f"{total} texts are too few to hold out a share of {share} for validation, the end of the corpus where "
+                "rows are packed; give more text, a validation split, or validation_share=0"
+            )
         parts = {"train": train.select(range(cut)), "validation": train.select(range(cut, total))}
         return _replaced(splits, parts, held_out="train")
     rule = hold_out_rule(train, share)
