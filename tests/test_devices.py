@@ -17,7 +17,7 @@ from tests.simulated_device import DEVICE, DeviceTensor, SimulatedDevice, values
 from udm_text import generation_udm
 from udm_text.decoding import NOT_FINITE
 from udm_text.devices import Sent, demand
-from udm_text.evaluation import evaluate_bound, evaluate_repair, measure_curve
+from udm_text.evaluation import evaluate_bound, evaluate_token_repair, measure_curve
 from udm_text.training import TextObjective
 
 BLANKS = torch.tensor(
@@ -181,7 +181,7 @@ def test_bounds_curves_and_repairs_are_those_of_the_cpu(process):
     if process == "mask":
         measures.append(lambda m: measure_curve(m, rows, draws=2, seed=0))
     else:
-        measures.append(lambda m: evaluate_repair(m, rows, seed=0))
+        measures.append(lambda m: evaluate_token_repair(m, rows, seed=0))
     expected = [measure(model).to_dict() for measure in measures]
     with SimulatedDevice() as device:
         there = moved(device, model)

@@ -60,7 +60,7 @@ def commands(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8")
     kinds = [body for kind in ("", "bash") for body in blocks(page, kind)]
     lines = "\n".join(kinds).replace("\\\n", " ").splitlines()
-    indented = [line.strip() for line in re.findall(r"^    (.*)$", text, re.MULTILINE)]
+    indented = [line.strip() for line in re.findall(r"^    (.*)$", text.replace("\\\n", " "), re.MULTILINE)]
     found = [
         line
         for line in (*lines, *indented)

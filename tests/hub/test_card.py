@@ -117,7 +117,8 @@ def test_held_out_rows_are_of_the_source_that_they_came_from(model, tmp_path):
     for (report, words, split), flags in zip(cases, again, strict=True):
         card = make_card(model, "user/name", report=report)
         assert f"On 12 {words}, ± one standard error" in card
-        assert f"again: `{' '.join(['udm evaluate user/name', flags]).strip()}`" in card
+        where = ", where that file lies" if flags else ""
+        assert f"To measure them again{where}: `{' '.join(['udm evaluate user/name', flags]).strip()}`\n" in card
         [result] = metadata(card)["model-index"][0]["results"]
         assert (result["dataset"]["name"], result["dataset"]["split"]) == (held_out(report).data["name"], split)
 
