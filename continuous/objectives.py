@@ -220,7 +220,7 @@ def draw_times(
         row_index: (B,) int64, the rows' places in the global batch. distribution: (T,) float64, p(t) for
             t = 1..T; None: uniform.
     """
-    source = RowRandom(seed ^ _STRATA, torch.tensor([step], device=row_index.device))
+    source = RowRandom(seed ^ _STRATA, torch.full((1,), step, dtype=torch.int64, device=row_index.device))
     stratum = source.uniform(total)[0].argsort()[row_index % total]
     u = (stratum + source.uniform(total)[0][row_index % total]) / total
     if distribution is None:
@@ -301,6 +301,7 @@ class ImageObjective:
         self, model: Any, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
         """(B,) weighted errors: images corrupted at t, predicted by the network, compared."""
+        row_index = row_index.to(inputs["images"].device, non_blocking=True)
         distribution = None if self.importance is None else self.importance.probabilities(step)
         t, weight = draw_times(self.process.T, row_index, total, seed, step, distribution)
         random = step_random(seed, step, row_index)

@@ -248,7 +248,8 @@ class _Functions(TorchFunctionMode):
         dtype = kwargs.get("dtype") or next((a for a in rest if isinstance(a, torch.dtype)), x.dtype)
         if isinstance(x, DeviceTensor):
             return x if x.dtype == dtype else torch.Tensor.to(x, dtype)
-        _active().wait("sent to the device")
+        if not kwargs.get("non_blocking"):
+            _active().wait("sent to the device")
         return _Move.apply(x.to(dtype))
 
 

@@ -32,7 +32,9 @@ def test_the_logits_of_a_packed_row_are_those_it_has_alone(family, attention, wi
     ids, mask = rows_of(LENGTHS)
     positions = mask.bool() & (ids == MASK)
     with torch.no_grad():
-        packed = packed_predict(model, model.config, mask, width, attention)(input_ids=ids, positions=positions)
+        packed = packed_predict(model, model.config, mask, width, attention)(
+            input_ids=ids, positions=positions.nonzero(as_tuple=True)
+        )
         alone = [
             model(input_ids=ids[i : i + 1, :n]).logits[0][positions[i, :n]] for i, n in enumerate(LENGTHS)
         ]  # without any padding or mask

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
+from .positions import Positions
 from .randomness import RowRandom
 
 if TYPE_CHECKING:
@@ -54,14 +55,13 @@ def most_corrupted(lengths: Tensor, max_corruption: float) -> Tensor:
     return (lengths.double() * max_corruption - 1e-9).ceil().long().clamp(min=1)
 
 
-def mask_terms(cross_entropy: Tensor, corrupted: Tensor, lengths: Tensor, t: Tensor) -> Tensor:
+def mask_terms(cross_entropy: Tensor, rows: Tensor, lengths: Tensor, t: Tensor) -> Tensor:
     """(B,) estimate of the mask NELBO of each row, in nats: (l/t) sum over S of CE_i.
 
     Args:
-        cross_entropy: (|S| of all rows,) CE_i in the order of `corrupted.nonzero()`.
-        corrupted: (B, L) bool, S. lengths: (B,) int64, l. t: (B,) int64, |S|.
+        cross_entropy: (|S| of all rows,) CE_i. rows: the row of each, int64.
+        lengths: (B,) int64, l. t: (B,) int64, |S|.
     """
-    rows = corrupted.nonzero()[:, 0]
     sums = torch.zeros(len(t), dtype=cross_entropy.dtype, device=t.device).index_add(0, rows, cross_entropy)
     return sums * (lengths.double() / t.clamp(min=1)).to(sums.dtype)
 
@@ -116,7 +116,10 @@ def chunked_cross_entropy(
 
 
 class CorruptedRows(NamedTuple):
-    """Rows of a loss: x0, xt (B, L) int64; editable, corrupted (B, L) bool; lengths l and counts t, (B,) int64."""
+    """Rows of a loss: x0, xt (B, L) int64; editable, corrupted (B, L) bool; lengths l and counts t, (B,) int64.
+
+    num_corrupted, num_editable: how many of each row are, as numbers of the host; None: they are read where needed.
+    """
 
     x0: Tensor
     xt: Tensor
@@ -124,6 +127,8 @@ class CorruptedRows(NamedTuple):
     corrupted: Tensor
     lengths: Tensor
     t: Tensor
+    num_corrupted: list[int] | None = None
+    num_editable: list[int] | None = None
 
 
 def row_losses(
@@ -140,11 +145,13 @@ def row_losses(
     chunk: int | None = None,
     noisy: Tensor | None = None,
     paired: Tensor | None = None,
+    known: tuple[list[int], list[int]] | None = None,
 ) -> Tensor:
     """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score as the process does.
 
     Args:
-        predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(B, L) bool); gives logits (N, V).
+        predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(rows, columns)), the latter (N,) int64;
+            gives logits (N, V).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
@@ -154,6 +161,7 @@ def row_losses(
         noisy, paired: (B, L) int64 and (B,) bool; rows that are `paired` stand corrupted as `noisy` has them, in place
             of by the process, and their t is the number of editable positions that differ from x0, which may be 0 where
             `loss` is "cross_entropy".
+        known: t and l of each row as the host knows them, so that they need not be read; not with `paired`.
     """
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
     if noisy is not None and paired is not None:
@@ -161,16 +169,18 @@ def row_losses(
     corrupted = process.corrupted(xt, x0) & editable
     if paired is not None:
         t = torch.where(paired, corrupted.sum(dim=1), t)
-    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t)
+    counts = (None, None) if known is None else ([min(pair) for pair in zip(*known, strict=True)], known[1])
+    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t, *counts)
     return process.losses(predict, rows, forbidden, loss=loss, kernel=kernel, chunk=chunk)
 
 
 def cross_entropies(
-    predict: Callable[..., Tensor], rows: CorruptedRows, positions: Tensor, forbidden: Tensor, chunk: int | None
+    predict: Callable[..., Tensor], rows: CorruptedRows, positions: Positions, forbidden: Tensor, chunk: int | None
 ) -> Tensor:
-    """(N,) CE_i at the positions (B, L), in the order of `positions.nonzero()`. The arguments are of `row_losses`."""
-    wanted = {"input_ids": rows.xt, "t": rows.t, "num_editable": rows.lengths, "positions": positions}
-    target = rows.x0[positions]
+    """(N,) CE_i at the positions. The other arguments are those of `row_losses`."""
+    here = positions.rows, positions.columns
+    wanted = {"input_ids": rows.xt, "t": rows.t, "num_editable": rows.lengths, "positions": here}
+    target = rows.x0[here]
     if chunk is not None:
         apply_head = partial(chunked_cross_entropy, target=target, forbidden=forbidden, chunk=chunk)
         return predict(**wanted, apply_head=apply_head)
@@ -182,8 +192,9 @@ def mask_losses(
     predict: Callable[..., Tensor], rows: CorruptedRows, forbidden: Tensor, chunk: int | None = None
 ) -> Tensor:
     """(B,) losses where the corrupted set is visible: CE_i over it with weight l/t, which estimates the bound."""
-    ce = cross_entropies(predict, rows, rows.corrupted, forbidden, chunk)
-    return mask_terms(ce, rows.corrupted, rows.lengths, rows.t)
+    positions = Positions.of(rows.corrupted, rows.num_corrupted)
+    ce = cross_entropies(predict, rows, positions, forbidden, chunk)
+    return mask_terms(ce, positions.rows, rows.lengths, rows.t)
 
 
 def substitute_losses(
@@ -200,18 +211,21 @@ def substitute_losses(
 
     num_tokens: V, the tokens that may stand at an editable position.
     """
-    wanted, x0, lengths = rows.editable, rows.x0, rows.lengths
+    x0, lengths = rows.x0, rows.lengths
+    positions = Positions.of(rows.editable, rows.num_editable)
+    here = positions.rows, positions.columns
     if loss == "cross_entropy":
-        return mask_terms(cross_entropies(predict, rows, wanted, forbidden, chunk), wanted, lengths, lengths)
+        ce = cross_entropies(predict, rows, positions, forbidden, chunk)
+        return mask_terms(ce, positions.rows, lengths, lengths)
     if chunk is not None:
         raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
-    logits = predict(input_ids=rows.xt, t=rows.t, num_editable=lengths, positions=wanted)
+    logits = predict(input_ids=rows.xt, t=rows.t, num_editable=lengths, positions=here)
     log_probs = logits.float().masked_fill(forbidden, -torch.inf).double().log_softmax(dim=-1)
-    here = changes(log_probs, rows.xt[wanted], torch.ones_like(rows.xt[wanted], dtype=torch.bool))
+    own = changes(log_probs, rows.xt[here], torch.ones_like(rows.xt[here], dtype=torch.bool))
     blank = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
     change = Change(
-        torch.full_like(blank, NEVER).masked_scatter(wanted, here.log_change),
-        blank.masked_scatter(wanted, here.log_stay),
+        torch.full_like(blank, NEVER).index_put(here, own.log_change),
+        blank.index_put(here, own.log_stay),
     )
-    target = blank.masked_scatter(wanted, log_probs.gather(-1, x0[wanted][:, None])[:, 0])
+    target = blank.index_put(here, log_probs.gather(-1, x0[here][:, None])[:, 0])
     return substitute_terms(KERNELS[kernel], change, target, rows.corrupted, lengths, rows.t, num_tokens)

@@ -126,7 +126,7 @@ def mask_term_means(world: World, predictor: Callable[[int], np.ndarray]) -> np.
         corrupted = torch.from_numpy(world.masked_sequences[states] == world.num_tokens)
         x0 = torch.from_numpy(world.sequences[which])
         log_p = log_of(predictor(t)[states]).gather(2, x0[..., None])[..., 0]
-        terms = mask_terms(-log_p[corrupted], corrupted, filled(world.length, x0), filled(t, x0))
+        terms = mask_terms(-log_p[corrupted], corrupted.nonzero()[:, 0], filled(world.length, x0), filled(t, x0))
         columns.append(np.bincount(which, weights=forward[which, states] * terms.numpy()))
     return np.stack(columns, axis=1)
 

@@ -426,8 +426,8 @@ def _lost(text: str, back: str, unknown: bool) -> list[str]:
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) -> dict[str, Tensor]:
     """A batch of rows: input_ids (B, L) int64, attention_mask (B, L) of ones and zeros, editable (B, L) bool.
 
-    rows: each with "input_ids"; "editable", a bool for each token, where it says itself what of it may change.
-    rows: each with "input_ids"; where they have "noisy_ids" of the same length, so has the batch, (B, L) int64.
+    rows: each with "input_ids"; "editable", a bool for each token, where it says itself what of it may change. Where
+        they have "noisy_ids" of the same length, so has the batch, (B, L) int64.
     editable(input_ids, attention_mask) -> (B, L) bool.
     """
 

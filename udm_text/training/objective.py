@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..common import choices
 from ..corpus.rows import collate
+from ..devices import Sent
 from ..evaluation.bounds import ratio_with_stderr, row_draws, scored_rows, summarise
 from ..objectives import LOSSES, most_corrupted, row_losses, stratified_counts
 from ..randomness import RowRandom, step_random
@@ -35,6 +36,12 @@ def check_loss(loss: str, max_corruption: float, loss_chunk: int | None) -> None
         raise ValueError("max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts")
     if loss_chunk is not None and loss_chunk < 1:
         raise ValueError(f"loss_chunk must be at least 1, got {loss_chunk}")
+
+
+def collate_counted(rows: Sequence[dict[str, Any]], **how: Any) -> dict[str, Any]:
+    """A batch of `collate`, and "num_editable", a number of the host for each row: no device is asked for it."""
+    batch: dict[str, Any] = collate(rows, **how)
+    return {**batch, "num_editable": batch["editable"].sum(dim=1).tolist()}
 
 
 class TextObjective:
@@ -81,12 +88,13 @@ class TextObjective:
         if noisy_share and loss != "cross_entropy":
             raise ValueError("noisy texts go with loss 'cross_entropy': the NELBO is of the noise of the process alone")
         self.noisy_share = noisy_share
+        self._forbidden = Sent(config.forbidden_tokens())
         self.loss_chunk = loss_chunk
         self.loss, self.max_corruption = loss, max_corruption
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
         self.pack_length: int | None = None  # tokens of the sequences that rows share in training, see packing.py
-        self.collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]] = partial(
-            collate, pad_token_id=config.pad_token_id, editable=config.editable
+        self.collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] = partial(
+            collate_counted, pad_token_id=config.pad_token_id, editable=config.editable
         )
 
     @property
@@ -103,17 +111,21 @@ class TextObjective:
         columns = getattr(dataset, "column_names", None)
         return [len(ids) for ids in (dataset["input_ids"] if columns else (row["input_ids"] for row in dataset))]
 
-    def num_items(self, inputs: dict[str, Tensor]) -> Tensor:
+    def num_items(self, inputs: dict[str, Any]) -> Tensor:
         """() int64: editable tokens of the batch."""
         return inputs["editable"].sum()
 
     def row_terms(
-        self, model, inputs: dict[str, Tensor], *, row_index: Tensor, total: int, step: int, seed: int
+        self, model, inputs: dict[str, Any], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
-        """(B,) nats of each row: corrupt t of its l editable positions, predict, weigh as `row_losses` says."""
+        """(B,) nats of each row: corrupt t of its l editable positions, predict, weigh as `row_losses` says.
+
+        inputs: of `collate_counted`. "num_editable" in them, l of each row as numbers of the host, spares reading it.
+        """
         x0, mask = inputs["input_ids"], inputs["attention_mask"]
         editable = inputs["editable"]
-        forbidden = self.config.forbidden_tokens(x0.device)
+        (forbidden,) = self._forbidden(x0.device)
+        places, row_index = row_index, row_index.to(x0.device, non_blocking=True)
         dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
         noisy, paired = inputs.get("noisy_ids"), None
@@ -122,20 +134,23 @@ class TextObjective:
             given = ~editable & ~forbidden[inputs["input_ids"]]  # prompts, hidden or not
             noisy = torch.where(given, x0, noisy)
             editable = editable & ~(forbidden[noisy] & paired[:, None])
-        lengths = editable.sum(dim=1).clamp(min=1)
-        most = most_corrupted(lengths, self.max_corruption)
+        counts = None if paired is not None else inputs.get("num_editable")
+        if counts is None:
+            counts = editable.sum(dim=1).tolist()
         predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation
             predict = packed_predict(model, self.config, mask, self.pack_length, attention)
         least = 0 if self.max_corruption < 1.0 else 1
-        t = stratified_counts(most + 1 - least, row_index % total, total, seed ^ _STRATA, step) - 1 + least
+        # on the host, which so knows how many positions there are
+        most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
+        drawn = stratified_counts(most + 1 - least, places.cpu() % total, total, seed ^ _STRATA, step) - 1 + least
         return row_losses(
             predict,
             self.process,
             x0,
             editable,
-            t,
+            drawn.to(x0.device, non_blocking=True),
             step_random(seed, step, row_index),
             forbidden,
             loss=self.loss,
@@ -143,6 +158,7 @@ class TextObjective:
             chunk=self.loss_chunk,
             noisy=noisy,
             paired=paired,
+            known=None if paired is not None else (drawn.tolist(), counts),
         )
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:

@@ -122,9 +122,11 @@ def packed_predict(model, model_config, attention_mask: Tensor, width: int, atte
     dtype = next(model.parameters()).dtype
     inputs = packed_inputs(model_config, where, attention, dtype)
 
-    def predict(input_ids: Tensor, positions: Tensor, apply_head: Any = None, **unused: Any) -> Tensor:
+    def predict(input_ids: Tensor, positions: tuple[Tensor, Tensor], apply_head: Any = None, **unused: Any) -> Tensor:
+        asked = torch.zeros_like(input_ids, dtype=torch.bool)
+        asked[positions] = True
         ids = input_ids.flatten()[where.source].masked_fill(~real, model_config.pad_token_id or 0)
-        wanted = positions.flatten()[where.source] & real
+        wanted = asked.flatten()[where.source] & real
         order = where.source[wanted].argsort()  # of the packed positions, as they follow each other in the rows
         if apply_head is None:
             return model(input_ids=ids, positions=wanted, **inputs).logits[order]

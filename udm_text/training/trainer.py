@@ -445,17 +445,17 @@ class UDMTrainer(Trainer):
             items = self.accelerator.gather(items).sum()
         return items.clamp(min=1) / (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
-    def _row_indices(self, rows: int, device) -> Tensor:
-        """(rows,) int64: places of this micro-batch's rows in the global batch."""
+    def _row_indices(self, rows: int) -> Tensor:
+        """(rows,) int64, on the CPU: places of this micro-batch's rows in the global batch."""
         first = (self._micro_step * self.args.world_size + self.args.process_index) * self._train_batch_size
-        return first + torch.arange(rows, device=device)
+        return first + torch.arange(rows)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         first = next(iter(inputs.values()))
         terms = self.objective.row_terms(
             model,
             inputs,
-            row_index=self._row_indices(len(first), first.device),
+            row_index=self._row_indices(len(first)),
             total=self.rows_per_step,
             step=self.state.global_step,
             seed=self.args.seed,
