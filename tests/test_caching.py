@@ -8,7 +8,7 @@ from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, Adapted,
 from udm_text import UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.cli.terminal import describe_speed
-from udm_text.fastpath import plain_path
+from udm_text.fastpath import Batch, plain_path
 from udm_text.positions import Positions
 
 pytestmark = pytest.mark.filterwarnings("ignore:guidance_scale")
@@ -260,6 +260,26 @@ def test_weights_changed_on_the_way_are_seen_at_once(errors):
 
     deep().generate(ROWS, seed=0, cache_refresh=50, callback_on_step_end=nudge)
     assert max(float(gap.max()) for _, gap in errors) < 1e-10
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_what_a_callback_writes_anywhere_is_computed_anew(process, monkeypatch):
+    """It is no step's doing, so that nothing that is known beforehand counts it: the changes are read then."""
+    updated = []
+    changes = Batch.changes
+    monkeypatch.setattr(
+        Batch, "changes", lambda self, group, **how: updated.append(changes(self, group, **how)) or updated[-1]
+    )
+
+    def write(model, step, s, state):
+        xt = state["xt"].clone()
+        xt[:, 1] = 9 if step == 1 else xt[:, 1]
+        return {"xt": xt}
+
+    model, prompt = make_udm(process), torch.tensor([[CLS, 7, 8, SEP], [CLS, 11, 8, SEP]])
+    model.generate(prompt, max_new_tokens=5, seed=0, cache_refresh=4, callback_on_step_end=write)
+    assert updated[0][0].columns.tolist().count(1) == 0, "a prompt stays as it is"
+    assert [where.columns.tolist().count(1) for where, *_ in updated[1:3]] == [2, 0]
 
 
 def test_what_cannot_be_cached_is_refused_and_never_exact_in_silence():

@@ -310,7 +310,7 @@ class MaskPredictor(Predictor):
             noise = self._noise(xt, t, self._static_scores(xt))
             return self._remask_least_confident(noise, t, s, before, after), uniforms
         corrupted = self.process.corrupted(xt) & self.editable
-        again = self._nothing.masked_fill(~corrupted, torch.inf).where(~corrupted, self._keys_again)
+        again = torch.where(corrupted, self._keys_again, torch.inf)
         noise = self.noise._replace(keys=torch.where(self._risen, again, self.noise.keys))
         uniforms = torch.where(self._risen, self._uniforms_again, self._uniforms)
         noise = self._remask_least_confident(noise, t, s, before, after)
@@ -433,7 +433,8 @@ class SubstitutePredictor(Predictor):
         change = Change(*blank)
         if positions.width:
             here = positions.rows, positions.columns
-            output = self.ask(xt, t, positions, others=[0] * len(xt))  # what changes is always asked about
+            others = None if self._replaced else [0] * len(xt)  # a step changes only what was asked about
+            output = self.ask(xt, t, positions, others)
             pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
             change = Change(*(x.index_put(here, piece) for x, piece in zip(blank, pieces, strict=True)))
         greedy = self.config.temperature == 0
