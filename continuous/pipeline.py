@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import choices, eval_mode, written_whole
+from udm_text.common import choices, eval_mode, takes, written_whole
 from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
@@ -480,8 +480,9 @@ class _Watcher:
     """What looks on while images come to be: a bar, the caller's callback, a trajectory."""
 
     def __init__(self, pipe: ImagePipeline, callback: OnStepEnd | None, keeps: bool, progress: bool):
-        if callback is not None and not callable(callback):
-            raise ValueError(f"callback_on_step_end must be a function, got {type(callback).__name__}")
+        if callback is not None and not takes(callback, 4):
+            what = type(callback).__name__
+            raise ValueError(f"callback_on_step_end must be a function of (pipe, step, s, state), got {what}")
         check_flag("output_trajectory", keeps)
         check_flag("progress", progress)
         self.pipe, self.callback, self.keeps, self.progress = pipe, callback, keeps, progress

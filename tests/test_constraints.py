@@ -323,6 +323,7 @@ def test_constraints_are_saved_with_the_generation_config(tmp_path):
         ({"allowed_tokens": {9: [7]}}, "position 9, which is editable in no row"),
         ({"allowed_tokens": {-1: [7]}}, "position -1"),
         ({"logits_processor": 3}, "logits_processor must be callable"),
+        ({"logits_processor": lambda scores: scores}, "must be callable as processor.input_ids, scores., got function"),
         ({"logits_processor": lambda ids, scores: scores[:, :5]}, "logits_processor must return scores"),
         ({"logits_processor": lambda ids, scores: scores - torch.inf}, "logits_processor leaves no token at position"),
     ],

@@ -611,7 +611,12 @@ def test_arguments_are_not_changed(model_of):
         ("mask", {"input_ids": [[CLS, MASK]], "token_type_ids": "ab"}, "token_type_ids must be a tensor"),
         ("mask", {"length": 2, "generator": 3}, "generator must be a torch.Generator, got int"),
         ("mask", {"length": 2, "streamer": print}, "streamer must have the methods put and end, got builtin"),
-        ("mask", {"length": 2, "callback_on_step_end": "print"}, "callback_on_step_end must be callable, got str"),
+        ("mask", {"length": 2, "callback_on_step_end": "print"}, "callback_on_step_end must be callable .*, got str"),
+        (
+            "mask",
+            {"length": 2, "callback_on_step_end": lambda x: x},
+            "must be callable as callback.model, .* got function",
+        ),
         ("mask", {"length": True}, "length must be a positive integer or None, got True"),
         ("mask", {"length": 2.0}, "length must be a positive integer or None, got 2.0"),
         ("mask", {"length": 2, "num_steps": 10**30}, "num_steps must be a positive integer"),

@@ -112,7 +112,8 @@ def test_noise_belongs_to_the_row(order):
 @pytest.mark.parametrize(
     ("process", "how", "message"),
     [
-        ("mask", {"order": 3}, "order must be 'random', .* or a function, got 3"),
+        ("mask", {"order": 3}, "order must be 'random', .* or a function of two arguments, got 3"),
+        ("mask", {"order": lambda: 0}, "or a function of two arguments, got <function"),
         ("mask", {"order_noise": -1.0, "order": "margin"}, "order_noise must be"),
         ("mask", {"order_noise": True, "order": "margin"}, "order_noise must be"),
         ("mask", {"order_noise": 0.5}, "order_noise is of orders that look .* order 'random' does not"),

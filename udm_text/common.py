@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import numbers
@@ -33,6 +34,19 @@ def check_whole(least: int, **values: Any) -> None:
             raise ValueError(f"{name} must be an integer of 64 bits, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def takes(function: Any, arguments: int) -> bool:
+    """Whether a value can be called with so many arguments; one that does not say what it takes is believed."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    except ValueError:  # a function of C without a signature
+        return True
+    return True
 
 
 def is_connection_error(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .common import takes
 from .decoding import NOT_FINITE
 from .devices import reads_are_free
 from .inputs import GenerationInputs
@@ -35,8 +36,9 @@ class Constraints:
     """
 
     def __init__(self, model_config, config, inputs: GenerationInputs, processor: Callable[..., Any] | None = None):
-        if processor is not None and not callable(processor):
-            raise ValueError(f"logits_processor must be callable, got {type(processor).__name__}")
+        if processor is not None and not takes(processor, 2):
+            what = type(processor).__name__
+            raise ValueError(f"logits_processor must be callable as processor(input_ids, scores), got {what}")
         device, vocab, width = inputs.tokens.device, model_config.vocab_size, inputs.tokens.shape[1]
         self.processor = processor
         forbidden = model_config.forbidden_tokens(device)

@@ -11,7 +11,7 @@ import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from .common import choices, is_whole
+from .common import choices, is_whole, takes
 
 
 class Option(NamedTuple):
@@ -125,8 +125,8 @@ OPTIONS: dict[str, Option] = {
     ),
     "order": Option(
         "random",
-        wanted=lambda: f"{choices(_orders())}, or a function",
-        good=lambda x: callable(x) or (isinstance(x, str) and x in _orders()),
+        wanted=lambda: f"{choices(_orders())}, or a function of two arguments",
+        good=lambda x: takes(x, 2) or (isinstance(x, str) and x in _orders()),
         kind=str,
         of="mask",
         instead=", see kernel",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .common import eval_mode
+from .common import eval_mode, takes
 from .constraints import Constraints
 from .decoding import COLDEST, find_order
 from .framing import LOCATION_ARGUMENTS
@@ -266,8 +266,9 @@ def _check_call(generator: Any, streamer: Any, callback: Any) -> None:
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
         raise ValueError(f"streamer must have the methods put and end, got {type(streamer).__name__}")
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback_on_step_end must be callable, got {type(callback).__name__}")
+    if callback is not None and not takes(callback, 4):
+        what = type(callback).__name__
+        raise ValueError(f"callback_on_step_end must be callable as callback(model, step, s, state), got {what}")
 
 
 def check_rows(rows: int) -> None:

@@ -284,7 +284,7 @@ HUGE = 10**30
         ({"progress": 1}, "progress must be True or False"),
         ({"sampler": ["ddim"]}, "sampler must be"),
         ({"spacing": 3}, "spacing must be one of"),
-        ({"callback_on_step_end": 3}, "callback_on_step_end must be a function, got int"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end must be a function of .*, got int"),
     ],
 )
 def test_types_are_checked_as_values_are(pipe, how, words):
