@@ -198,7 +198,9 @@ def digits() -> ImageSplits:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError("the embedded digits need scikit-learn: pip install 'udm-text[images]'") from None
+        raise ImportError(
+            "the embedded digits need scikit-learn: pip install '.[images]' in the folder of udm-text"
+        ) from None
     found: Any = load_digits()
     images = torch.from_numpy(found.images).to(torch.float32)[:, None] / 8.0 - 1.0
     rows = ImageRows(images, torch.from_numpy(found.target).to(torch.int64), levels=17)

@@ -106,7 +106,9 @@ class UNet(nn.Module):
         try:
             from diffusers import UNet2DModel as make
         except ImportError:
-            raise ImportError("network 'unet' needs diffusers: pip install 'udm-text[images]'") from None
+            raise ImportError(
+                "network 'unet' needs diffusers: pip install '.[images]' in the folder of udm-text"
+            ) from None
         factor = 2 ** (len(widths) - 1)
         if any(side % factor for side in shape[1:]):
             raise ValueError(

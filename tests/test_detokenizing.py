@@ -154,3 +154,23 @@ def test_the_pipeline_gives_back_what_it_does_not_know_and_names_it_once(tmp_pat
     if process == "substitute":
         repaired = pipe(" THE   cat", max_edits=1, seed=0)[0]["generated_text"]
         assert repaired.startswith(" THE ")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_white_space_that_is_typed_before_a_blank_stays_whatever_fills_it(kind):
+    tokenizer = train_tokenizer(kind, ["the red hat is red", "a reddish hat, ed ding dong"] * 3, 400)
+    [piece] = tokenizer.convert_tokens_to_ids(["ed"])
+    word = tokenizer.convert_tokens_to_ids("\u2581red" if kind == "wordpiece" else "\u0120red")
+    cases = {
+        "the [MASK] hat": ("the red hat", "the ed hat"),
+        "his [MASK].": ("his red.", "his ed."),
+        "the  [MASK] [MASK] hat": ("the  red red hat", "the  ed ed hat"),
+        "the [MASK][MASK] hat": ("the red red hat", "the eded hat"),
+        "re[MASK] hat": ("re red hat", "reed hat"),
+    }
+    for text, expected in cases.items():
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        for token, said in zip((word, piece), expected, strict=True):
+            row = [token if one == tokenizer.mask_token_id else one for one in ids]
+            assert restore_text(tokenizer, text, ids, spans, row, [True] * len(row)) == said

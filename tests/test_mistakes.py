@@ -151,3 +151,10 @@ def test_integers_beyond_64_bits_end_in_one_line(model):
     for flag in ("--seed", "--num-steps", "-n", "--length"):
         result = udm("generate", model, flag, 10**30, code=1)
         assert result.stderr.startswith("udm: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_that_is_not_finished_is_told_from_a_model_of_another_kind(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    result = udm("generate", tmp_path / "run", "a", code=1)
+    assert result.stderr.startswith(f"udm: the run in {tmp_path / 'run'} is not finished")

@@ -153,12 +153,12 @@ class Watch:
 
     def __init__(self, rate, **strategies):
         self.rate, self.callback = rate, TimedShares(rate)
-        shares = {"logging_steps": 0.01, "eval_steps": 0.25, "save_steps": 500}
+        shares = {"logging_steps": 0.01, "eval_steps": 0.25, "save_steps": 500, "logging_first_step": False}
         kinds = {"logging_strategy": "steps", "eval_strategy": "steps", "save_strategy": "steps"}
         self.args = SimpleNamespace(**{**shares, **kinds, **strategies})
 
-    def step(self, number, elapsed, stop=False):
-        control = SimpleNamespace(should_log=False, should_evaluate=False, should_save=False, should_training_stop=stop)
+    def step(self, number, elapsed, stop=False, asked=False):
+        control = SimpleNamespace(should_log=asked, should_evaluate=asked, should_save=asked, should_training_stop=stop)
         self.rate.elapsed = elapsed
         self.callback.on_step_end(self.args, SimpleNamespace(global_step=number), control)
         return [name for name in ("log", "evaluate", "save") if getattr(control, f"should_{name}")]
@@ -181,6 +181,14 @@ def test_where_the_steps_end_first_the_shares_are_of_the_steps():
     watch.callback.on_train_begin(watch.args, SimpleNamespace(global_step=0), None)
     assert [watch.step(1, 0.1), watch.step(2, 0.2), watch.step(99, 0.3)] == [[], ["log"], ["log"]]
     assert watch.step(100, 0.4) == ["log", "save"]
+
+
+def test_what_transformers_makes_of_a_share_of_max_steps_does_not_come_on_top():
+    watch = Watch(TimedLRLambda(300.0, 2000, 0, "cosine"))
+    watch.callback.on_train_begin(watch.args, SimpleNamespace(global_step=0), None)
+    assert watch.step(10, 4.0, asked=True) == ["log", "save"]  # a save by a number of steps is let through
+    assert watch.step(11, 4.1, asked=True) == ["save"]
+    assert watch.step(12, 4.2, stop=True, asked=True) == ["log", "evaluate", "save"]
 
 
 def test_the_bar_of_a_run_by_the_clock_tells_the_time_and_not_a_thousand_million_steps(capsys):

@@ -108,6 +108,11 @@ each other. Row lengths: {{ "included" if held.length_included else "given, not 
 {{ report.vocabulary.round_trip.lost|join(", ") }}, which figures per character leave out.
 {%- endif %}
 
+{% if (report.context or {}).learnt_context == false -%}
+**It has learnt no context yet**: its bound is no better than that of a model that knows only how often each token is, \
+or its own where all tokens are drawn at once. It writes word salad; train it longer, or start from an encoder.
+
+{% endif -%}
 To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
 {%- else -%}
 No held-out figures were published with this model.

@@ -78,9 +78,9 @@ def restore_text(
 
     A position that still holds its token gives the characters it was made from, whatever the tokenizer does to them
     (case, unknown characters, white space); one that was changed or added gives what its token says, and the white
-    space before it is the typed one wherever the tokenizer puts any. A character that was made of several tokens is as
-    it was typed only if none of them was changed. Typed white space that only parts what is shown from what is not is
-    of neither.
+    space before it is the typed one wherever the tokenizer puts any, before a filled blank always. A character that was
+    made of several tokens is as it was typed only if none of them was changed. Typed white space that only parts what
+    is shown from what is not is of neither.
 
     Args:
         tokenizer: for `decode`, and its special tokens.
@@ -102,7 +102,7 @@ def restore_text(
     seen = True  # whether the last token of the text was shown
     run: list[int] = []
     before: list[int] = []
-    between, opens = "", False
+    between, opens, stands = "", False, False
 
     def write_run() -> None:
         if run:
@@ -110,7 +110,7 @@ def restore_text(
             if hidden and not parts:
                 parts.append(said.lstrip() if between else said)
             else:
-                parts.append(_spaced(between, said, bool(parts) and parts[-1][-1:].isspace(), opens))
+                parts.append(_spaced(between, said, bool(parts) and parts[-1][-1:].isspace(), opens, stands))
             run.clear()
 
     for i, token in enumerate(row):
@@ -144,12 +144,13 @@ def restore_text(
         elif token not in special:
             bare = typed.lstrip()
             lead = typed[: len(typed) - len(bare)] if bare else ""
-            if lead != " " or first:  # one space is what the token itself says, where it says any
+            filled = i < len(source) and source[i] == mask
+            if lead != " " or first or filled:  # one space is what the token itself says, where it says any
                 gap += lead
             if run and gap:
                 write_run()
             if not run:
-                between, before, opens = gap, context, first and not hidden
+                between, before, opens, stands = gap, context, first and not hidden, filled
             run.append(token)
         context = [token]
     write_run()
@@ -180,13 +181,14 @@ def _said(tokenizer: Any, before: list[int], run: list[int]) -> str:
     return whole[len(head) :] if whole.startswith(head) else tokenizer.decode(run, skip_special_tokens=False)
 
 
-def _spaced(gap: str, said: str, after_space: bool, opens: bool) -> str:
+def _spaced(gap: str, said: str, after_space: bool, opens: bool, stands: bool) -> str:
     """What changed tokens say, behind the typed characters that stand before them.
 
-    opens: whether nothing but typed white space stands before them, which a tokenizer need not say.
+    opens: whether nothing but typed white space stands before them, which a tokenizer need not say. stands: whether
+    they fill a blank, whose typed white space stays whatever fills it.
     """
     bare = said.lstrip()
-    if gap.strip():
+    if gap.strip() or (gap and stands):
         return gap + bare
     if not bare or (bare == said and not opens):
         return said  # white space itself, or nothing that parts it from what stands before

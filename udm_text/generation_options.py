@@ -245,7 +245,8 @@ OPTIONS: dict[str, Option] = {
         **_whole(1),
         kind=int | None,
         speculates=True,
-        help="Tokens of a text, its prompt included and special tokens not; None: drawn from the training lengths.",
+        help="Tokens of a text, its prompt included and special tokens not, of a model of prompts and answers those of "
+        "the answer; None: drawn from the training lengths.",
     ),
     "max_new_tokens": Option(
         None,

@@ -549,3 +549,11 @@ def test_a_card_says_what_figures_per_character_leave_out():
     assert said in " ".join(make_card(model, "user/name", report={**REPORT, "vocabulary": lossy}).split())
     lossy["round_trip"]["lost"] = []
     assert "does not give back" not in make_card(model, "user/name", report={**REPORT, "vocabulary": lossy})
+
+
+def test_a_card_says_where_a_model_has_learnt_no_context():
+    model = make_udm(length_counts=COUNTS)
+    for learnt, said in ((False, True), (True, False), (None, False)):
+        card = make_card(model, "user/name", report={**REPORT, "context": {"learnt_context": learnt}})
+        assert ("It has learnt no context yet" in card) == said
+        assert "\nTo measure them again" in card

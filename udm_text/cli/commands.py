@@ -137,6 +137,8 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
         with fetching(model):
             check_config_file(model, revision=revision)
             kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
+        if kind is None and (Path(model) / "run.json").is_file():
+            raise ValueError(f"the run in {model} is not finished: the command that began it, told to resume, goes on")
         if kind != "udm":
             raise ValueError(
                 f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "

@@ -78,9 +78,11 @@ def fetching(model: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_connection_error(error):
-            raise
-        raise OSError(f"{model} could not be fetched, the connection broke: {error}") from error
+        if is_connection_error(error):
+            raise OSError(f"{model} could not be fetched, the connection broke: {error}") from error
+        if isinstance(error, OSError) and "connect" in str(error) and not Path(model).exists():
+            raise OSError(f"there is no folder {model} here, and the Hub could not be asked for it: {error}") from error
+        raise
 
 
 def check_device(name: str | None) -> None:

@@ -27,7 +27,7 @@ def add_adapter(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ImportError("LoRA needs peft: pip install 'udm-text[lora]'") from None
+        raise ImportError("LoRA needs peft: pip install '.[lora]' in the folder of udm-text") from None
     names = None if target is None else [name.strip() for name in target.split(",")]
     config = LoraConfig(
         r=rank,

@@ -83,9 +83,12 @@ class TimedShares(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         for name, count in self._reached(args, state.global_step).items():
-            if count > self.done[name] and (name == "log" or not control.should_training_stop):
-                setattr(control, f"should_{name}", True)
-            self.done[name] = count
+            due, self.done[name] = count > self.done[name], count
+            if not control.should_training_stop:  # in place of what transformers makes of a share of max_steps
+                first = name == "log" and args.logging_first_step and state.global_step == 1
+                setattr(control, f"should_{name}", due or first)
+            elif name == "log" and due:
+                control.should_log = True
 
 
 class Interrupts(TrainerCallback):

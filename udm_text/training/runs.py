@@ -450,5 +450,5 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError(
-            "the loss plot needs matplotlib: pip install 'udm-text[train]', or give --plot false"
+            "the loss plot needs matplotlib: pip install '.[train]' in the folder of udm-text, or give --plot false"
         ) from None
