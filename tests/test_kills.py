@@ -112,7 +112,8 @@ def killed(data: Path, output: Path, phase: int, time_of_it: int, delay: float) 
 def figures(value):
     """A report without the times that were taken."""
     if isinstance(value, dict):
-        return {name: figures(one) for name, one in value.items() if "second" not in name and "runtime" not in name}
+        apart = ("second", "runtime", "command")  # a command names its folder
+        return {name: figures(one) for name, one in value.items() if not any(word in name for word in apart)}
     return [figures(one) for one in value] if isinstance(value, list) else value
 
 
