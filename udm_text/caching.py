@@ -83,7 +83,7 @@ class CachedForward:
         body, layers = self.batch.body, self.batch.layers
         position_ids = self.batch.renew(group)
         x = body.embed(group.tokens, position_ids, None if group.shift is None else group.shift[:, None])
-        here, wanted = (group.index, slice(x.shape[1])), (group.positions.rows, group.positions.columns)
+        here, wanted = (group.index, slice(x.shape[1])), group.positions.places
         for number, layer in enumerate(layers):
             mask, angles = group.sights[body.kind(layer)]
             query, key, value = self._project(number, x, angles, here)

@@ -167,7 +167,7 @@ class Batch:
         counts = None
         if and_asked:
             asked = group.positions
-            changed = changed.index_put((asked.rows, asked.columns), self.true)
+            changed = changed.index_put(asked.places, self.true)
             if group.others is not None:
                 counts = [a + b for a, b in zip(asked.counts, group.others, strict=True)]
         where = Positions.of(changed, counts)
@@ -270,7 +270,7 @@ class FastForward:
         """(n, H) behind the last layer at the wanted positions, from its input x (b, L, H)."""
         body, positions = self.batch.body, group.positions
         mask, angles = group.sights[body.kind(layer)]
-        seen, here = body.attention_input(layer, x), (positions.rows, positions.columns)
+        seen, here = body.attention_input(layer, x), positions.places
         query = rotate(self.query(seen[here]).unflatten(-1, (body.heads, -1)), angles, positions.columns)
         if angles is None and cheaper_unprojected(positions.width, x.shape[1], body.heads, x.shape[-1]):
             context = attend_unprojected(query, seen, self.key_value, mask, positions)

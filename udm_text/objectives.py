@@ -178,7 +178,7 @@ def cross_entropies(
     predict: Callable[..., Tensor], rows: CorruptedRows, positions: Positions, forbidden: Tensor, chunk: int | None
 ) -> Tensor:
     """(N,) CE_i at the positions. The other arguments are those of `row_losses`."""
-    here = positions.rows, positions.columns
+    here = positions.places
     wanted = {"input_ids": rows.xt, "t": rows.t, "num_editable": rows.lengths, "positions": here}
     target = rows.x0[here]
     if chunk is not None:
@@ -213,7 +213,7 @@ def substitute_losses(
     """
     x0, lengths = rows.x0, rows.lengths
     positions = Positions.of(rows.editable, rows.num_editable)
-    here = positions.rows, positions.columns
+    here = positions.places
     if loss == "cross_entropy":
         ce = cross_entropies(predict, rows, positions, forbidden, chunk)
         return mask_terms(ce, positions.rows, lengths, lengths)

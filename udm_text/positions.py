@@ -32,6 +32,11 @@ class Positions(NamedTuple):
         return cls(rows, columns, counts)
 
     @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns, as (B, L, ...) is indexed by them."""
+        return self.rows, self.columns
+
+    @property
     def asked(self) -> list[int]:
         """The rows that have any."""
         return [row for row, count in enumerate(self.counts) if count]

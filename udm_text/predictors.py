@@ -149,7 +149,7 @@ class Predictor:
             attention_mask=None if self.full else pick(self.attention_mask).long(),
             t=pick(t),
             num_editable=pick(self.lengths),
-            positions=(own.rows, own.columns),
+            positions=own.places,
         ).logits
         return NetworkOutput(logits, lambda rows: rows)
 
@@ -258,13 +258,13 @@ class MaskPredictor(Predictor):
             self.noise = self._noise(xt, None, self._static_scores(xt))
             if self.adaptive is None:
                 self._uniforms = self.random.uniform(length)
-                if not config.revise:
+                if config.revise:
+                    scores = self._static_scores(xt)
+                    self._keys_again = self.random.uniform(length) if scores is None else scores.double()
+                    self._uniforms_again = self.random.uniform(length)
+                    self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
+                else:
                     self.plan = self._make_plan(xt, grid, self.noise)
-            if config.revise and self.adaptive is None:
-                scores = self._static_scores(xt)
-                self._keys_again = self.random.uniform(length) if scores is None else scores.double()
-                self._uniforms_again = self.random.uniform(length)
-                self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
         if self.noise is None or self.adaptive is not None:
             self.random.expect((len(grid) - 1) * _DRAWS)
 
@@ -295,11 +295,11 @@ class MaskPredictor(Predictor):
             noise, uniforms = self._static_step(xt, t, s, before, after)
             known = None if self.noise is None else _falls(before, after)
             positions = Positions.of(self.process.changing(xt, s, noise), known)
-            own = uniforms[positions.rows, positions.columns]
+            own = uniforms[positions.places]
         if not positions.width:
             return Prediction(xt, noise)
         tokens, _ = self._read(xt, t, positions, own)
-        return Prediction(xt.index_put((positions.rows, positions.columns), tokens), noise)
+        return Prediction(xt.index_put(positions.places, tokens), noise)
 
     def _static_step(
         self, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
@@ -328,7 +328,7 @@ class MaskPredictor(Predictor):
         wanted = corrupted if all(falling) else corrupted & (t > s)[:, None]
         known = None if self._replaced else [a if falls else 0 for a, falls in zip(before, falling, strict=True)]
         positions = Positions.of(wanted, known if not config.churn else None)
-        here, keys = (positions.rows, positions.columns), self._nothing.masked_fill(corrupted, 0.0)
+        here, keys = positions.places, self._nothing.masked_fill(corrupted, 0.0)
         tokens = xt.new_zeros(0)
         if positions.width:
             tokens, scores = self._read(xt, t, positions, uniforms[here])
@@ -344,7 +344,7 @@ class MaskPredictor(Predictor):
 
     def _read(self, xt: Tensor, t: Tensor, positions: Positions, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (N,) drawn at the positions, and their scores in an adaptive order."""
-        here, before = (positions.rows, positions.columns), self._grid[self._step - 1]
+        here, before = positions.places, self._grid[self._step - 1]
         steady = self.noise is not None and not self.config.revise  # then what was revealed is all that has changed
         others = _falls(self._seen or before, before) if steady else None
         self._seen = before
@@ -432,7 +432,7 @@ class SubstitutePredictor(Predictor):
         blank = never, torch.zeros_like(never), xt
         change = Change(*blank)
         if positions.width:
-            here = positions.rows, positions.columns
+            here = positions.places
             others = None if self._replaced else [0] * len(xt)  # a step changes only what was asked about
             output = self.ask(xt, t, positions, others)
             pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
