@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     ModernBertConfig,
+    NomicBertConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     RobertaConfig,
@@ -35,7 +36,7 @@ ROWS = (  # three to fill in, the last to continue
     [CLS, 11, SEP],
 )
 
-FAMILIES = ("bert", "roberta", "modernbert")
+FAMILIES = ("bert", "roberta", "modernbert", "nomic_bert")
 PROCESSES = ("mask", "substitute")
 TEXTS = ("the cat sat on the mat", "a dog ran to the cat", "the mat is red", "a red dog sat", "the dog is on a mat")
 MAX_POSITIONS = 40
@@ -50,7 +51,8 @@ def _framed(core: Tokenizer, first: str, last: str) -> None:
 
 
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """WordPiece with [CLS], [SEP] (bert); byte-level BPE with <s>, </s> (roberta) or [CLS], [SEP] (modernbert)."""
+    """WordPiece with [CLS], [SEP] (bert, nomic_bert); byte-level BPE with <s>, </s> (roberta) or [CLS], [SEP]."""
+    family = "bert" if family == "nomic_bert" else family
     names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     if family == "roberta":
         names = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -120,7 +122,8 @@ def text_config(
         own |= {"local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 2.0}
         return ModernBertConfig(**{**common, **own, **how})
     own = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return {"bert": BertConfig, "roberta": RobertaConfig}[family](**{**common, **own, **how})
+    kinds = {"bert": BertConfig, "roberta": RobertaConfig, "nomic_bert": NomicBertConfig}
+    return kinds[family](**{**common, **own, **how})
 
 
 def make_masked_lm(config: PreTrainedConfig, seed: int = 0):

@@ -279,9 +279,10 @@ def test_the_law_through_the_fast_path_is_that_of_exhaustive_enumeration_for_eve
 def last_attention(model) -> tuple[nn.Module, str]:
     """The last layer's attention, and the name of its first projection."""
     body = model.backbone.base_model
-    return (
-        (body.layers[-1].attn, "Wqkv") if hasattr(body, "layers") else (body.encoder.layer[-1].attention.self, "query")
-    )
+    if not hasattr(body, "layers"):
+        return body.encoder.layer[-1].attention.self, "query"
+    last = body.layers[-1]
+    return (last.attn, "Wqkv") if hasattr(last, "attn") else (last.self_attn, "q_proj")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

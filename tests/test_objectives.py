@@ -28,7 +28,16 @@ from tests.oracle.world import (
 )
 from udm_text.hamming import NEVER
 from udm_text.kernels import KERNELS
-from udm_text.objectives import changes, mask_terms, row_losses, stratified_counts, substitute_terms
+from udm_text.objectives import (
+    LOSS_WEIGHTINGS,
+    TIME_LAWS,
+    changes,
+    mask_terms,
+    row_losses,
+    stratified_counts,
+    substitute_terms,
+    training_weights,
+)
 from udm_text.processes import MaskProcess, SubstituteProcess
 
 EXACT = 1e-12
@@ -422,3 +431,32 @@ def test_counts_stay_in_one_to_l_where_the_uniform_rounds_up():
     t = stratified_counts(torch.full((4096,), 3), torch.arange(4096), 4096, seed=0, step=0)
     assert (t >= 1).all() and (t <= 3).all()
     assert torch.bincount(t)[1:].tolist() in ([1365, 1366, 1365], [1366, 1365, 1365], [1365, 1365, 1366])
+
+
+SHARE_LAWS = {  # the distribution functions, written down apart from what draws by them
+    "uniform": lambda x: x,
+    "bell": lambda x: 3 * x**2 - 2 * x**3,
+    "clipped": lambda x: np.clip((x - 0.1) / 0.9, 0, 1),
+}
+
+
+@pytest.mark.parametrize("law", TIME_LAWS)
+def test_counts_follow_their_law_stratum_by_stratum(law):
+    """Of l positions t is the share times l, rounded up: P(t) is the law's mass between (t - 1) / l and t / l."""
+    length, total = 12, 4000
+    t = stratified_counts(torch.full((total,), length), torch.arange(total), total, seed=2, step=3, law=law)
+    mass = np.diff(SHARE_LAWS[law](np.arange(length + 1) / length))
+    seen = torch.bincount(t, minlength=length + 1)[1:].numpy()
+    assert np.abs(seen - mass * total).max() <= 1.5  # each stratum once: no count is further off than its two ends
+    assert sum(seen) == total
+
+
+@pytest.mark.parametrize("law", TIME_LAWS)
+@pytest.mark.parametrize("weighting", LOSS_WEIGHTINGS)
+def test_weights_of_training_are_powers_of_the_share_with_mean_one(weighting, law):
+    u = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
+    share, power = TIME_LAWS[law](u), {"bound": 0.0, "sqrt": 0.5, "mean": 1.0}[weighting]
+    lengths = torch.full(share.shape, 10**9)
+    weights = training_weights((share * 10**9).round().long(), lengths, weighting, law)
+    assert float(weights.mean()) == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(weights / weights[0], (share / share[0]) ** power, rtol=1e-4, atol=0)

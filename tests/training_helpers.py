@@ -27,6 +27,8 @@ VARIANTS = {
     "substitute": {"process": "substitute"},
     "substitute nelbo": {"process": "substitute", "kernel": "hamming", "loss": "nelbo"},
 }
+TRAINED = {**VARIANTS, "muon": {"process": "mask", "optim": "muon"}}
+"""Variants, and other ways to train one."""
 SPLITS = {"1 x 16": (16, 1), "4 x 4": (4, 4), "16 x 1": (1, 16)}
 """Rows of a micro-step and accumulated micro-steps; the two-process run takes 2 x (2 x 4)."""
 
@@ -35,7 +37,8 @@ def make_trainer(
     output, variant="mask", *, model=None, rows=None, dropout=0.0, eval_dataset=None, objective=None, **args
 ):
     """A `UDMTrainer` of 16 rows a step and 20 steps on a small model."""
-    own = dict(VARIANTS[variant])
+    own = dict(TRAINED[variant])
+    args = {name: own.pop(name) for name in ("optim",) if name in own} | args
     goal = {"loss": own.pop("loss")} if "loss" in own else {}
     goal |= {name: args.pop(name) for name in ("loss", "max_corruption", "loss_chunk") if name in args}
     defaults = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "save_strategy": "no"}
@@ -118,7 +121,7 @@ def work(output: Path, toy: Path) -> None:
     more = {"interrupted": interrupted(output), "sharded": sharded(output)}
     if PartialState().is_main_process:
         (output / "more.json").write_text(json.dumps(more))
-    for variant in VARIANTS:
+    for variant in TRAINED:
         trainer = make_trainer(
             output / "trainer", variant, per_device_train_batch_size=4, gradient_accumulation_steps=2
         )

@@ -1,8 +1,8 @@
 """Backbones whose parts the fast path knows, and what it does with their linear maps.
 
 A `Body` names the parts of a backbone by their role: embeddings, projections, what a layer does behind its attention,
-the head. Known are those built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT) and like ModernBERT, recognised by their
-modules.
+the head. Known are those built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT), like ModernBERT and like NomicBERT,
+recognised by their modules.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
-
-Angles = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Module):
@@ -65,28 +63,41 @@ def packed_copy(module: nn.Module, rows: int) -> nn.Module:
     return clone
 
 
+class Angles(NamedTuple):
+    """What queries and keys are turned by, each by its position's."""
+
+    cos: Tensor
+    """(1, L, d)."""
+    sin: Tensor
+    """(1, L, d)."""
+    turned_in: torch.dtype | None = None
+    """The type that queries and keys are turned in; None: their own."""
+
+
 class Sight(NamedTuple):
     """What the attention of the layers of one kind goes by."""
 
     mask: Tensor | None
     """The mask that the backbone makes, (b or 1, 1, L, L), bool or added; None where everything is seen."""
     angles: Angles | None
-    """Cosine and sine (1, L, d) of the positions, where queries and keys are turned by theirs."""
+    """Where queries and keys are turned by their positions."""
 
     def cut(self, index: Any, length: int) -> Sight:
         """That of the rows `index` and their first `length` positions."""
         mask, angles = self.mask, self.angles
         if mask is not None:
             mask = (mask[index] if len(mask) > 1 else mask)[..., :length, :length]
-        return Sight(mask, None if angles is None else (angles[0][:, :length], angles[1][:, :length]))
+        if angles is not None:
+            angles = angles._replace(cos=angles.cos[:, :length], sin=angles.sin[:, :length])
+        return Sight(mask, angles)
 
 
 def rotate(x: Tensor, angles: Angles | None, where: Any = slice(None)) -> Tensor:
     """Queries or keys, turned by their positions: (n, heads, d) by `where` (n,), or (b, L, heads, d) by all L."""
     if angles is None:
         return x
-    cos, sin = (angle[0, where, None] for angle in angles)
-    wide = x.float()
+    cos, sin = (angle[0, where, None] for angle in angles[:2])
+    wide = x if angles.turned_in is None else x.to(angles.turned_in)
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
@@ -256,7 +267,8 @@ class ModernBertBody:
             "sliding_attention": create_bidirectional_sliding_window_mask(config, like, attention_mask),
         }
         kinds = {self.kind(layer) for layer in self.layers}
-        return {kind: Sight(masks[kind], self.body.rotary_emb(like, where, kind)) for kind in kinds}
+        angles = {kind: Angles(*self.body.rotary_emb(like, where, kind)) for kind in kinds}
+        return {kind: Sight(masks[kind], angles[kind]._replace(turned_in=torch.float32)) for kind in kinds}
 
     def kind(self, layer: Any) -> str:
         return layer.attention_type
@@ -272,13 +284,75 @@ class ModernBertBody:
         return x + layer.mlp(layer.mlp_norm(x))
 
     def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
-        return layer(x, attention_mask=sight.mask, position_embeddings=sight.angles)
+        return layer(x, attention_mask=sight.mask, position_embeddings=sight.angles and sight.angles[:2])
 
     def head_transform(self, x: Tensor) -> Tensor:
         return self.backbone.head(self.body.final_norm(x))
 
 
-_KNOWN: tuple[type[Body], ...] = (BertBody, ModernBertBody)
+class NomicBertBody:
+    """Built like NomicBERT: norms behind, as in BERT, rotary positions, a gated MLP."""
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.body = backbone, backbone.base_model
+        self.layers: Any = self.body.layers
+        self.heads: int = self.body.config.num_attention_heads
+
+    @staticmethod
+    def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
+        body, layers = backbone.base_model, backbone.base_model.layers
+        head = backbone.cls
+        parts = [
+            (backbone, f"{backbone.base_model_prefix} cls"),
+            (body, "embeddings rotary_emb layers"),
+            (body.embeddings, "word_embeddings token_type_embeddings LayerNorm dropout"),
+            (head.predictions, "transform decoder"),
+        ]
+        norms = "post_attention_layernorm post_mlp_layernorm post_attention_dropout post_mlp_dropout"
+        for layer in layers:
+            parts += [(layer, f"self_attn mlp {norms}"), (layer.self_attn, "q_proj k_proj v_proj o_proj")]
+        if not _built(parts) or body.rotary_emb.rope_type != "default":
+            return None
+        if body.config.head_dim * body.config.num_attention_heads != body.config.hidden_size:
+            return None
+        passed = list(layers) if all_layers else [layers[0], layers[-1]]
+        own = [layer.self_attn for layer in passed]
+        own += [map_ for module in own for map_ in (module.q_proj, module.k_proj, module.v_proj)]
+        return [backbone, body, head, head.predictions, head.predictions.decoder, *passed, *own]
+
+    def position_ids(self, tokens: Tensor, embedded: bool) -> Tensor:
+        return _in_order(tokens)
+
+    def embed(self, tokens: Tensor, position_ids: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.body.embeddings(**_words(self.backbone, tokens, shift))
+
+    def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
+        mask: Any = create_bidirectional_mask(self.body.config, like, attention_mask)
+        where = torch.arange(like.shape[1], device=like.device)[None]
+        return {"": Sight(mask, Angles(*self.body.rotary_emb(like, where)))}
+
+    def kind(self, layer: Any) -> str:
+        return ""
+
+    def projections(self, layer: Any) -> list[nn.Linear]:
+        own = layer.self_attn
+        return [own.q_proj, own.k_proj, own.v_proj]
+
+    def attention_input(self, layer: Any, x: Tensor) -> Tensor:
+        return x
+
+    def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+        x = layer.post_attention_layernorm(x + layer.post_attention_dropout(layer.self_attn.o_proj(context)))
+        return layer.post_mlp_layernorm(x + layer.post_mlp_dropout(layer.mlp(x)))
+
+    def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
+        return layer(x, attention_mask=sight.mask, position_embeddings=sight.angles and sight.angles[:2])
+
+    def head_transform(self, x: Tensor) -> Tensor:
+        return self.backbone.cls.predictions.transform(x)
+
+
+_KNOWN: tuple[type[Body], ...] = (BertBody, ModernBertBody, NomicBertBody)
 
 
 def _in_order(tokens: Tensor, start: int = 0) -> Tensor:

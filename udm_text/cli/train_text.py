@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from ..card import hub_name
 from ..common import choices
@@ -42,7 +42,7 @@ from ..training.adapters import add_adapter
 from ..training.arguments import DataArguments, ModelArguments, ObjectiveArguments, check_data, check_model
 from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
-from ..training.causal import CausalObjective, causal_twin, evaluate_causal
+from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
 from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
@@ -60,8 +60,10 @@ from .reports import (
 
 NOISY_SHARE = 0.5
 """Rows of a step that take their noisy text, where there are such and no share is given."""
-ROTARY = ("modernbert",)
+ROTARY = ("modernbert", "nomic_bert")
 """Architectures without absolute positions."""
+GATED = ("modernbert", "nomic_bert")
+"""Architectures whose MLP is gated, of three matrices where others have two."""
 
 
 @dataclass
@@ -281,6 +283,8 @@ def prepare_model(
             loss=goal.loss,
             max_corruption=goal.max_corruption,
             loss_chunk=goal.loss_chunk,
+            loss_weighting=goal.loss_weighting,
+            time_law=goal.time_law,
             noisy_share=0.0
             if data.noisy_column is None
             else NOISY_SHARE
@@ -348,7 +352,7 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * hidden,
+        intermediate_size=64 * round(8 * hidden / 3 / 64) if model_args.backbone in GATED else 4 * hidden,
         max_position_embeddings=max(64, room + (tokenizer.pad_token_id or 0) + 1),
         **{name: getattr(tokenizer, name) for name in names},
         **dropout_fields(model_args),
@@ -463,8 +467,7 @@ def figures_of(
     if rows.validation is None or rows.held is None:
         return found
     if goal.objective == "ar":
-        twin = AutoModelForCausalLM.from_pretrained(output)
-        found["validation"] = evaluate_causal(twin, rows.validation, objective)
+        found["validation"] = evaluate_causal(load_twin(output), rows.validation, objective)
         text = describe(found["validation"], rows.vocabulary)
     elif repairs(data, goal):
         model = UDMForMaskedGeneration.from_pretrained(output)

@@ -111,11 +111,18 @@ class ObjectiveArguments:
     loss_chunk: int | None = field(
         default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
     )
+    loss_weighting: str = field(
+        default="bound",
+        metadata={"help": "Weight of a row with t of l tokens corrupted: bound (l/t), sqrt of it, or mean (1)."},
+    )
+    time_law: str = field(
+        default="uniform", metadata={"help": "How t is drawn in training: uniform, bell, or clipped (above l/10)."}
+    )
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be {choices(OBJECTIVES)}, got {self.objective!r}")
-        check_loss(self.loss, self.max_corruption, self.loss_chunk)
+        check_loss(self.loss, self.max_corruption, self.loss_chunk, self.loss_weighting, self.time_law)
 
 
 DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128}
@@ -213,8 +220,9 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
             raise ValueError(
                 f"--objective ar trains a preset ({', '.join(PRESETS)}) from scratch, got {model_args.model!r}"
             )
-        if goal.max_corruption < 1.0:
-            raise ValueError("--objective ar corrupts nothing: leave --max_corruption out")
+        for name in ("max_corruption", "loss_weighting", "time_law"):
+            if getattr(goal, name) != getattr(ObjectiveArguments, name):
+                raise ValueError(f"--objective ar corrupts nothing: leave --{name} out")
     if model_args.lora_rank is None:
         for name in ("lora_alpha", "lora_target"):
             if (value := getattr(model_args, name)) is not None:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ..common import eval_mode
 from ..configuration_udm import UDMConfig
@@ -23,20 +31,49 @@ from ..evaluation.bounds import BoundReport, row_figures, scored_rows
 PROCESS = "autoregressive"
 """What a report says in place of a process."""
 
+MASKED_TWINS = ("nomic_bert",)
+"""Backbones without a causal class that take the mask (B, 1, L, L) that they are given as it is."""
+
 
 def causal_twin(config: UDMConfig) -> PreTrainedModel:
-    """A causal language model, with new weights, of the same class, sizes and number of parameters."""
+    """A causal language model, with new weights, of the same class, sizes and number of parameters.
+
+    Where transformers has no causal class for the backbone, it is the masked language model itself, and what makes it
+    causal is the mask that `CausalObjective` gives it.
+    """
     text_config = copy.deepcopy(config.text_config)
-    if type(text_config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not hasattr(text_config, "is_decoder"):
-        raise ValueError(
-            f"objective 'ar' needs a backbone that transformers can make causal, such as bert or roberta; got "
-            f"{text_config.model_type!r}"
-        )
+    if not knows_causal(text_config):
+        if text_config.model_type not in MASKED_TWINS:
+            raise ValueError(
+                f"objective 'ar' needs a backbone that can be made causal, such as bert, roberta or nomic_bert; got "
+                f"{text_config.model_type!r}"
+            )
+        text_config.max_position_embeddings += 2
+        return AutoModelForMaskedLM.from_config(text_config)
     text_config.is_decoder = True
     text_config.use_cache = False
     if text_config.max_position_embeddings:
         text_config.max_position_embeddings += 2  # [MASK] before and behind a row
     return AutoModelForCausalLM.from_config(text_config)
+
+
+def load_twin(path: Path | str) -> PreTrainedModel:
+    """A twin as training wrote it."""
+    kind = AutoModelForCausalLM if knows_causal(AutoConfig.from_pretrained(path)) else AutoModelForMaskedLM
+    return kind.from_pretrained(path)
+
+
+def knows_causal(text_config: PreTrainedConfig) -> bool:
+    """Whether transformers has a causal class for the backbone that attends to what came before by itself."""
+    return type(text_config) in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(text_config, "is_decoder")
+
+
+def causal_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, L) to be added to scores: each token sees itself and what stands before it. attention_mask: (B, L)."""
+    length = attention_mask.shape[1]
+    past = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    seen = past & attention_mask[:, None, None, :].bool()
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 class CausalCollate:
@@ -85,6 +122,7 @@ class CausalObjective:
             raise ValueError("objective 'ar' needs mask_token_id, which stands at both ends of a row")
         self.config, self.eval_batch_size = config, eval_batch_size
         self.end_token: int = config.mask_token_id
+        self.knows_causal = knows_causal(config.text_config)
         self.ends = sum(count > 0 for count in config.length_counts or [1, 1]) > 1
         self.collate = CausalCollate(config, self.ends)
 
@@ -114,7 +152,10 @@ class CausalObjective:
         labels = inputs["labels"]
         forbidden = self.config.forbidden_tokens(labels.device).clone()
         forbidden[self.end_token] = not self.ends
-        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        mask = inputs["attention_mask"]
+        if not self.knows_causal:
+            mask = causal_mask(mask, next(model.parameters()).dtype)
+        logits = model(input_ids=inputs["input_ids"], attention_mask=mask).logits
         scores = logits.float().masked_fill(forbidden, -torch.inf)
         return torch.nn.functional.cross_entropy(scores.transpose(1, 2), labels, ignore_index=-100, reduction="none")
 

@@ -13,7 +13,15 @@ from ..common import choices
 from ..corpus.rows import collate
 from ..devices import Sent
 from ..evaluation.bounds import ratio_with_stderr, row_draws, scored_rows, summarise
-from ..objectives import LOSSES, most_corrupted, row_losses, stratified_counts
+from ..objectives import (
+    LOSS_WEIGHTINGS,
+    LOSSES,
+    TIME_LAWS,
+    most_corrupted,
+    row_losses,
+    stratified_counts,
+    training_weights,
+)
 from ..randomness import RowRandom, step_random
 from .packing import packed_predict
 
@@ -26,8 +34,20 @@ _STRATA = 0x5354524154410000
 _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
 
 
-def check_loss(loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+def check_loss(
+    loss: str,
+    max_corruption: float,
+    loss_chunk: int | None,
+    loss_weighting: str = "bound",
+    time_law: str = "uniform",
+) -> None:
     """Raises ValueError for arguments of `TextObjective` that no model can be trained with."""
+    for name, given, known in (
+        ("loss_weighting", loss_weighting, LOSS_WEIGHTINGS),
+        ("time_law", time_law, TIME_LAWS),
+    ):
+        if given not in known:
+            raise ValueError(f"{name} must be {choices(known)}, got {given!r}")
     if loss not in LOSSES:
         raise ValueError(f"loss must be {choices(LOSSES)}, got {loss!r}")
     if not 0.0 < max_corruption <= 1.0:
@@ -59,6 +79,10 @@ class TextObjective:
             have them in place of by the process. Their t is the number of tokens that differ, and a token that is
             special or unknown in either row is not scored.
         loss_chunk: rows of logits that are held at a time in training; None: all. Less memory, the same loss.
+        loss_weighting: of a row with t of l corrupted positions in training: "bound", l/t; "sqrt", (l/t)^0.5; "mean",
+            1 (`objectives.LOSS_WEIGHTINGS`). But for "bound" the training loss is a weighted mean of cross-entropies
+            and estimates no bound, so it goes with losses that do otherwise. Evaluation knows nothing of it.
+        time_law: that training draws t by, one of `objectives.TIME_LAWS`.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
     """
 
@@ -72,8 +96,10 @@ class TextObjective:
         eval_batch_size: int = 64,
         loss_chunk: int | None = None,
         noisy_share: float = 0.0,
+        loss_weighting: str = "bound",
+        time_law: str = "uniform",
     ):
-        check_loss(loss, max_corruption, loss_chunk)
+        check_loss(loss, max_corruption, loss_chunk, loss_weighting, time_law)
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
         self.config, self.process = config, config.build_process()
@@ -87,6 +113,12 @@ class TextObjective:
             )
         if noisy_share and loss != "cross_entropy":
             raise ValueError("noisy texts go with loss 'cross_entropy': the NELBO is of the noise of the process alone")
+        if loss_weighting != "bound" and loss != "nelbo" and self.process.kernels:
+            raise ValueError(
+                f"loss_weighting={loss_weighting!r} changes the weights of a bound, and loss {loss!r} of process "
+                f"{config.process!r} is none: give loss 'nelbo' or leave it out"
+            )
+        self.loss_weighting, self.time_law = loss_weighting, time_law
         self.noisy_share = noisy_share
         self._forbidden = Sent(config.forbidden_tokens())
         self.loss_chunk = loss_chunk
@@ -100,6 +132,8 @@ class TextObjective:
     @property
     def loss_is_bound(self) -> bool:
         """Whether the loss of training estimates the bound, lengths of rows not counted."""
+        if (self.loss_weighting, self.time_law) != ("bound", "uniform"):
+            return False
         return self.loss == "nelbo" or not self.process.kernels
 
     def begin(self) -> None:
@@ -144,8 +178,9 @@ class TextObjective:
         least = 0 if self.max_corruption < 1.0 else 1
         # on the host, which so knows how many positions there are
         most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
-        drawn = stratified_counts(most + 1 - least, places.cpu() % total, total, seed ^ _STRATA, step) - 1 + least
-        return row_losses(
+        stratum = places.cpu() % total
+        drawn = stratified_counts(most + 1 - least, stratum, total, seed ^ _STRATA, step, self.time_law) - 1 + least
+        terms = row_losses(
             predict,
             self.process,
             x0,
@@ -160,6 +195,10 @@ class TextObjective:
             paired=paired,
             known=None if paired is not None else (drawn.tolist(), counts),
         )
+        if self.loss_weighting == "bound":
+            return terms
+        weights = training_weights(drawn, torch.tensor(counts), self.loss_weighting, self.time_law)
+        return terms * weights.to(terms.device, terms.dtype, non_blocking=True)
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:
         """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.

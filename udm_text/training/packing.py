@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BACKBONES = ("bert", "roberta", "modernbert")
+BACKBONES = ("bert", "roberta", "modernbert", "nomic_bert")
 """Model types that take positions and who attends to whom from outside, as it is tested."""
 _IMPLEMENTATIONS = ("eager", "sdpa")
 

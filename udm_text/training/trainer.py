@@ -46,6 +46,7 @@ from .checkpoints import (
 from .ema import WeightAverage
 from .interrupts import Interrupts, TimedLRLambda, TimedShares, out_of_memory
 from .legs import Spent, read_spent
+from .optimizers import MUON, MuonAdamW, has_muon
 from .row_order import RowOrder
 
 logger = logging.get_logger(__name__)
@@ -84,6 +85,8 @@ class UDMTrainingArguments(TrainingArguments):
         max_seconds: end training after so many seconds, on a finished learning-rate schedule; None: by steps alone.
             logging_steps, eval_steps and save_steps below 1 are then shares of the time, or of max_steps where that
             ends first.
+
+    `optim` may also be "muon", see optimizers.py.
     """
 
     eval_draws: int = field(default=2, metadata={"help": "Corruptions of each row in an evaluation."})
@@ -118,7 +121,16 @@ class UDMTrainingArguments(TrainingArguments):
                 raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
             if self.max_steps <= 0:
                 self.max_steps = _ENDLESS
+        optim: Any = self.optim
+        if optim == MUON:
+            if not has_muon():
+                raise ValueError(f"optim {MUON!r} needs torch 2.9 or newer, got {torch.__version__}: give adamw_torch")
+            if self.optim_args:
+                raise ValueError(f"optim_args has no effect with optim {MUON!r}, got {self.optim_args!r}")
+            self.optim = "adamw_torch"  # transformers knows its own names alone
         super().__post_init__()
+        if optim == MUON:
+            self.optim = optim
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in (0, 1), got {self.ema_decay}")
         if self.eval_draws < 1:
@@ -242,10 +254,15 @@ class UDMTrainer(Trainer):
         self._train_began, self._loss_sum = self.started, torch.zeros((), dtype=torch.float64)
         self._staging: Path | None = None
         self.add_callback(EpochCallback(self))
+        if args.optim == MUON and is_adapted(model):
+            raise ValueError(
+                f"optim {MUON!r} trains the matrices of a network, and adapters are factors of such: give adamw_torch"
+            )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers:
             for name, given, what in (
                 ("ema_decay", args.ema_decay is not None, "average"),
                 ("LoRA", is_adapted(model), "merge the adapter into"),
+                (f"optim {MUON!r}", args.optim == MUON, "make orthogonal"),
             ):
                 if given:
                     raise ValueError(
@@ -355,6 +372,20 @@ class UDMTrainer(Trainer):
             else:
                 group["lr"] = rate
         scheduler._last_lr = rates
+
+    def create_optimizer(self, model=None):
+        if self.args.optim != MUON or self.optimizer is not None:
+            return super().create_optimizer(model)
+        args, trained = self.args, self.model if model is None else model
+        self.optimizer = MuonAdamW(
+            trained,
+            lr=args.learning_rate,
+            weight_decay=args.weight_decay,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            decayed=self.get_decay_parameter_names(trained),
+        )
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         if self.timed_rate is None or self.lr_scheduler is not None:
