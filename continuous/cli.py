@@ -195,8 +195,12 @@ def _load(model: str, device: str | None, shown: bool = False) -> Any:
     """The pipeline of a model, without the bars of what takes no time; `shown`: of images that a PNG can show."""
     from transformers.utils import logging
 
-    from .pipeline import ImagePipeline
+    from udm_text.common import check_place
 
+    from .pipeline import ImagePipeline, check_device
+
+    check_device(device)
+    check_place(model)
     logging.disable_progress_bar()
     pipe = ImagePipeline.from_pretrained(model, device)
     if shown and pipe.shape[0] not in (1, 3):

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..card import hub_name
-from ..common import choices
+from ..common import check_place, choices
 from ..configuration_udm import PRESETS, UDMConfig
 from ..corpus import (
     TOKENIZERS,
@@ -102,6 +102,7 @@ def _train(
     """`train_text`, in a folder that is this run's own."""
     check_data(data, goal, run)
     check_model(model_args, goal)
+    check_places(data, model_args, ready)
     rows = prepare_rows(data, model_args, ready)
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
@@ -129,6 +130,14 @@ def _train(
         if part is not None
     }
     return carry_out(trainer, ready, facts, measure, describe_evaluation, digests)
+
+
+def check_places(data: DataArguments, model_args: ModelArguments, ready: Preparation) -> None:
+    """Raises OSError where a model or tokenizer that is to be loaded is not to be had, before anything is read."""
+    if model_args.model not in PRESETS:
+        check_place(model_args.model)
+    if ready.checkpoint is None and data.tokenizer is not None and data.tokenizer not in TOKENIZERS:
+        check_place(data.tokenizer, "tokenizer directory")
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
