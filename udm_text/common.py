@@ -1,4 +1,4 @@
-"""Small things that every room needs: names, places and whole numbers, a model's mode, files that appear whole."""
+"""Small things that every room needs: names, places and whole numbers, bars, a model's mode, whole files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import numbers
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Part = TypeVar("Part")
 
 
 def choices(names: Collection[str]) -> str:
@@ -125,6 +128,34 @@ def check_place(name: str, what: str = "model directory", revision: str | None =
             f"there is no {what} {name} here, and the Hub could not be asked for a {kind} of that name: "
             f"{' '.join(str(error).split())}{did_you_mean(name)}"
         ) from error
+
+
+_watch: ContextVar[tuple[bool, Callable[[], None] | None]] = ContextVar("_watch", default=(False, None))
+"""Of `watched`: whether a bar is shown, and what is called between the parts of a loop."""
+
+
+@contextmanager
+def watching(shown: bool = False, between: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within it, long loops of measurements (`watched`) show a bar on a terminal, and call `between` before each part.
+
+    shown: whether there is a bar, on stderr if that is a terminal. between: may raise, which ends the measurement.
+    """
+    token = _watch.set((shown, between))
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def watched(parts: Collection[Part], what: str) -> Iterator[Part]:
+    """The parts of a long loop, one by one, as `watching` has it. what: what they do, in a word or two."""
+    shown, between = _watch.get()
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    for part in tqdm(parts, desc=what, leave=False, dynamic_ncols=True, disable=None) if shown else parts:
+        if between is not None:
+            between()
+        yield part
 
 
 _mode_lock = threading.Lock()

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from continuous.cli import app as image_app
 
 from .. import __version__
-from ..common import check_place, to_json
+from ..common import check_place, to_json, watching
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
 from .terminal import (
@@ -429,7 +429,8 @@ def evaluate(
             file=sys.stderr,
         )
     if curve:
-        measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
+        with watching(shown=True):
+            measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
         if Path(model).is_dir():
@@ -441,13 +442,15 @@ def evaluate(
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
         measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        figures = measure_repairs(
-            network, tokenizer, how, report.get("max_corruption", 1.0), texts, scored, **measuring
-        )
+        share = report.get("max_corruption", 1.0)
+        with watching(shown=True):
+            figures = measure_repairs(network, tokenizer, how, share, texts, scored, **measuring)
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        figures = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
+        with watching(shown=True):
+            bound = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule)
+        figures = bound.to_dict()
         text = describe(figures, report.get("vocabulary"))
     print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 

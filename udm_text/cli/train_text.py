@@ -45,7 +45,7 @@ from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
+from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, evaluated_rows, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import (
@@ -107,6 +107,8 @@ def _train(
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
     facts = describe_run(data, model_args, goal, rows, objective)
+    if rows.validation is not None and run.eval_strategy != "no":
+        facts["eval_rows"] = len(evaluated_rows(run, len(rows.validation)))
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
         f"{len(rows.train)} rows{' read beforehand' * data.streaming}, {parameters / 1e6:.1f} M parameters, "
@@ -413,7 +415,7 @@ def prepare_trainer(
         stream_arguments(run)
     sets: dict[str, Any] = {
         "train_dataset": rows.train if stream is None else stream,
-        "eval_dataset": rows.validation,
+        "eval_dataset": rows.validation and rows.validation.select(evaluated_rows(run, len(rows.validation))),
     }
     trainer = UDMTrainer(model, run, objective=objective, processing_class=rows.tokenizer, **sets)
     if stream is not None:
