@@ -156,23 +156,27 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """How good samples are, beside real images and a memoriser, and the bound; of a cold model its restorations."""
-    from .evaluation import describe_figures, evaluate_model
+    from udm_text.common import watching
+
+    from .evaluation import describe_figures, describe_work, evaluate_model
     from .train_image import load_splits_of
 
     pipe = _load(model, device)
     splits, name = load_splits_of(model, data, image_size, channels)
     for note in splits.notes:
         print(f"note: {note}", file=sys.stderr)
-    figures = evaluate_model(
-        pipe,
-        splits,
-        sampler=sampler,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        number=number,
-        terms=terms,
-        seed=seed,
-    )
+    amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms}
+    print(f"note: {describe_work(pipe, splits, **amount)}", file=sys.stderr, flush=True)
+    with watching(shown=True):
+        figures = evaluate_model(
+            pipe,
+            splits,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            progress=sys.stderr.isatty(),
+            **amount,
+        )
     print(json.dumps({"model": model, "data": name, **figures}) if as_json else describe_figures(figures))
 
 
@@ -195,8 +199,12 @@ def _load(model: str, device: str | None, shown: bool = False) -> Any:
     """The pipeline of a model, without the bars of what takes no time; `shown`: of images that a PNG can show."""
     from transformers.utils import logging
 
-    from .pipeline import ImagePipeline
+    from udm_text.common import check_place
 
+    from .pipeline import ImagePipeline, check_device
+
+    check_device(device)
+    check_place(model)
     logging.disable_progress_bar()
     pipe = ImagePipeline.from_pretrained(model, device)
     if shown and pipe.shape[0] not in (1, 3):

@@ -604,9 +604,13 @@ def _folder_parts(folder: Path, size: int | None, channels: int | None, notes: l
 
 
 def _dataset_parts(data: str, read: Callable[[Any, str], ImageRows], notes: list[str]) -> dict[str, ImageRows]:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
+
+    from udm_text.common import check_place
 
     try:
+        if not Path(config.HF_DATASETS_CACHE, data.replace("/", "___")).exists():
+            check_place(data, "file or folder", kind="dataset")  # the Hub is asked once, and not for most of a minute
         found: Any = load_dataset(data)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from udm_text.common import watched
 from udm_text.randomness import RowRandom
 
 from . import likelihood
@@ -72,7 +73,7 @@ def train_classifier(rows: ImageRows, steps: int = 1000, batch_size: int = 128, 
         network = FeatureClassifier(rows.shape, rows.num_classes)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for draw in draws:
+    for draw in watched(draws, "classifier"):
         index = (draw * len(rows)).long()
         loss = nn.functional.cross_entropy(network(rows.images[index]), rows.labels[index])
         optimiser.zero_grad()
@@ -109,7 +110,7 @@ def nearest_distances(samples: Tensor, rows: Tensor, leave_out: bool = False) ->
     """
     flat = rows.flatten(1).double()
     found = []
-    for start in range(0, len(samples), _BLOCK):
+    for start in watched(range(0, len(samples), _BLOCK), "nearest images"):
         part = samples[start : start + _BLOCK].flatten(1).double()
         distances = torch.cdist(part, flat, compute_mode="donot_use_mm_for_euclid_dist")
         if leave_out:
@@ -259,14 +260,22 @@ class Restoration:
 
 
 def restorations(
-    pipe: Any, rows: ImageRows, classifier: FeatureClassifier | None, t: int | None = None, seed: int = 0
+    pipe: Any,
+    rows: ImageRows,
+    classifier: FeatureClassifier | None,
+    t: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Restoration]:
-    """Each way of `RESTORATIONS` on all rows, and "degraded", the images before; `pipe`: an `ImagePipeline`."""
+    """Each way of `RESTORATIONS` on all rows, and "degraded", the images before; `pipe`: an `ImagePipeline`.
+
+    progress: show a bar of each way.
+    """
     degraded = pipe.degrade(rows.images, t, seed=seed)
     labels = rows.labels if pipe.denoiser.config.num_classes else None
     found = {"degraded": degraded}
     for name, how in RESTORATIONS.items():
-        found[name] = pipe.restore(degraded, t, label=labels, seed=seed, **how)
+        found[name] = pipe.restore(degraded, t, label=labels, seed=seed, progress=progress, **how)
     return {
         name: Restoration(
             rmse=float((images - rows.images).double().square().mean().sqrt()),
@@ -321,8 +330,9 @@ def evaluate_model(
     number: int | None = None,
     terms: int = 64,
     seed: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """The figures of a model as they go into a report; `pipe`: an `ImagePipeline`.
+    """The figures of a model as they go into a report; `pipe`: an `ImagePipeline`. progress: show bars.
 
     Cold: "restorations". Gaussian: "samples" (their classes those of the held-out rows, where the model knows classes),
     "reference", and with `terms` the "bound".
@@ -341,7 +351,7 @@ def evaluate_model(
         raise ValueError(f"terms must be 0, for no bound, or at least 2, got {terms}")
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     if not pipe.process.starts_from_noise:
-        found = restorations(pipe, held, classifier, seed=seed)
+        found = restorations(pipe, held, classifier, seed=seed, progress=progress)
         return {"restorations": {name: one.to_dict() for name, one in found.items()}, "rows": len(held), "seed": seed}
     number = len(held) if number is None else number
     labels = None
@@ -349,7 +359,13 @@ def evaluate_model(
         labels = held.labels[torch.arange(number) % len(held)]
     reference = reference_rows(splits, classifier, seed)  # what it refuses is refused before samples are made
     images = pipe.generate(
-        number, labels, sampler=sampler, num_steps=num_steps, guidance_scale=guidance_scale, seed=seed
+        number,
+        labels,
+        sampler=sampler,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        progress=progress,
     )
     how = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     figures: dict[str, Any] = {
@@ -359,6 +375,18 @@ def evaluate_model(
     if terms:
         figures["bound"] = bits_per_dim(pipe, held, terms, seed)
     return figures
+
+
+def describe_work(
+    pipe: Any, splits: ImageSplits, *, num_steps: int | None = 20, number: int | None = None, terms: int = 64
+) -> str:
+    """What `evaluate_model` is about to do with these arguments, in a line: it takes minutes where there is much."""
+    held, train = len(splits.validation), len(splits.train)
+    if not pipe.process.starts_from_noise:
+        return f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
+    words = f"{number or held} samples of {num_steps or pipe.process.T} steps are drawn, and compared with {held} "
+    words += f"held-out images and {train} to train on"
+    return words + f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
 
 
 def describe_figures(figures: dict[str, Any]) -> str:

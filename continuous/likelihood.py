@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from udm_text.common import watched
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
@@ -81,7 +82,7 @@ def nelbo(
     grid = times.to(x0.device)
     steps, decoder = torch.zeros(2, len(x0), dtype=torch.float64, device=x0.device)
     last = len(grid) - 2
-    for index, weight in _terms(last, num_terms, random):
+    for index, weight in watched(_terms(last, num_terms, random), "bound"):
         t, s = grid[index], grid[index + 1]
         xt = process.corrupt(x0, t, process.sample_noise(x0, random=random))
         off = (x0.double() - as_prediction(predict_x0(xt, t, s), xt).x0.double()).flatten(1)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from udm_text.common import choices, eval_mode
+from udm_text.common import choices, eval_mode, watched
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
@@ -367,7 +367,7 @@ class ImageObjective:
         mine = trainer.own_rows(count)
         totals = torch.zeros(len(mine), dtype=torch.float64)
         with eval_mode(model):
-            for start in range(0, len(mine), self.eval_batch_size):
+            for start in watched(range(0, len(mine), self.eval_batch_size), "held-out images"):
                 part = mine[start : start + self.eval_batch_size]
                 batch = collate_images(dataset.__getitems__(part))
                 x0 = batch["images"].to(trainer.args.device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import choices, eval_mode, takes, written_whole
+from udm_text.common import choices, eval_mode, refuse_missing, takes, written_whole
 from udm_text.core import Prediction
 from udm_text.randomness import RowRandom
 
@@ -82,8 +82,7 @@ class ImagePipeline:
     def from_pretrained(cls, name: str | Path, device: str | None = None, **kwargs: Any) -> ImagePipeline:
         """A model directory, or a name on the Hub. ValueError: a device that is not there, before anything is read."""
         check_device(device)
-        if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
-            raise FileNotFoundError(f"there is no model directory {name}")
+        refuse_missing(str(name))
         denoiser = ImageDenoiser.from_pretrained(str(name), **kwargs)
         return cls(denoiser if device is None else denoiser.to(device))
 

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.resuming import digest_rows
-from udm_text.training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
+from udm_text.training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, evaluated_rows, prepare, resolved
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -103,6 +103,7 @@ DEFAULTS = {
     "save_steps": 0.25,
     "eval_strategy": "steps",
     "eval_steps": 0.1,
+    "eval_rows": 512,
 }
 """Of a run on small images, where they differ from those of `RunArguments`."""
 
@@ -187,6 +188,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
     },
     "On the way": {
         "eval_steps": "Steps between two measurements of the held-out loss, or their share of the run.",
+        "eval_rows": "Held-out images of such a measurement, evenly spread; default: 512.",
         "keep_best": None,
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
@@ -237,7 +239,10 @@ def _train(
     if run.learning_rate is None:
         run.learning_rate = 2e-3 if (config.network or {})["kind"] == "mlp" else 4e-4
     objective = build_objective(config, data, goal, run)
-    trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=splits.validation)
+    held = splits.validation
+    chosen = evaluated_rows(run, len(held))
+    some = held if len(chosen) == len(held) else held.take(torch.tensor(chosen))
+    trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=some)
     if objective.importance is not None:
         trainer.add_callback(ImportanceCallback(trainer, objective.importance))
     best = BestWeights(trainer) if goal.keep_best else None
@@ -245,7 +250,8 @@ def _train(
         trainer.add_callback(best)
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
-        f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(splits.validation)} held out, "
+        f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(held)} held out"
+        f"{f' ({len(some)} of them measured on the way)' * (len(some) < len(held))}, "
         f"{config.num_classes or 'no'} classes, {parameters / 1e6:.2f} M parameters, {process}, prediction "
         f"{config.prediction}, {trainer.rows_per_step} rows a step"
     )
@@ -256,7 +262,8 @@ def _train(
         "objective_arguments": vars(goal),
         "process": config.process,
         "train_rows": len(splits.train),
-        "held_out_rows": len(splits.validation),
+        "held_out_rows": len(held),
+        "eval_rows": len(some),
     }
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
@@ -266,7 +273,7 @@ def _train(
             )
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
-        found = trainer.evaluate()
+        found = trainer.evaluate(held)  # all of it
         figures = {name: found[f"eval_{name}"] for name in ("loss", "loss_stderr")}
         if ready.state.is_main_process:
             pipe = ImagePipeline(trainer.model)

@@ -50,6 +50,14 @@ def _framed(core: Tokenizer, first: str, last: str) -> None:
     )
 
 
+def _number_letters(core: Tokenizer) -> None:
+    """Numbers the letters inside words by the alphabet: the trainer of WordPiece does it otherwise in every process."""
+    vocabulary = core.get_vocab()
+    letters = sorted(piece for piece in vocabulary if piece.startswith("##") and len(piece) == 3)
+    vocabulary |= dict(zip(letters, sorted(vocabulary[piece] for piece in letters), strict=True))
+    core.model = models.WordPiece(vocabulary, unk_token="[UNK]")
+
+
 def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """WordPiece with [CLS], [SEP] (bert, nomic_bert); byte-level BPE with <s>, </s> (roberta) or [CLS], [SEP]."""
     family = "bert" if family == "nomic_bert" else family
@@ -74,6 +82,8 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
             show_progress=False,
         )
     core.train_from_iterator(TEXTS, trainer)
+    if family == "bert":
+        _number_letters(core)
     _framed(core, names["cls"], names["sep"])
     mask = AddedToken(names.pop("mask"), lstrip=family != "bert")
     special: dict[str, Any] = {f"{name}_token": token for name, token in names.items()}

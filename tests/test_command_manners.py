@@ -73,9 +73,10 @@ def interrupt(monkeypatch):
 def test_a_stopped_command_says_in_one_line_what_it_did(interrupt, tmp_path):
     nothing = "udm: stopped; nothing was written"
     shapes = write_shapes(tmp_path / "shapes.txt")
-    assert stopped("generate", "m") == stopped("repair", "m", "a") == nothing
-    assert stopped("evaluate", "m", "--data", shapes) == stopped("export", "m", tmp_path / "o") == nothing
-    assert "not confirmed" in stopped("push", "m", "user/name")
+    (folder := tmp_path / "m").mkdir()
+    assert stopped("generate", folder) == stopped("repair", folder, "a") == nothing
+    assert stopped("evaluate", folder, "--data", shapes) == stopped("export", folder, tmp_path / "o") == nothing
+    assert "not confirmed" in stopped("push", folder, "user/name")
     assert stopped("train", "--data", shapes, "--output", tmp_path / "o") == "udm: stopped"
 
 

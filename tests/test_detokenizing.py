@@ -121,6 +121,27 @@ def test_what_is_not_shown_gives_nothing():
     assert retell(tokenizer, "the cat sat ", None, [False] * len(ids)) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("the cat  dog", ["the", None, "##t"], "the  t"),
+        ("the  cat[MASK]", ["the", None, "##t"], "the  t"),
+        ("the  cat[MASK]", ["the", None, "dog"], "the  dog"),
+        ("the cat\tdog", ["the", None, "dog"], "the\tdog"),
+        ("the cat  dog on", ["the", None, None, "##t"], "the t"),
+        ("  cat dog", [None, "##t"], "t"),
+        ("cat[MASK]", [None, "##t"], "t"),
+    ],
+)
+def test_parts_with_something_hidden_between_them_do_not_read_as_one_word(text, words, expected):
+    tokenizer = make_tokenizer("bert")
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(words) + 2
+    shown = [False, *(word is not None for word in words), False]
+    change = {i: tokenizer.convert_tokens_to_ids(word) for i, word in enumerate(words, 1) if word is not None}
+    assert retell(tokenizer, text, change, shown) == expected
+
+
 def test_unknown_parts_are_each_named_once():
     tokenizer = train_tokenizer("char", ["ABC"], 100)
     assert unknown_parts(tokenizer, "AxByAx") == ["x", "y"]

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import httpx2
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, BertForMaskedLM
 
@@ -15,6 +17,7 @@ from tests.models import save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration, __version__, register
 from udm_text.card import read_report
 from udm_text.cli.terminal import check_device
+from udm_text.common import check_place
 from udm_text.hub import check_new_folder, save_backbone
 
 register()
@@ -151,6 +154,91 @@ def test_integers_beyond_64_bits_end_in_one_line(model):
     for flag in ("--seed", "--num-steps", "-n", "--length"):
         result = udm("generate", model, flag, 10**30, code=1)
         assert result.stderr.startswith("udm: ") and len(result.stderr.splitlines()) == 1
+
+
+COMMANDS = {
+    "generate": ["generate", "{name}", "a"],
+    "score": ["generate", "{name}", "a", "--score"],
+    "repair": ["repair", "{name}", "a"],
+    "evaluate": ["evaluate", "{name}"],
+    "push": ["push", "{name}", "user/name"],
+    "export": ["export", "{name}", "out"],
+    "train": ["train", "--model", "{name}", "--data", "corpus.txt", "--output", "out", "--use_cpu"],
+    "image": ["image", "generate", "{name}", "--output", "a.png"],
+}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working folder with a folder of runs and a corpus, where every question to the Hub is counted and fails."""
+    asked = []
+
+    def broken(url, **how):
+        asked.append(url)
+        raise httpx2.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", broken)
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/names", "models/names"):
+        (tmp_path / name).mkdir(parents=True)
+    write_shapes(tmp_path / "corpus.txt")
+    return asked
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_folder_of_models_that_is_mistyped_is_refused_at_once_and_the_nearest_named(place, command):
+    error = udm_here(*(word.format(name="runs/nmaes") for word in command), code=1).exception
+    assert str(error) == "there is no model directory runs/nmaes; did you mean runs/names?"
+    assert place == [], "the Hub is not asked for a path"
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_hub_that_is_not_there_is_asked_once_and_both_possibilities_are_said(place, command):
+    error = udm_here(*(word.format(name="models/nmaes") for word in command), code=1).exception
+    assert isinstance(error, OSError) and str(error) == (
+        "there is no model directory models/nmaes here, and the Hub could not be asked for a model of that name: no "
+        "route; did you mean models/names?"
+    )
+    assert len(place) == 1 and "/models/nmaes/" in place[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("./runs/nmaes", "; did you mean runs/names?"),
+        ("rnus/names", "; did you mean runs/names?"),
+        ("~/no-such-folder-of-mine", ""),
+        ("runs/names/none/of/these", ""),
+        ("/no/such", ""),
+    ],
+)
+def test_what_reads_as_a_path_is_no_name_on_the_hub(place, name, near):
+    with pytest.raises(OSError) as caught:
+        check_place(name)
+    said = str(caught.value)
+    assert said.startswith(f"there is no model directory {name}") and said.endswith(near or name)
+    assert len(place) == (name == "rnus/names")
+
+
+def test_a_name_that_the_hub_does_not_know_is_told_beside_the_folder_that_is_near(place, monkeypatch):
+    def unknown(url, **how):
+        raise RepositoryNotFoundError("404", response=httpx2.Response(404, request=httpx2.Request("HEAD", url)))
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unknown)
+    with pytest.raises(FileNotFoundError, match="no model of that name on the Hub; did you mean models/names"):
+        check_place("models/name")
+    check_place("models/else")  # what loads it says what the Hub said
+
+
+def test_a_corpus_that_is_not_there_is_refused_likewise(place):
+    for data, said in (
+        ("corpsu.txt", "there is no file or folder corpsu.txt; did you mean corpus.txt?"),
+        ("runs/nmaes", "there is no file or folder runs/nmaes; did you mean runs/names?"),
+        ("no/such", "there is no file or folder no/such here, and the Hub could not be asked for a dataset of that"),
+    ):
+        error = udm_here("train", "--data", data, "--output", "out", "--use_cpu", code=1).exception
+        assert str(error).startswith(said)
+    assert len(place) == 1
 
 
 def test_a_run_that_is_not_finished_is_told_from_a_model_of_another_kind(tmp_path):

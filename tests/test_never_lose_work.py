@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from tests.helpers import assert_equal_weights, listing, weights_in
 from tests.models import make_rows, make_udm
 from tests.training_helpers import history, make_trainer, say_it_is_sharded, weights
+from udm_text.evaluation import bounds
 from udm_text.training import OutOfMemoryError, interrupts
 from udm_text.training import trainer as training
 from udm_text.training.checkpoints import (
@@ -477,6 +478,27 @@ def test_a_signal_has_a_checkpoint_written_at_the_end_of_the_step(undisturbed, t
     resumed.train(resume_from_checkpoint=True)
     assert resumed.stopped_by is None
     assert_same_end(undisturbed, tmp_path)
+
+
+def test_a_signal_ends_an_evaluation_between_two_batches(undisturbed, tmp_path, monkeypatch):
+    asked, collate = [], bounds.collate
+
+    def signalled(*args, **kwargs):
+        asked.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return collate(*args, **kwargs)
+
+    how = {"eval_strategy": "steps", "eval_steps": 4, "eval_dataset": make_rows(30), "per_device_eval_batch_size": 10}
+    trainer = trainer_in(tmp_path, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(bounds, "collate", signalled)
+        trainer.train()
+    assert len(asked) == 1 and trainer.stopped_by == "SIGTERM" and trainer.state.global_step == 4
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert not any("eval_loss" in entry for entry in trainer.state.log_history)
+    trainer_in(tmp_path, **how).train(resume_from_checkpoint=True)
+    assert_same_end(undisturbed, tmp_path)
+    assert len(trainer.evaluate()) > 3, "outside of training no signal is waited for"
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path, capfd):

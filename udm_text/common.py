@@ -1,7 +1,8 @@
-"""Small things that every room needs: names and whole numbers, a model's mode, files that appear whole."""
+"""Small things that every room needs: names, places and whole numbers, bars, a model's mode, whole files."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import math
@@ -9,10 +10,13 @@ import numbers
 import os
 import secrets
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Part = TypeVar("Part")
 
 
 def choices(names: Collection[str]) -> str:
@@ -52,6 +56,106 @@ def takes(function: Any, arguments: int) -> bool:
 def is_connection_error(error: BaseException) -> bool:
     """Whether an error, of whichever library carries it, is that the connection to the Hub broke."""
     return type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "hf_xet")
+
+
+def near_path(name: str, files: bool = False) -> str | None:
+    """The folder here, or with `files` the file, whose path is nearest to one that is not there; None: none is near."""
+    parts = Path(name).expanduser().parts
+    for i, part in enumerate(parts):
+        parent = Path(*parts[:i])
+        if (parent / part).is_dir():
+            continue
+        try:
+            beside = [path.name for path in parent.iterdir() if not path.name.startswith(".")]
+        except OSError:
+            return None
+        for close in difflib.get_close_matches(part, beside, n=3):
+            if (found := parent.joinpath(close, *parts[i + 1 :])).is_dir() or (files and found.is_file()):
+                return str(found)
+        return None
+    return None
+
+
+def reads_as_path(name: str) -> bool:
+    """Whether a name is a path and none on the Hub: it begins with ".", "/", "~" or "runs/", or has several slashes."""
+    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+
+
+def refuse_missing(name: str, what: str = "model directory") -> None:
+    """Raises FileNotFoundError for what reads as a path and is not there; it names one that is near."""
+    if reads_as_path(name) and not Path(name).exists():
+        raise FileNotFoundError(f"there is no {what} {name}{did_you_mean(name)}")
+
+
+def did_you_mean(name: str, files: bool = False) -> str:
+    """The end of a message on a path that is not there: the one that is near (`near_path`), if any."""
+    near = near_path(name, files)
+    return "" if near is None else f"; did you mean {near}?"
+
+
+def check_place(name: str, what: str = "model directory", revision: str | None = None, kind: str = "model") -> None:
+    """Raises OSError where no model or data set is to be had at a place, before anything is loaded from it.
+
+    A path is looked up (`refuse_missing`), and a name on the Hub of which nothing is cached asked for once: loading
+    would ask for each of several files six times, for most of a minute, before it said that the Hub is not there. What
+    the Hub answers is left to the loading, but that it has none where a folder here has nearly that name.
+
+    Args:
+        name: a path, or a name on the Hub. what: of a path, in words. revision: on the Hub. kind: "model" or "dataset".
+    """
+    if Path(name).exists():
+        return
+    refuse_missing(name, what)
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    files = {"model": ("config.json", "tokenizer_config.json", "tokenizer.json"), "dataset": ("README.md",)}[kind]
+    try:
+        if any(try_to_load_from_cache(name, file, revision=revision, repo_type=kind) for file in files):
+            return
+        get_hf_file_metadata(hf_hub_url(name, files[0], revision=revision, repo_type=kind))
+    except RepositoryNotFoundError as error:
+        if said := did_you_mean(name):
+            raise FileNotFoundError(
+                f"there is no {what} {name} here, and no {kind} of that name on the Hub{said}"
+            ) from error
+    except (HfHubHTTPError, HFValidationError):
+        return
+    except Exception as error:
+        if not (is_connection_error(error) or isinstance(error, OSError)):
+            raise
+        raise OSError(
+            f"there is no {what} {name} here, and the Hub could not be asked for a {kind} of that name: "
+            f"{' '.join(str(error).split())}{did_you_mean(name)}"
+        ) from error
+
+
+_watch: ContextVar[tuple[bool, Callable[[], None] | None]] = ContextVar("_watch", default=(False, None))
+"""Of `watched`: whether a bar is shown, and what is called between the parts of a loop."""
+
+
+@contextmanager
+def watching(shown: bool = False, between: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within it, long loops of measurements (`watched`) show a bar on a terminal, and call `between` before each part.
+
+    shown: whether there is a bar, on stderr if that is a terminal. between: may raise, which ends the measurement.
+    """
+    token = _watch.set((shown, between))
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def watched(parts: Collection[Part], what: str) -> Iterator[Part]:
+    """The parts of a long loop, one by one, as `watching` has it. what: what they do, in a word or two."""
+    shown, between = _watch.get()
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    for part in tqdm(parts, desc=what, leave=False, dynamic_ncols=True, disable=None) if shown else parts:
+        if between is not None:
+            between()
+        yield part
 
 
 _mode_lock = threading.Lock()

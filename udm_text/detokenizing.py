@@ -80,7 +80,8 @@ def restore_text(
     (case, unknown characters, white space); one that was changed or added gives what its token says, and the white
     space before it is the typed one wherever the tokenizer puts any, before a filled blank always. A character that was
     made of several tokens is as it was typed only if none of them was changed. Typed white space that only parts what
-    is shown from what is not is of neither.
+    is shown from what is not is of neither at the ends of a text; between two shown parts some of it stays (that behind
+    what is not shown, or else that before it), whatever the tokens say, or they would read as one word.
 
     Args:
         tokenizer: for `decode`, and its special tokens.
@@ -100,6 +101,7 @@ def restore_text(
     read = 0  # up to where the typed text has been seen
     hidden = False  # whether text was seen that is not shown
     seen = True  # whether the last token of the text was shown
+    skipped = ""  # the white space before the first of the tokens that were not shown since
     run: list[int] = []
     before: list[int] = []
     between, opens, stands = "", False, False
@@ -126,15 +128,21 @@ def restore_text(
             read = max(span[1], read)
         elif i >= len(source) or not kept[i]:  # else it is a token without characters of its own
             gap, read = text[read:], len(text)
+        lead = typed[: len(typed) - len(typed.lstrip())]
         if not shown[i]:
             write_run()
+            if seen:
+                skipped = gap + lead if (gap + lead).isspace() else ""
             hidden, seen = True, False
             context = [] if token in special and token != tokenizer.unk_token_id else [token]
             continue
-        seen, first = True, not (parts or run)
+        first = not (parts or run)
+        parted, seen = not (seen or first), True
+        if parted and not (gap or lead):
+            gap = skipped
         if token == mask and blank is not None:
             write_run()
-            gap += typed[: len(typed) - len(typed.lstrip())]
+            gap += lead
             if not gap and apart and parts and span is None and not parts[-1][-1:].isspace():
                 gap = " "
             parts.append(("" if hidden and first else gap) + blank)
@@ -142,15 +150,13 @@ def restore_text(
             write_run()
             parts.append(("" if hidden and first else gap) + typed)
         elif token not in special:
-            bare = typed.lstrip()
-            lead = typed[: len(typed) - len(bare)] if bare else ""
-            filled = i < len(source) and source[i] == mask
-            if lead != " " or first or filled:  # one space is what the token itself says, where it says any
+            stays = parted or (i < len(source) and source[i] == mask)
+            if typed.strip() and (lead != " " or first or stays):  # one space is what the token itself says, if any
                 gap += lead
             if run and gap:
                 write_run()
             if not run:
-                between, before, opens, stands = gap, context, first and not hidden, filled
+                between, before, opens, stands = gap, context, first and not hidden, stays
             run.append(token)
         context = [token]
     write_run()
@@ -185,7 +191,7 @@ def _spaced(gap: str, said: str, after_space: bool, opens: bool, stands: bool) -
     """What changed tokens say, behind the typed characters that stand before them.
 
     opens: whether nothing but typed white space stands before them, which a tokenizer need not say. stands: whether
-    they fill a blank, whose typed white space stays whatever fills it.
+    the typed white space stays whatever they say: before a filled blank, and behind text that is not shown.
     """
     bare = said.lstrip()
     if gap.strip() or (gap and stands):

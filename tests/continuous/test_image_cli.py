@@ -1,6 +1,7 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from continuous.cli import evaluate
 from continuous.data import digits, folder_rows, read_image, to_bytes
 from continuous.degradations import DEGRADATIONS
 from continuous.pipeline import ImagePipeline
@@ -131,6 +133,27 @@ def test_a_run_in_a_folder_named_digits_is_measured_on_the_digits(hot, tmp_path,
     for text, words in (("[]", "is not the report of a run on images"), ("{", "is not readable as JSON")):
         (tmp_path / "digits" / "report.json").write_text(text)
         udm("evaluate", "digits", *few, error=words)
+
+
+def test_evaluate_says_what_it_is_about_to_do_and_shows_bars_on_a_terminal(hot, cold, monkeypatch):
+    call = ["image", "evaluate", str(hot), "--num-steps", "4", "-n", "40", "--terms", "4", "--json"]
+    result = CliRunner().invoke(app, call)
+    note, _, rest = result.stderr.partition("\n")
+    assert rest == "" and note == (
+        "note: 40 samples of 4 steps are drawn, and compared with 500 held-out images and 1297 to train on; the bound "
+        "takes 8 calls for each held-out image"
+    )
+    first = CliRunner().invoke(app, ["image", "evaluate", str(cold), "--json"]).stderr
+    assert first.startswith("note: 500 held-out images are degraded and restored in 3 ways")
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    evaluate(str(hot), None, None, None, "dpm_solver", 4, 1.0, 40, 4, 0, None, True)
+    shown = set(re.findall(r"([a-z ]+): +\d+%\|", screen.getvalue()))
+    assert shown == {"classifier", "nearest images", "bound"} and "step/s" in screen.getvalue()
 
 
 def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatch, capsys):

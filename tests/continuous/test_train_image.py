@@ -16,6 +16,7 @@ from continuous.train_image import build_process, load_splits_of, main, parse
 from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 from udm_text.training.resuming import ResumeError
+from udm_text.training.runs import evaluated_rows
 
 QUIET = "--report_to none --disable_tqdm true --use_cpu --plot false --per_device_train_batch_size 32".split()
 TINY = ["--network_options", '{"width": 24, "blocks": 1}', "--times", "50", "--learning_rate", "5e-3"]
@@ -86,6 +87,51 @@ def test_a_run_that_is_stopped_has_a_checkpoint_and_a_report_and_no_model_yet(tr
     assert names == {"checkpoint-4", "checkpoint-6", "report.json", "run.json"}
     run(output, "--save_steps", "4", "--resume")
     assert json.loads((output / "report.json").read_text())["stopped"] is None
+    assert_equal_weights(weights_in(trained), weights_in(output))
+
+
+def test_an_evaluation_on_the_way_is_of_some_images_evenly_spread_and_the_last_one_of_all(trained, tmp_path, capsys):
+    output = run(tmp_path / "some", "--eval_rows", "20", "--eval_strategy", "steps", "--eval_steps", "4")
+    said = capsys.readouterr().out
+    assert "500 held out (20 of them measured on the way)" in said
+    report = json.loads((output / "report.json").read_text())
+    assert (report["held_out_rows"], report["eval_rows"]) == (500, 20)
+    *way, last = [entry["eval_loss"] for entry in report["log"] if "eval_loss" in entry]
+    whole = json.loads((trained / "report.json").read_text())
+    assert report["validation"]["loss"] == last == whole["validation"]["loss"]
+    splits, _ = load_splits_of(str(output))
+    objective = ImageObjective(ImageConfig.from_pretrained(output), eval_batch_size=512)
+    trainer = UDMTrainer(
+        ImageDenoiser.from_pretrained(output),
+        UDMTrainingArguments(output_dir=str(tmp_path / "x"), report_to="none", disable_tqdm=True, use_cpu=True),
+        objective=objective,
+        eval_dataset=splits.validation.take(torch.arange(0, 500, 25)),
+    )
+    assert way[-1] == trainer.evaluate()["eval_loss"] != last
+    usual = parse(["--output", "x"])[-1]
+    assert usual.eval_rows == 512 and evaluated_rows(usual, 500) == list(range(500))
+    with pytest.raises(ValueError, match="eval_rows must be at least 1, got 0"):
+        parse(["--output", "x", "--eval_rows", "0"])
+    with pytest.raises(ResumeError, match="eval_rows"):
+        run(output, "--eval_rows", "30", "--eval_strategy", "steps", "--eval_steps", "4", "--resume", steps=12)
+
+
+def test_a_signal_ends_an_evaluation_between_two_batches(trained, tmp_path, monkeypatch):
+    collate, seen = train_image.ImageObjective.collate, []
+
+    def signalled(rows):
+        seen.append(len(rows["images"]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return collate(rows)
+
+    output, how = tmp_path / "run", ("--save_steps", "100", "--eval_strategy", "steps", "--eval_steps", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr("continuous.objectives.collate_images", signalled)
+        run(output, "--per_device_eval_batch_size", "100", *how)
+    report = json.loads((output / "report.json").read_text())
+    assert seen == [100] and (report["stopped"], report["steps"]) == ("SIGTERM", 4)
+    assert {path.name for path in output.iterdir()} == {"checkpoint-4", "report.json", "run.json"}
+    run(output, "--resume", *how)
     assert_equal_weights(weights_in(trained), weights_in(output))
 
 

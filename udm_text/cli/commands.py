@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from continuous.cli import app as image_app
 
 from .. import __version__
-from ..common import to_json
+from ..common import check_place, to_json, watching
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
 from .terminal import (
@@ -133,17 +133,17 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
     check_device(device)
     hide_loading_bars()
     hide_untrue_warnings()
-    if Path(model).is_dir() or not model.startswith((".", "/", "~")):
-        with fetching(model):
-            check_config_file(model, revision=revision)
-            kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
-        if kind is None and (Path(model) / "run.json").is_file():
-            raise ValueError(f"the run in {model} is not finished: the command that began it, told to resume, goes on")
-        if kind != "udm":
-            raise ValueError(
-                f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
-                f"`udm train --model {model} --data ... --output ...`"
-            )
+    check_place(model, revision=revision)
+    with fetching(model):
+        check_config_file(model, revision=revision)
+        kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
+    if kind is None and (Path(model) / "run.json").is_file():
+        raise ValueError(f"the run in {model} is not finished: the command that began it, told to resume, goes on")
+    if kind != "udm":
+        raise ValueError(
+            f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
+            f"`udm train --model {model} --data ... --output ...`"
+        )
     try:
         with fetching(model):
             return load_pipeline(model, revision, device, dtype, trust)
@@ -246,6 +246,7 @@ def generate(
         from ..card import read_report
         from .scoring import refuse_repairer, report_of, score_rows
 
+        check_place(model, revision=revision)
         report_file = report_of(model)
         refuse_repairer(model, {} if report_file is None else read_report(report_file))
     pipe = _pipeline(model, revision, device, dtype, trust_remote_code)
@@ -410,6 +411,7 @@ def evaluate(
     for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
         if curve and value is not None:
             raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
+    check_place(model)
     report_file = report_of(model)
     report = {} if report_file is None else read_report(report_file)
     given: dict[str, Any] = {"data_config": data_config, "text_column": text_column, "prompt_column": prompt_column}
@@ -427,7 +429,8 @@ def evaluate(
             file=sys.stderr,
         )
     if curve:
-        measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
+        with watching(shown=True):
+            measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
         if Path(model).is_dir():
@@ -439,13 +442,15 @@ def evaluate(
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
     elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
         measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
-        figures = measure_repairs(
-            network, tokenizer, how, report.get("max_corruption", 1.0), texts, scored, **measuring
-        )
+        share = report.get("max_corruption", 1.0)
+        with watching(shown=True):
+            figures = measure_repairs(network, tokenizer, how, share, texts, scored, **measuring)
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        figures = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule).to_dict()
+        with watching(shown=True):
+            bound = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule)
+        figures = bound.to_dict()
         text = describe(figures, report.get("vocabulary"))
     print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 
@@ -476,6 +481,7 @@ def push(
     register()
     hide_loading_bars()
     hide_untrue_warnings()
+    check_place(model)
     commit = publish(
         UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
         name,
@@ -508,6 +514,7 @@ def export(
     hide_loading_bars()
     hide_untrue_warnings()
     check_new_folder(output)
+    check_place(model)
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')

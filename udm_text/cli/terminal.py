@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..common import is_connection_error
+from ..common import is_connection_error, refuse_missing
 
 BLOCK = "░░"
 """Stands for a [MASK]."""
@@ -35,8 +35,7 @@ def load_pipeline(
     register()
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"--dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"there is no model directory {model}")
+    refuse_missing(model)
     check_device(device)
     make: Any = transformers.pipeline
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from ..card import hub_name
-from ..common import choices
+from ..common import check_place, choices
 from ..configuration_udm import PRESETS, UDMConfig
 from ..corpus import (
     TOKENIZERS,
@@ -45,7 +45,7 @@ from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, prepare, resolved
+from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, evaluated_rows, prepare, resolved
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import (
@@ -104,10 +104,13 @@ def _train(
     """`train_text`, in a folder that is this run's own."""
     check_data(data, goal, run)
     check_model(model_args, goal)
+    check_places(data, model_args, ready)
     rows = prepare_rows(data, model_args, ready)
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
     facts = describe_run(data, model_args, goal, rows, objective)
+    if rows.validation is not None and run.eval_strategy != "no":
+        facts["eval_rows"] = len(evaluated_rows(run, len(rows.validation)))
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
         f"{len(rows.train)} rows{' read beforehand' * data.streaming}, {parameters / 1e6:.1f} M parameters, "
@@ -131,6 +134,14 @@ def _train(
         if part is not None
     }
     return carry_out(trainer, ready, facts, measure, describe_evaluation, digests)
+
+
+def check_places(data: DataArguments, model_args: ModelArguments, ready: Preparation) -> None:
+    """Raises OSError where a model or tokenizer that is to be loaded is not to be had, before anything is read."""
+    if model_args.model not in PRESETS:
+        check_place(model_args.model)
+    if ready.checkpoint is None and data.tokenizer is not None and data.tokenizer not in TOKENIZERS:
+        check_place(data.tokenizer, "tokenizer directory")
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -408,7 +419,7 @@ def prepare_trainer(
         stream_arguments(run)
     sets: dict[str, Any] = {
         "train_dataset": rows.train if stream is None else stream,
-        "eval_dataset": rows.validation,
+        "eval_dataset": rows.validation and rows.validation.select(evaluated_rows(run, len(rows.validation))),
     }
     trainer = UDMTrainer(model, run, objective=objective, processing_class=rows.tokenizer, **sets)
     if stream is not None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Value, config, load_dataset, load_from_disk
 
-from ..common import choices
+from ..common import check_place, choices, did_you_mean, reads_as_path
 from .files import TABLES, CorpusError, Record, bare_name, file_kind, read_records
 
 SPLITS = {
@@ -213,11 +213,21 @@ def _find(
         return {"train": _Files([path], names)}, []
     how = {"streaming": True} if streaming else {}
     if not path.is_dir():
+        ask_for_data(data)
         return load_dataset(data, name, **how), []
     if _is_saved(path):  # memory-mapped already
         saved = load_from_disk(str(path))
         return (saved if isinstance(saved, DatasetDict) else {"train": saved}), []
     return _read_folder(path, name, names) or (load_dataset(str(path), name, **how), [])
+
+
+def ask_for_data(data: str) -> None:
+    """Raises CorpusError where the Hub cannot be asked for a data set of which nothing is kept here (`check_place`)."""
+    try:
+        if not Path(config.HF_DATASETS_CACHE, data.replace("/", "___")).exists():
+            check_place(data, "file or folder", kind="dataset")
+    except OSError as error:
+        raise CorpusError(str(error)) from error
 
 
 def _with_validation(splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,9 +241,9 @@ def _reading(data: str, read: Callable[[Path], Any]) -> Any:
     path = Path(data).expanduser()
     if path.is_file() and not path.stat().st_size:
         raise CorpusError(f"{path} is empty")
-    is_path = file_kind(path) in (".txt", *TABLES) or data.startswith((".", "/", "~"))
+    is_path = file_kind(path) in (".txt", *TABLES) or reads_as_path(data)
     if is_path and not path.exists():
-        raise CorpusError(f"there is no file or folder {data}")
+        raise CorpusError(f"there is no file or folder {data}{did_you_mean(data, files=True)}")
     try:
         return read(path)
     except CorpusError:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common import check_whole, choices, eval_mode, finite
+from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
@@ -116,7 +116,7 @@ def row_draws(
     result = Draws(blank.long(), blank, torch.zeros(len(rows), dtype=torch.int64))
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     with eval_mode(model):
-        for start in range(0, len(rows), batch_size):
+        for start in watched(range(0, len(rows), batch_size), "bound"):
             chosen = by_length[start : start + batch_size]
             batch = collate([rows[i] for i in chosen], config.pad_token_id, config.editable)
             batch = {name: value.to(device) for name, value in batch.items()}

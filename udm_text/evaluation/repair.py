@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common import check_whole, finite
+from ..common import check_whole, finite, watched
 from ..corpus.rows import RowCutter, collate
 from ..detokenizing import restore_text
 from ..randomness import RowRandom
@@ -272,7 +272,7 @@ class _Lines(NamedTuple):
         result = list(self.texts)
         asked = [i for i in range(len(result)) if i not in skip and self.fits(i)]
         asked.sort(key=lambda i: len(self.rows[i]))
-        for start in range(0, len(asked), batch_size):
+        for start in watched(range(0, len(asked), batch_size), "repairs"):
             chosen = asked[start : start + batch_size]
             batch = collate([{"input_ids": self.rows[i]} for i in chosen], config.pad_token_id, config.editable)
             out = self.model.generate(

@@ -154,6 +154,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
     "On the way": {
         "eval_strategy": "Measure the held-out bound in the middle: no, steps or epoch.",
         "eval_steps": "Steps between two measurements, or their share of the run.",
+        "eval_rows": None,
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
         "report_to": None,

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..common import eval_mode
+from ..common import eval_mode, watched
 from ..configuration_udm import UDMConfig
 from ..decoding import NOT_FINITE
 from ..evaluation.bounds import BoundReport, row_figures, scored_rows
@@ -170,7 +170,7 @@ class CausalObjective:
         nats = torch.zeros(len(rows), 2, dtype=torch.float64)
         by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         with eval_mode(model):
-            for start in range(0, len(rows), self.eval_batch_size):
+            for start in watched(range(0, len(rows), self.eval_batch_size), "held-out rows"):
                 chosen = by_length[start : start + self.eval_batch_size]
                 batch = {name: x.to(device) for name, x in self.collate([rows[i] for i in chosen]).items()}
                 each = self.token_nats(model, batch).double()

@@ -91,6 +91,10 @@ class TimedShares(TrainerCallback):
                 control.should_log = True
 
 
+class EvaluationInterrupted(Exception):
+    """A signal came while a model was measured in the middle of its training."""
+
+
 class Interrupts(TrainerCallback):
     """Stops at the end of a step once any process was sent a signal or the time is up, and has a checkpoint written.
 
@@ -154,6 +158,18 @@ class Interrupts(TrainerCallback):
         control.should_training_stop = True
         control.should_save = self.saves
         control.should_evaluate = False  # whoever sent a signal waits for some seconds only
+
+    def between_batches(self) -> None:
+        """Raises EvaluationInterrupted once any process was sent a signal; to be called in every process alike."""
+        if int(self.all_reduce_max(self.received)):
+            raise EvaluationInterrupted
+
+    def stop(self, control: Any) -> None:
+        """Ends the training where an evaluation was interrupted, which is left out: the step was whole before it."""
+        self.reason = signal.Signals(int(self.all_reduce_max(self.received))).name
+        control.should_training_stop = True
+        control.should_save = self.saves
+        control.should_evaluate = False
 
 
 class _Unbroken:

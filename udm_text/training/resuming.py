@@ -25,7 +25,7 @@ FREE = frozenset("num_proc attn_implementation loss_chunk pack_rows".split())
 rounding. Every other one may not."""
 FIXED = frozenset(
     "seed data_seed ema_decay train_sampling_strategy length_column_name dataloader_drop_last optim optim_args "
-    "optim_target_modules".split()
+    "optim_target_modules eval_rows".split()
 )
 """Fields of a run that may not change; every other one may, and is applied."""
 STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")

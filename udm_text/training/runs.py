@@ -25,7 +25,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, ProgressCallback, set_seed
 from transformers.hf_argparser import HfArg
 
-from ..common import write_json
+from ..common import watching, write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .callbacks import LossBar
 from .checkpoints import checkpoints, digest_of, sweep, why_unusable
@@ -115,6 +115,10 @@ class RunArguments(UDMTrainingArguments):
     logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
     report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    eval_rows: int | None = field(
+        default=None,
+        metadata={"help": "Held-out rows of an evaluation in the middle of a run, evenly spread; default: all."},
+    )
 
     command = tuple[str, ...]()
     """What was typed, word for word, a recipe's options in front of the others; (): not a command. No option."""
@@ -127,6 +131,8 @@ class RunArguments(UDMTrainingArguments):
             )
         if self.output_dir is None:
             raise ValueError("--output DIR is needed: where the model goes")
+        if self.eval_rows is not None and self.eval_rows < 1:
+            raise ValueError(f"eval_rows must be at least 1, got {self.eval_rows}")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
         super().__post_init__()
@@ -352,7 +358,8 @@ def run(
         if args.max_seconds is not None:
             ready.say("measuring the written model, which comes on top of max_seconds")
         began = time.time()
-        report |= measure(report)
+        with watching(shown=not args.disable_tqdm and state.is_main_process):
+            report |= measure(report)
         report |= {"log": trainer.state.log_history, "measure_seconds": time.time() - began}
         report["seconds"] = trainer.before.seconds + time.time() - ready.started
         if args.max_seconds is not None:
@@ -362,6 +369,12 @@ def run(
         write_json(output / REPORT_FILE, report)
     state.wait_for_everyone()
     return report
+
+
+def evaluated_rows(args: RunArguments, count: int) -> list[int]:
+    """Of so many held-out rows the places of those of an evaluation in the middle: `eval_rows`, from first to last."""
+    most = count if args.eval_rows is None else min(count, args.eval_rows)
+    return [i * count // most for i in range(most)]
 
 
 def end(report: Mapping[str, Any], and_signals: bool = False) -> None:

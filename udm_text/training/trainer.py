@@ -29,7 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
-from ..common import to_json, written_whole
+from ..common import to_json, watching, written_whole
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
@@ -44,7 +44,7 @@ from .checkpoints import (
     write_manifest,
 )
 from .ema import WeightAverage
-from .interrupts import Interrupts, TimedLRLambda, TimedShares, out_of_memory
+from .interrupts import EvaluationInterrupted, Interrupts, TimedLRLambda, TimedShares, out_of_memory
 from .legs import Spent, read_spent
 from .optimizers import MUON, MuonAdamW, has_muon
 from .row_order import RowOrder
@@ -509,10 +509,15 @@ class UDMTrainer(Trainer):
         return loss
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """As in transformers; the losses since the last time are looked at first."""
+        """As in transformers; the losses since the last time are looked at first, and a signal ends an evaluation."""
         if self.control.should_log or self.control.should_save or self.control.should_evaluate:
             self._check_losses()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        try:
+            with watching(between=self.interrupts.between_batches):
+                super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationInterrupted:
+            self.interrupts.stop(self.control)
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # what was due after the evaluation
 
     def _check_losses(self) -> None:
         """Raises NonFiniteLossError for the first loss that was not finite."""
