@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-from transformers import TrainerCallback
 
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
 from udm_text.training.resuming import digest_rows
-from udm_text.training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, evaluated_rows, prepare, resolved
+from udm_text.training.runs import (
+    NOTHING_TO_DRAW,
+    Preparation,
+    RunArguments,
+    describe_best,
+    end,
+    evaluated_rows,
+    keep_best,
+    prepare,
+    resolved,
+)
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
@@ -90,9 +95,6 @@ class ObjectiveArguments:
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
     importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
-    keep_best: bool = field(
-        default=True, metadata={"help": "Write the weights of the best held-out loss of all evaluations, not the last."}
-    )
 
 
 DEFAULTS = {
@@ -106,63 +108,6 @@ DEFAULTS = {
     "eval_rows": 512,
 }
 """Of a run on small images, where they differ from those of `RunArguments`."""
-
-
-class BestWeights(TrainerCallback):
-    """Keeps the weights of the best held-out loss, and puts them in place when training ends.
-
-    They are the averaged weights where there is an average. The last step counts as an evaluation, so what is written
-    is never worse than what was measured on the way. They lie beside every checkpoint, so that a resumed run ends on
-    the weights of the uninterrupted one.
-    """
-
-    name = "best.safetensors"
-
-    def __init__(self, trainer: UDMTrainer):
-        self.trainer = trainer
-        self.step, self.loss, self.last = -1, math.inf, -1
-        self.weights: dict[str, Tensor] = {}
-        self.over = False
-        trainer.in_checkpoints.append(self.save)
-
-    def current(self) -> dict[str, Tensor]:
-        """The tensors that an evaluation measures."""
-        if self.trainer.average is not None:
-            return self.trainer.average.average
-        return dict(self.trainer.accelerator.unwrap_model(self.trainer.model).named_parameters())
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        folder = self.trainer.resumed_from
-        if folder is None or not (Path(folder) / self.name).is_file():
-            return  # evaluated for the first time after that checkpoint
-        with safe_open(Path(folder) / self.name, "pt") as file:
-            known = file.metadata()
-            self.step, self.loss = int(known["step"]), float(known["loss"])
-            self.weights = {name: file.get_tensor(name) for name in file.keys()}
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        loss = (metrics or {}).get("eval_loss", math.nan)
-        self.last = state.global_step
-        if not self.over and loss < self.loss:
-            self.step, self.loss = state.global_step, loss
-            self.weights = {name: value.detach().clone() for name, value in self.current().items()}
-
-    def save(self, folder: Path) -> None:
-        """Writes best.safetensors, where there are such weights."""
-        if self.weights:
-            about = {"format": "pt", "step": str(self.step), "loss": repr(self.loss)}
-            save_file({name: value.contiguous() for name, value in self.weights.items()}, folder / self.name, about)
-
-    @torch.no_grad()
-    def on_train_end(self, args, state, control, **kwargs):
-        if not self.weights or (self.trainer.stopped_by or "").startswith("SIG"):
-            return
-        if self.last != state.global_step:
-            self.trainer.evaluate()
-        self.over = True
-        if self.step != state.global_step:
-            for name, value in self.current().items():
-                value.copy_(self.weights[name])
 
 
 GROUPS: dict[str, dict[str, str | None]] = {
@@ -238,6 +183,7 @@ def _train(
     model = ImageDenoiser(config)
     if run.learning_rate is None:
         run.learning_rate = 2e-3 if (config.network or {})["kind"] == "mlp" else 4e-4
+    run.optim = run.optim or "adamw_torch_fused"
     objective = build_objective(config, data, goal, run)
     held = splits.validation
     chosen = evaluated_rows(run, len(held))
@@ -245,9 +191,7 @@ def _train(
     trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=some)
     if objective.importance is not None:
         trainer.add_callback(ImportanceCallback(trainer, objective.importance))
-    best = BestWeights(trainer) if goal.keep_best else None
-    if best is not None:
-        trainer.add_callback(best)
+    best = keep_best(trainer, run, ready)
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
         f"{len(splits.train)} images {' x '.join(map(str, splits.train.shape))}, {len(held)} held out"
@@ -267,10 +211,6 @@ def _train(
     }
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
-        if best is not None and 0 <= best.step < report["steps"]:
-            ready.say(
-                f"the weights of step {best.step} are written: their held-out loss is the best of all evaluations"
-            )
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
         found = trainer.evaluate(held)  # all of it
@@ -282,7 +222,7 @@ def _train(
             show(pipe, splits, ready.output / "samples.png", run.seed)
             if run.plot and not draw_loss(trainer.state.log_history, ready.output / "loss.png"):
                 ready.say(NOTHING_TO_DRAW)
-        return {"validation": figures, "best_step": best.step if best is not None and best.weights else None}
+        return {"validation": figures, **describe_best(best, report["steps"], ready)}
 
     parts = {"training": splits.train, "held-out": splits.validation}
     digests = {

@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoConfig
+from transformers.trainer_utils import IntervalStrategy
 
 from ..card import hub_name
 from ..common import check_place, choices
@@ -43,9 +44,20 @@ from ..training.arguments import DataArguments, ModelArguments, ObjectiveArgumen
 from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
+from ..training.optimizers import MUON, best_optimizer
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
-from ..training.runs import NOTHING_TO_DRAW, Preparation, RunArguments, end, evaluated_rows, prepare, resolved
+from ..training.runs import (
+    NOTHING_TO_DRAW,
+    Preparation,
+    RunArguments,
+    describe_best,
+    end,
+    evaluated_rows,
+    keep_best,
+    prepare,
+    resolved,
+)
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
 from .reports import (
@@ -60,6 +72,8 @@ from .reports import (
 
 NOISY_SHARE = 0.5
 """Rows of a step that take their noisy text, where there are such and no share is given."""
+RATES = {True: 4e-3, False: 1e-3}
+"""Learning rates from scratch, of Muon and of AdamW."""
 ROTARY = ("modernbert", "nomic_bert")
 """Architectures without absolute positions."""
 GATED = ("modernbert", "nomic_bert")
@@ -108,6 +122,7 @@ def _train(
     rows = prepare_rows(data, model_args, ready)
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
+    best = keep_best(trainer, run, ready)
     facts = describe_run(data, model_args, goal, rows, objective)
     if rows.validation is not None and run.eval_strategy != "no":
         facts["eval_rows"] = len(evaluated_rows(run, len(rows.validation)))
@@ -126,7 +141,7 @@ def _train(
             history, file = trainer.state.log_history, ready.output / "loss.png"
             if not draw_loss(history, file, figures.get("validation"), **how):
                 ready.say(NOTHING_TO_DRAW)
-        return figures
+        return {**figures, **describe_best(best, report["steps"], ready)}
 
     digests = {
         name: digest_rows(arrays_of(part))
@@ -413,8 +428,13 @@ def prepare_trainer(
             f"--gradient_accumulation_steps x processes) and {len(rows.train)} rows are there to train on: give "
             f"--per_device_train_batch_size of at most {max(1, len(rows.train) // shares)}, or more text"
         )
+    scratch = model_args.model in PRESETS
+    if run.optim is None:
+        run.optim = best_optimizer() if scratch else "adamw_torch_fused"
     if run.learning_rate is None:
-        run.learning_rate = 1e-3 if model_args.model in PRESETS else 1e-4
+        run.learning_rate = RATES[run.optim == MUON] if scratch else 1e-4
+    if run.keep_best and rows.validation is not None and run.eval_strategy == "no":
+        run.eval_strategy, run.eval_steps, run.do_eval = IntervalStrategy.STEPS, run.eval_steps or 0.1, True
     if stream is not None:
         stream_arguments(run)
     sets: dict[str, Any] = {

@@ -125,7 +125,7 @@ class ObjectiveArguments:
         check_loss(self.loss, self.max_corruption, self.loss_chunk, self.loss_weighting, self.time_law)
 
 
-DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128}
+DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128, "eval_rows": 512}
 """Of a run on text, where they differ from those of `RunArguments`."""
 
 GROUPS: dict[str, dict[str, str | None]] = {
@@ -154,7 +154,8 @@ GROUPS: dict[str, dict[str, str | None]] = {
     "On the way": {
         "eval_strategy": "Measure the held-out bound in the middle: no, steps or epoch.",
         "eval_steps": "Steps between two measurements, or their share of the run.",
-        "eval_rows": None,
+        "eval_rows": "Held-out rows of such a measurement, evenly spread; default: 512.",
+        "patience": None,
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
         "report_to": None,

@@ -27,6 +27,7 @@ from transformers.hf_argparser import HfArg
 
 from ..common import watching, write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
+from .best import BestWeights
 from .callbacks import LossBar
 from .checkpoints import checkpoints, digest_of, sweep, why_unusable
 from .interrupts import INTERRUPTED, unbroken_output
@@ -109,12 +110,23 @@ class RunArguments(UDMTrainingArguments):
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=100, metadata={"help": "Steps (or share below 1) of linear warm-up."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "How rows are ordered."})
-    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimiser."})
+    optim: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Optimiser: muon, or one of transformers. Default: what suits the model, as report.json says."
+        },
+    )
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW beta2."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay."})
     logging_steps: float = field(default=0.01, metadata={"help": "Steps between log lines, or their share of the run."})
     report_to: str = field(default="tensorboard", metadata={"help": "Where logs go; none for nowhere."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    keep_best: bool = field(
+        default=True, metadata={"help": "Write the weights of the best held-out loss of all evaluations, not the last."}
+    )
+    patience: int | None = field(
+        default=None, metadata={"help": "End after so many evaluations in a row without a better held-out loss."}
+    )
     eval_rows: int | None = field(
         default=None,
         metadata={"help": "Held-out rows of an evaluation in the middle of a run, evenly spread; default: all."},
@@ -131,8 +143,13 @@ class RunArguments(UDMTrainingArguments):
             )
         if self.output_dir is None:
             raise ValueError("--output DIR is needed: where the model goes")
-        if self.eval_rows is not None and self.eval_rows < 1:
-            raise ValueError(f"eval_rows must be at least 1, got {self.eval_rows}")
+        for name in ("eval_rows", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patience is not None and not self.keep_best:
+            raise ValueError("patience waits for a better held-out loss, whose weights are kept: leave keep_best true")
+        if self.keep_best and self.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end has a place of its own here: keep_best, which is on by default")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # else transformers would refuse bf16, which a CPU has
         super().__post_init__()
@@ -377,6 +394,31 @@ def evaluated_rows(args: RunArguments, count: int) -> list[int]:
     return [i * count // most for i in range(most)]
 
 
+def keep_best(trainer: UDMTrainer, args: RunArguments, ready: Preparation) -> BestWeights | None:
+    """What keeps the weights of the best evaluation of a run, where it makes any."""
+    if not args.keep_best or trainer.eval_dataset is None or args.eval_strategy == "no":
+        if args.patience is not None:
+            raise ValueError(f"patience={args.patience} counts evaluations of held-out rows, and this run makes none")
+        return None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.is_distributed_loading_by_transformers:
+        if args.patience is not None:
+            raise ValueError("patience goes with one process or with DDP")
+        ready.say(
+            "note: the last weights are written, not the best: under FSDP and DeepSpeed no process has all of them"
+        )
+        return None
+    best = BestWeights(trainer, args.patience)
+    trainer.add_callback(best)
+    return best
+
+
+def describe_best(best: BestWeights | None, steps: int, ready: Preparation) -> dict[str, Any]:
+    """What a report says of the weights that were written, which is also said aloud where they are not the last."""
+    if best is not None and 0 <= best.step < steps:
+        ready.say(f"the weights of step {best.step} are written: their held-out loss is the best of all evaluations")
+    return {"best_step": best.step if best is not None and best.weights else None}
+
+
 def end(report: Mapping[str, Any], and_signals: bool = False) -> None:
     """Ends a command with exit code 130 where Ctrl-C has stopped the run of this report.
 
@@ -410,6 +452,7 @@ def describe_training(trainer: UDMTrainer, metrics: Mapping[str, float]) -> dict
         "stopped": trainer.stopped_by,
         "seed": args.seed,
         "learning_rate": args.learning_rate,
+        "optim": getattr(args.optim, "value", args.optim),
         "ema_decay": args.ema_decay,
         "train_seconds": trainer.before.train_seconds + metrics["train_runtime"],
         "train_loss": metrics.get("train_loss"),

@@ -122,14 +122,16 @@ class UDMTrainingArguments(TrainingArguments):
             if self.max_steps <= 0:
                 self.max_steps = _ENDLESS
         optim: Any = self.optim
+        known = optim not in (None, MUON)
         if optim == MUON:
             if not has_muon():
                 raise ValueError(f"optim {MUON!r} needs torch 2.9 or newer, got {torch.__version__}: give adamw_torch")
             if self.optim_args:
                 raise ValueError(f"optim_args has no effect with optim {MUON!r}, got {self.optim_args!r}")
+        if not known:
             self.optim = "adamw_torch"  # transformers knows its own names alone
         super().__post_init__()
-        if optim == MUON:
+        if not known:
             self.optim = optim
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(f"ema_decay must lie in (0, 1), got {self.ema_decay}")
