@@ -53,6 +53,48 @@ def finished(toy, tmp_path_factory):
     return output, train(toy, output, *options.split(), "--report_to", "tensorboard", plot=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--noisy_column", "n"], "process 'substitute', and this model has process 'mask'"),
+        (
+            ["--noisy_column", "n", "--model", "{finished}"],
+            "process 'substitute', and this model has process 'mask'",
+        ),
+        (["--max_corruption", 0.2], "max_corruption below 1 trains a repairer, which needs process 'substitute'"),
+        (["--process", "nosuch"], "process must be 'mask' or 'substitute', got 'nosuch'"),
+        (["--process", "substitute", "--kernel", "x"], "kernel must be 'site', 'hamming' or 'free', got 'x'"),
+        (
+            ["--process", "substitute", "--loss", "nelbo", "--loss_chunk", 3],
+            "goes with loss 'cross_entropy'",
+        ),
+    ],
+)
+def test_a_process_that_cannot_be_trained_so_is_refused_before_the_data_is_read(finished, tmp_path, options, said):
+    given = [str(word).format(finished=finished[0]) for word in options]
+    with pytest.raises(ValueError, match=said):
+        main(["--data", "no-such-corpus.txt", "--output", str(tmp_path / "out"), "--use_cpu", *given])
+
+
+def test_an_evaluation_on_the_way_is_of_the_rows_that_were_asked_for(toy, tmp_path, monkeypatch):
+    asked, evaluate = [], UDMTrainer.evaluate
+
+    def noted(self, *args, **kwargs):
+        asked.append([row["input_ids"] for row in self.eval_dataset])
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(UDMTrainer, "evaluate", noted)
+    report = train(
+        toy, tmp_path / "run", "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 2, "--eval_rows", 2
+    )
+    held = make_rows(hold_out(load_corpus(str(toy)))["validation"], load_tokenizer(str(tmp_path / "run")), rows="line")[
+        0
+    ]
+    rows = held["input_ids"]
+    assert asked == [[rows[0], rows[len(rows) // 2]]] and len(rows) > 2
+    assert report["eval_rows"] == 2 and report["validation"]["rows"] == len(rows)
+
+
 def test_the_output_folder_holds_the_model_and_all_about_it(finished):
     output, _ = finished
     names = {path.name for path in output.iterdir()}

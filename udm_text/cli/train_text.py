@@ -119,6 +119,7 @@ def _train(
     check_data(data, goal, run)
     check_model(model_args, goal)
     check_places(data, model_args, ready)
+    check_process(data, model_args, goal)
     rows = prepare_rows(data, model_args, ready)
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
@@ -157,6 +158,17 @@ def check_places(data: DataArguments, model_args: ModelArguments, ready: Prepara
         check_place(model_args.model)
     if ready.checkpoint is None and data.tokenizer is not None and data.tokenizer not in TOKENIZERS:
         check_place(data.tokenizer, "tokenizer directory")
+
+
+def check_process(data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments) -> None:
+    """Raises ValueError where the process of the model, given or stored, cannot be trained so, before data is read."""
+    if goal.objective == "ar":
+        return
+    own = own_fields(model_args)
+    if model_args.model not in PRESETS:
+        stored, _ = UDMConfig.get_config_dict(model_args.model)
+        own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
+    TextObjective(UDMConfig(mask_token_id=0, **own), **goal_fields(data, goal))  # with any backbone
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -306,16 +318,7 @@ def prepare_model(
             model = add_adapter(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_target)
         objective = TextObjective(
             model.config,
-            loss=goal.loss,
-            max_corruption=goal.max_corruption,
-            loss_chunk=goal.loss_chunk,
-            loss_weighting=goal.loss_weighting,
-            time_law=goal.time_law,
-            noisy_share=0.0
-            if data.noisy_column is None
-            else NOISY_SHARE
-            if data.noisy_share is None
-            else data.noisy_share,
+            **goal_fields(data, goal),
             eval_draws=run.eval_draws,
             eval_batch_size=run.per_device_eval_batch_size,
         )
@@ -326,6 +329,14 @@ def prepare_model(
         check_packing(model, data.pack_rows)
         objective.pack_length = data.pack_rows
     return model, objective
+
+
+def goal_fields(data: DataArguments, goal: ObjectiveArguments) -> dict[str, Any]:
+    """What of a `TextObjective` was asked for."""
+    share = NOISY_SHARE if data.noisy_share is None else data.noisy_share
+    names = "loss max_corruption loss_chunk loss_weighting time_law".split()
+    fields = {name: getattr(goal, name) for name in names}
+    return {**fields, "noisy_share": 0.0 if data.noisy_column is None else share}
 
 
 def repairs(data: DataArguments, goal: ObjectiveArguments) -> bool:
