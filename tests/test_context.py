@@ -95,7 +95,7 @@ def test_a_run_of_three_steps_says_that_no_context_is_learnt(pairs, tmp_path, ca
 
 
 def test_a_run_that_has_learnt_context_says_nothing(pairs, tmp_path, capsys):
-    report = run(pairs, tmp_path / "out", 60, "--learning_rate", "3e-3", "--warmup_steps", "10")
+    report = run(pairs, tmp_path / "out", 120, "--warmup_steps", "10")
     assert report["context"]["learnt_context"] is True
     assert report["context"]["nelbo"] < 0.9 * report["context"]["one_call"]
     assert "no context" not in capsys.readouterr().out

@@ -25,6 +25,7 @@ class TwoBlanks:
     """F_t puts one of two blanks on the positions of rank < t: which one is noise, and tells nothing of x0."""
 
     time_conditioned, kernels, prices_steps = False, (), True
+    training = ("bound", "uniform")
     generation_options = frozenset(("order", "revise", "threshold"))
     card = CardWords("two-blanks", "by two kinds of blank", "A toy.")
 

@@ -44,6 +44,7 @@ RESUMED = {
     "a dataloader worker": {"dataloader_num_workers": 1, "dropout": 0.2},
     "substitute": {"variant": "substitute nelbo", "dropout": 0.2},
     "muon": {"variant": "muon", "dropout": 0.2, "weight_decay": 0.1},
+    "a backbone that writes other names than its modules have": {"family": "nomic_bert", "dropout": 0.2},
 }
 
 

@@ -34,7 +34,16 @@ SPLITS = {"1 x 16": (16, 1), "4 x 4": (4, 4), "16 x 1": (1, 16)}
 
 
 def make_trainer(
-    output, variant="mask", *, model=None, rows=None, dropout=0.0, eval_dataset=None, objective=None, **args
+    output,
+    variant="mask",
+    *,
+    model=None,
+    family="bert",
+    rows=None,
+    dropout=0.0,
+    eval_dataset=None,
+    objective=None,
+    **args,
 ):
     """A `UDMTrainer` of 16 rows a step and 20 steps on a small model."""
     own = dict(TRAINED[variant])
@@ -44,7 +53,7 @@ def make_trainer(
     defaults = {"max_steps": 20, "per_device_train_batch_size": 16, "learning_rate": 1e-3, "save_strategy": "no"}
     arguments = UDMTrainingArguments(output_dir=str(output), **{**QUIET, **defaults, **args})
     rows = make_rows(90) if rows is None else rows
-    model = make_udm(dropout=dropout, scale=UNTRAINED, **own) if model is None else model
+    model = make_udm(family=family, dropout=dropout, scale=UNTRAINED, **own) if model is None else model
     if goal:
         goal |= {"eval_draws": arguments.eval_draws, "eval_batch_size": arguments.per_device_eval_batch_size}
         objective = TextObjective(model.config, **goal)

@@ -41,6 +41,8 @@ class TokenProcess(Process, Protocol):
     """Whether a network is told t unless its configuration says otherwise: where xt does not show it."""
     kernels: ClassVar[tuple[str, ...]]
     """Its reverse kernels, each with a bound of its own; () where there is one way back."""
+    training: ClassVar[tuple[str, str]]
+    """The weighting (`objectives.LOSS_WEIGHTINGS`) and the law of t (`TIME_LAWS`) that its networks learn most by."""
     prices_steps: ClassVar[bool]
     """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K, and with it the step curve."""
     generation_options: ClassVar[frozenset[str]]
@@ -144,6 +146,7 @@ class MaskProcess:
     """
 
     time_conditioned: ClassVar[bool] = False  # the number of masks shows t
+    training: ClassVar[tuple[str, str]] = ("sqrt", "bell")
     kernels: ClassVar[tuple[str, ...]] = ()
     prices_steps: ClassVar[bool] = True
     generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
@@ -240,6 +243,7 @@ class SubstituteProcess:
     """
 
     time_conditioned: ClassVar[bool] = True
+    training: ClassVar[tuple[str, str]] = ("bound", "uniform")
     kernels: ClassVar[tuple[str, ...]] = tuple(KERNELS)
     prices_steps: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))

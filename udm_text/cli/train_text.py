@@ -484,6 +484,7 @@ def describe_run(
         "model_arguments": {**vars(model_args), "model": resolved(model_args.model, PRESETS)},
         "objective": goal.objective,
         "max_corruption": goal.max_corruption,
+        **{name: getattr(objective, name, None) for name in ("loss_weighting", "time_law")},
         "base_model": hub_name(model_args.model),
         "held_out": held,
         "examples": rows.examples if config.prompted or goal.max_corruption < 1.0 else [],

@@ -76,7 +76,9 @@ class ModelArguments:
         default="mini",
         metadata={"help": f"{', '.join(PRESETS)} (from scratch), or any masked LM, or one of ours."},
     )
-    backbone: str = field(default="bert", metadata={"help": "From scratch: bert, roberta or modernbert."})
+    backbone: str = field(
+        default="nomic_bert", metadata={"help": "From scratch: nomic_bert, bert, roberta or modernbert."}
+    )
     process: str | None = field(default=None, metadata={"help": "mask (default) or substitute."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
     dropout: float = field(default=0.0, metadata={"help": "From scratch: dropout of the hidden layers."})
@@ -111,12 +113,19 @@ class ObjectiveArguments:
     loss_chunk: int | None = field(
         default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
     )
-    loss_weighting: str = field(
-        default="bound",
-        metadata={"help": "Weight of a row with t of l tokens corrupted: bound (l/t), sqrt of it, or mean (1)."},
+    loss_weighting: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of a row with t of l tokens corrupted: bound (l/t), sqrt of it, or mean (1); default: sqrt "
+            "for masks, else bound."
+        },
     )
-    time_law: str = field(
-        default="uniform", metadata={"help": "How t is drawn in training: uniform, bell, or clipped (above l/10)."}
+    time_law: str | None = field(
+        default=None,
+        metadata={
+            "help": "How t is drawn in training: uniform, bell, or clipped (above l/10); default: bell for masks, else "
+            "uniform."
+        },
     )
 
     def __post_init__(self):

@@ -38,15 +38,15 @@ def check_loss(
     loss: str,
     max_corruption: float,
     loss_chunk: int | None,
-    loss_weighting: str = "bound",
-    time_law: str = "uniform",
+    loss_weighting: str | None = "bound",
+    time_law: str | None = "uniform",
 ) -> None:
     """Raises ValueError for arguments of `TextObjective` that no model can be trained with."""
     for name, given, known in (
         ("loss_weighting", loss_weighting, LOSS_WEIGHTINGS),
         ("time_law", time_law, TIME_LAWS),
     ):
-        if given not in known:
+        if given is not None and given not in known:
             raise ValueError(f"{name} must be {choices(known)}, got {given!r}")
     if loss not in LOSSES:
         raise ValueError(f"loss must be {choices(LOSSES)}, got {loss!r}")
@@ -81,8 +81,9 @@ class TextObjective:
         loss_chunk: rows of logits that are held at a time in training; None: all. Less memory, the same loss.
         loss_weighting: of a row with t of l corrupted positions in training: "bound", l/t; "sqrt", (l/t)^0.5; "mean",
             1 (`objectives.LOSS_WEIGHTINGS`). But for "bound" the training loss is a weighted mean of cross-entropies
-            and estimates no bound, so it goes with losses that do otherwise. Evaluation knows nothing of it.
-        time_law: that training draws t by, one of `objectives.TIME_LAWS`.
+            and estimates no bound, so it goes with losses that do otherwise. None: what the process learns most by.
+        time_law: that training draws t by, one of `objectives.TIME_LAWS`; None: what the process learns most by.
+            Evaluation knows nothing of either.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
     """
 
@@ -96,8 +97,8 @@ class TextObjective:
         eval_batch_size: int = 64,
         loss_chunk: int | None = None,
         noisy_share: float = 0.0,
-        loss_weighting: str = "bound",
-        time_law: str = "uniform",
+        loss_weighting: str | None = "bound",
+        time_law: str | None = "uniform",
     ):
         check_loss(loss, max_corruption, loss_chunk, loss_weighting, time_law)
         if eval_draws < 1:
@@ -113,12 +114,14 @@ class TextObjective:
             )
         if noisy_share and loss != "cross_entropy":
             raise ValueError("noisy texts go with loss 'cross_entropy': the NELBO is of the noise of the process alone")
-        if loss_weighting != "bound" and loss != "nelbo" and self.process.kernels:
+        if loss_weighting not in (None, "bound") and loss != "nelbo" and self.process.kernels:
             raise ValueError(
                 f"loss_weighting={loss_weighting!r} changes the weights of a bound, and loss {loss!r} of process "
                 f"{config.process!r} is none: give loss 'nelbo' or leave it out"
             )
-        self.loss_weighting, self.time_law = loss_weighting, time_law
+        own_weighting, own_law = self.process.training
+        self.loss_weighting = own_weighting if loss_weighting is None else loss_weighting
+        self.time_law = own_law if time_law is None else time_law
         self.noisy_share = noisy_share
         self._forbidden = Sent(config.forbidden_tokens())
         self.loss_chunk = loss_chunk

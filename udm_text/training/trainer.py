@@ -24,7 +24,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
@@ -595,8 +595,30 @@ class UDMTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if model is not None or not self._load_weights(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_weights(self, checkpoint: str) -> bool:
+        """The weights of a checkpoint, read as `from_pretrained` reads them; False: the trainer of transformers does.
+
+        That one goes by the names in the file. Some architectures write others than their modules have (NomicBERT), and
+        it passes over what it does not know.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers)
+        if not whole or not isinstance(model, PreTrainedModel) or is_adapted(model):
+            return False
+        stored, info = type(model).from_pretrained(checkpoint, output_loading_info=True)
+        if absent := sorted(info["missing_keys"]):
+            raise CheckpointError(f"{checkpoint} lacks weights of the model, {absent[0]} among them")
+        model.load_state_dict(stored.state_dict())
+        return True
+
     def _load_best_model(self):
         super()._load_best_model()
+        if self.state.best_model_checkpoint is not None:
+            self._load_weights(self.state.best_model_checkpoint)
         if self.average is not None and self.state.best_model_checkpoint is not None:
             self.average.load(self.state.best_model_checkpoint)
 
