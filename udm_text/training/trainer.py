@@ -609,7 +609,8 @@ class UDMTrainer(Trainer):
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.is_distributed_loading_by_transformers)
         if not whole or not isinstance(model, PreTrainedModel) or is_adapted(model):
             return False
-        stored, info = type(model).from_pretrained(checkpoint, output_loading_info=True)
+        kind: Any = type(model)
+        stored, info = kind.from_pretrained(checkpoint, output_loading_info=True)
         if absent := sorted(info["missing_keys"]):
             raise CheckpointError(f"{checkpoint} lacks weights of the model, {absent[0]} among them")
         model.load_state_dict(stored.state_dict())
