@@ -187,7 +187,7 @@ OPTIONS: dict[str, Option] = {
         kind=int | None,
         help="APPROXIMATE, and faster: keys and values of all layers are kept and brought up to date only every so "
         "many calls; None and 1 are exact. In between, only what changed and what is asked about runs through the "
-        "layers (backbones built like BERT, RoBERTa, ModernBERT).",
+        "layers (backbones built like BERT, RoBERTa, ModernBERT, NomicBERT).",
     ),
     "churn": Option(
         0.0,
