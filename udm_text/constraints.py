@@ -120,11 +120,9 @@ class Constraints:
         if len(self.blocked) > 1:
             variants = len(xt) // len(self.set_of)
             blocked = self.blocked[self.set_of[rows if variants == 1 else rows // variants, columns]]
-        logits = logits.masked_fill(blocked, -torch.inf)
-        best = logits.amax(dim=-1)
+        logits, best, lawless = without(logits, blocked)
         if self.processor is not None:
             self.refuse(best == -torch.inf, "logits_processor leaves no token", columns)
-        lawless = best - best != 0  # of NaN and of infinities, which are above all others, or nothing is above them
         self.refuse(lawless, NOT_FINITE)
         return logits if self.reads_are_free else logits.masked_fill_(lawless[:, None], 0.0)  # not handed out
 
@@ -155,6 +153,13 @@ class Constraints:
             here = self.set_of == number
             drawn[here] = tokens[(uniforms[here] * len(tokens)).long()]
         return torch.where(editable, drawn, xt)
+
+
+def without(logits: Tensor, blocked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits (N, V), -inf at what is `blocked` (N or 1, V) bool; the best of each (N,); whether they are no law."""
+    logits = logits.masked_fill(blocked, -torch.inf)
+    best = logits.amax(dim=-1)
+    return logits, best, best - best != 0  # NaN and infinities are above all others, or nothing is above them
 
 
 def beginnings(model_config, inputs: GenerationInputs) -> Tensor:
