@@ -13,12 +13,13 @@ from torch._dynamo.backends.registry import lookup_backend
 from transformers import DistilBertConfig, pipeline
 
 from tests.models import CLS, FAMILIES, MASK, PAD, SEP, VOCAB, make_udm, text_config, word_tokenizer, wrap
-from udm_text import compiling
+from udm_text import compiling, predictors
 from udm_text.compiling import padded_length, padded_rows
 from udm_text.decoding import NOT_FINITE
 from udm_text.fastpath import plain_path
 from udm_text.generation_options import OPTIONS
 from udm_text.positions import Positions
+from udm_text.predictors import MaskPredictor
 from udm_text.randomness import RowRandom
 
 BLANKS = torch.tensor(
@@ -286,6 +287,34 @@ def test_what_cannot_be_compiled_runs_uncompiled_with_one_warning_that_names_it(
         found = model.generate(BLANKS, seed=3, compile=True, **how)
     assert torch.equal(found, expected) and len(seen) == 1 and seen[0].filename == __file__
     assert not backend.graphs
+
+
+def test_a_predictor_of_ones_own_is_not_compiled_as_its_parent(backend, monkeypatch):
+    class Own(MaskPredictor):
+        def __call__(self, xt, t, s):
+            return super().__call__(xt, t, s)
+
+    model = make_udm()
+    expected = model.generate(BLANKS, seed=3)
+    monkeypatch.setattr(predictors, "MaskPredictor", Own)
+    with pytest.warns(UserWarning, match="compile=True compiles nothing beside steps by Own"):
+        assert torch.equal(model.generate(BLANKS, seed=3, compile=True), expected)
+    assert not backend.graphs
+
+
+@pytest.mark.parametrize("process", ["mask", "substitute"])
+def test_logits_are_made_some_at_a_time(process, backend, monkeypatch):
+    monkeypatch.setattr(compiling, "_CHUNK_ELEMENTS", 5 * VOCAB)
+    prompt = {"rows": BLANKS, "guidance_scale": 2.0, "order": "confidence"}
+    agree(make_udm(process), **(prompt if process == "mask" else {"length": 6, "num_return_sequences": 3}))
+
+
+def test_rows_are_compiled_in_inference_mode_too(backend):
+    model = make_udm()
+    agree(model, BLANKS)
+    with torch.inference_mode():
+        agree(model, BLANKS)
+    agree(model, BLANKS)
 
 
 def test_every_option_that_is_not_compiled_is_tried_here():

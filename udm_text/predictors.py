@@ -164,7 +164,7 @@ class Predictor:
     @staticmethod
     def in_graph(step: GraphStep, process: Any, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         """What a call gives, within a graph: no value is read, and no number of the host depends on the step. A
-        predictor that leaves it as it is here is not compiled."""
+        predictor whose class does not say it itself is not compiled."""
         raise NotImplementedError
 
     def follows_the_curve(self) -> bool:
@@ -535,6 +535,7 @@ class SubstitutePredictor(Predictor):
         return make_changes(self.config, kernel, change, xt, t, s, self.random, max(before, default=0))
 
     def graph_needs(self) -> GraphNeeds:
+        self.process.lie_on(self.editable.device)
         draws = _DRAWS + 3 * bool(self.config.churn)
         return GraphNeeds(max(self._editable_counts), draws)
 

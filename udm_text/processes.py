@@ -263,6 +263,10 @@ class SubstituteProcess:
     def from_config(cls, config: Any) -> SubstituteProcess:
         return cls(config.allowed_token_ids())
 
+    def lie_on(self, device: torch.device) -> None:
+        """What it looks up is sent to a device now, and not by the first step there."""
+        self._allowed_on(device)
+
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
         (allowed,) = self._allowed_on(tokens.device)
         index = torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
