@@ -309,8 +309,9 @@ class CompiledSteps:
             ) from error
         self.random.draws += used
         self.predictor.stood_aside()
+        # the memory of a recorded graph is written over by the next step
+        rows, wrong = xs.clone(), wrong.clone()
         self.predictor.constraints.refuse(wrong, NOT_FINITE)
-        rows = xs.clone()  # the memory of a recorded graph is written over by the next step
         xs = rows[: self.count, : xt.shape[1]]
         self._last = xs, rows
         return xs, Prediction(xs)

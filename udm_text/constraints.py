@@ -68,7 +68,7 @@ class Constraints:
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         # What a text may not begin with is left out of `given`: no text of the data does, and their price only falls.
         self.given = bool(config.forbidden_tokens or sets)
-        self.faults: dict[str, Tensor] = {}  # on the device, () bool each
+        self.faults: dict[str, list[Tensor]] = {}  # on the device, bool
         self.reads_are_free = reads_are_free(device)
         # whether a draw of the prior may put what must not stand there; the same for a row whatever its neighbours
         self.starts_anew = bool(self.given or config.begin_suppress_tokens)
@@ -133,14 +133,14 @@ class Constraints:
         waits for it.
         """
         if not self.reads_are_free:
-            self.faults[message] = self.faults.get(message, False) | wrong.any()
+            self.faults.setdefault(message, []).append(wrong.flatten())
         elif bool(wrong.any()):
             raise ValueError(message if columns is None else f"{message} at position {int(columns[wrong][0])}")
 
     def check(self) -> None:
         """Raises ValueError for what was met of what `refuse` refuses."""
         if self.faults:
-            found = torch.stack(list(self.faults.values())).tolist()
+            found = torch.stack([torch.cat(wrong).any() for wrong in self.faults.values()]).tolist()
             for message in (message for message, is_wrong in zip(self.faults, found, strict=True) if is_wrong):
                 raise ValueError(message)
 

@@ -184,7 +184,7 @@ class Batch:
     def head(self, rows: Tensor, projections: list[Linear]) -> Tensor:
         """See `Forward.head`. projections: those that whole rows go through, packed where the layers are."""
         surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
-        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)))
+        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)) if surplus else rows)
         if self.calls >= _PACK_FROM and not self.packed:
             self.packed = True
             self._pack(len(x), projections)

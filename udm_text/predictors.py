@@ -405,7 +405,8 @@ class MaskPredictor(Predictor):
         noise = self.noise._replace(keys=torch.where(self._risen, again, self.noise.keys))
         uniforms = torch.where(self._risen, self._uniforms_again, self._uniforms)
         noise = self._remask_least_confident(noise, t, s, before, after)
-        self._risen = self._risen | (s > t)[:, None]
+        if any(_falls(after, before)):
+            self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
 
     def _by_adaptive_order(

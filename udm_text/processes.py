@@ -199,7 +199,7 @@ class MaskProcess:
 
     def changing(self, xt: Tensor, s: Tensor, noise: TokenNoise) -> Tensor:
         """(B, L) bool: the positions that a step to s reveals, the only ones where x0_hat is needed."""
-        return self.corrupted(xt) & ~corrupted_set(noise.keys, s) & torch.isfinite(noise.keys)
+        return self.corrupted(xt) & (ranks(noise.keys) >= s[:, None]) & (noise.keys < torch.inf)
 
     def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
         """Each position's noise is replaced by fresh noise with probability churn in [0, 1]."""
