@@ -3,7 +3,7 @@
     python benchmarks/generation.py                       # mini, small and base; L 64, batch 8; one thread
     python benchmarks/generation.py --threads 2 --json generation.json
     python benchmarks/generation.py --methods naive cache8 speculate4 --model runs/unicode-names   # a trained model
-    python benchmarks/generation.py --compile             # also naive and plain under torch.compile
+    python benchmarks/generation.py --compile             # also `compile=True`, and the others under torch.compile
     python benchmarks/generation.py --memory              # peak memory at L 512, batch 32, each in its own process
     python benchmarks/generation.py --device cuda         # a grid: L, batch, precision, compiled or not; share of peak
 
@@ -14,6 +14,8 @@ bf16        `generate` as it is, weights in bfloat16
 cache8      `cache_refresh=8`, an approximation: its error is printed with it
 speculate2  `speculate=2`, 4 and 8 alike: tokens per network call
 guided      `guidance_scale=2`: two calls a step; left out where rows are masks alone (mini, unless --steps is given)
+compiled    `compile=True`: a step as one graph (with --compile, as are the next two)
+naive-compiled, plain-compiled   the naive loop with the backbone, and `plain` with its body, under torch.compile
 confidence  `order="confidence"` from a row of masks only, in two steps: for memory, since it asks everywhere
 
 Rounds are interleaved, since a machine drifts; a ratio is the median of the ratios within a round. Exits with 1 where
@@ -51,12 +53,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cache8": {"cache_refresh": 8},
     **{f"speculate{k}": {"speculate": k} for k in (2, 4, 8)},
     "guided": {"guidance_scale": 2.0},
+    "compiled": {"compile": True},
     "confidence": {"order": "confidence", "num_steps": 2},
 }
 """What `generate` is given."""
 METHODS = ("naive", "plain", "fast", "bf16", "cache8", "speculate2", "speculate4", "speculate8", "guided")
 MEMORY_METHODS = ("naive", "plain", "fast", "bf16", "cache8", "confidence")
 COMPILED = ("naive-compiled", "plain-compiled")
+"""With the backbone or its body under torch.compile, in the mode that is given."""
 BARS = {"fast": {"mini": 4.0, "small": 3.0, "base": 1.35}, "bf16": {"mini": 10.0, "small": 9.0, "base": 5.5}}
 MEMORY_BARS = {"mini": 1 / 10, "small": 1 / 10, "base": 1 / 5}
 TOLERANCE = 1e-4
@@ -226,15 +230,16 @@ def speed(size: str, options: argparse.Namespace) -> dict[str, Any]:
     short = make_rows(model, options.batch, options.length, min(4, options.length))
     steps = int((rows[0] == model.config.mask_token_id).sum())
     methods = possible(options.methods, model, rows)
-    methods = list(dict.fromkeys(("naive", *methods, *(COMPILED if options.compile else ()))))
+    compiled = ("compiled", *COMPILED) if options.compile else ()
+    methods = list(dict.fromkeys(("naive", *methods, *compiled)))
     result: dict[str, Any] = {"size": size, "steps": steps, "error": largest_error(model, rows)}
     if "cache8" in methods:
         result["cache8"] = cache_error(model, rows, 8)
     for name in methods:  # warm
-        if name not in COMPILED:
+        if name not in compiled:
             make_run(name, model, short)()
     runs = {name: make_run(name, model, rows) for name in methods}
-    for name in set(methods) & set(COMPILED):
+    for name in compiled:
         runs[name]()  # compiling is not what is timed
     result["methods"] = interleaved(runs, options.rounds, options.device, steps)
     return result
@@ -309,6 +314,7 @@ def grid(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 methods = [name for name in possible(options.methods, model, rows) if name != "bf16"]
                 runs = {name: make_run(name, model, rows) for name in dict.fromkeys(("naive", *methods))}
                 if options.compile:
+                    runs["compiled"] = make_run("compiled", model, rows)  # chooses its mode itself
                     for mode in ("default", "reduce-overhead"):
                         runs |= {f"{m} {mode}": make_run(m, model, rows, mode) for m in COMPILED}
                 for run in runs.values():  # compiles, records graphs, warms up
@@ -359,7 +365,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true", help="naive and plain under torch.compile, too")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile=True, too, and naive and plain under torch.compile"
+    )
     parser.add_argument("--memory", action="store_true", help="peak memory at L 512, batch 32 in place of speed")
     parser.add_argument("--grid", action="store_true", help="a grid of lengths, batches, precisions (default on cuda)")
     parser.add_argument("--lengths", nargs="+", type=int, default=[128, 512], help="of the grid")

@@ -52,6 +52,7 @@ ONE = {"threshold": {"threshold": 0.3}, "speculate": {"speculate": 2}, "churn": 
 BUDGET = 40
 """Launches of a step beyond those of the model's plain forward."""
 BUDGETED = ("random", "left_to_right", "confidence", "margin", "few steps", "greedy", "constraints")
+BUDGETED += ("entropy with noise", "guidance", "revision", "cache")
 
 
 @functools.cache

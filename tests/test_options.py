@@ -38,6 +38,7 @@ OPTIONS = {
 }
 ELSEWHERE = {  # what a call is for, its randomness and the form of its answer: tests/test_generation_udm.py
     *("length", "max_new_tokens", "max_edits", "seed", "return_dict_in_generate"),
+    "compile",  # tests/test_compiling.py
 }
 FILL_IN = {"input_ids": torch.tensor([[CLS, 7, MASK, 8, MASK, SEP]])}
 CONTINUE = {"input_ids": torch.tensor([[CLS, 7, SEP]]), "max_new_tokens": 3}
@@ -94,6 +95,10 @@ def test_the_command_has_a_flag_for_every_option_that_has_one_and_hands_it_on(mo
     values = {int: "3", float: "0.25", str: "word", list[str]: "token"}
     for name, option in DECLARED.items():
         if option.kind is None:
+            continue
+        if option.kind is bool:
+            run = CliRunner().invoke(commands.app, ["generate", "m", *option.flags])
+            assert run.exit_code == 0 and seen.pop() == {**UNSET, name: True}, run.output
             continue
         kind = next(k for k in values if k in (option.kind, *getattr(option.kind, "__args__", ())))
         for flag in option.flags or (f"--{name}", f"--{name.replace('_', '-')}"):

@@ -571,7 +571,7 @@ def test_any_setting_that_steers_steps_in_another_way_is_refused(model):
         "speculate order guidance_scale temperature top_k top_p length max_new_tokens num_return_sequences seed".split()
     )
     known |= {"return_dict_in_generate", "output_trajectory", "forbidden_tokens", "allowed_tokens"}
-    known |= {"begin_suppress_tokens"}
+    known |= {"begin_suppress_tokens", "compile"}
     for name, default in UDMGenerationConfig._defaults.items():
         other = UDMGenerationConfig(speculate=2, length=5)
         setattr(other, name, "random" if name == "order" else "something else")

@@ -68,7 +68,7 @@ class Constraints:
             raise ValueError("forbidden_tokens leaves no token: it holds the whole vocabulary")
         # What a text may not begin with is left out of `given`: no text of the data does, and their price only falls.
         self.given = bool(config.forbidden_tokens or sets)
-        self.faults: dict[str, Tensor] = {}  # on the device, () bool each
+        self.faults: dict[str, list[Tensor]] = {}  # on the device, bool
         self.reads_are_free = reads_are_free(device)
         # whether a draw of the prior may put what must not stand there; the same for a row whatever its neighbours
         self.starts_anew = bool(self.given or config.begin_suppress_tokens)
@@ -120,11 +120,9 @@ class Constraints:
         if len(self.blocked) > 1:
             variants = len(xt) // len(self.set_of)
             blocked = self.blocked[self.set_of[rows if variants == 1 else rows // variants, columns]]
-        logits = logits.masked_fill(blocked, -torch.inf)
-        best = logits.amax(dim=-1)
+        logits, best, lawless = without(logits, blocked)
         if self.processor is not None:
             self.refuse(best == -torch.inf, "logits_processor leaves no token", columns)
-        lawless = best - best != 0  # of NaN and of infinities, which are above all others, or nothing is above them
         self.refuse(lawless, NOT_FINITE)
         return logits if self.reads_are_free else logits.masked_fill_(lawless[:, None], 0.0)  # not handed out
 
@@ -135,14 +133,14 @@ class Constraints:
         waits for it.
         """
         if not self.reads_are_free:
-            self.faults[message] = self.faults.get(message, False) | wrong.any()
+            self.faults.setdefault(message, []).append(wrong.flatten())
         elif bool(wrong.any()):
             raise ValueError(message if columns is None else f"{message} at position {int(columns[wrong][0])}")
 
     def check(self) -> None:
         """Raises ValueError for what was met of what `refuse` refuses."""
         if self.faults:
-            found = torch.stack(list(self.faults.values())).tolist()
+            found = torch.stack([torch.cat(wrong).any() for wrong in self.faults.values()]).tolist()
             for message in (message for message, is_wrong in zip(self.faults, found, strict=True) if is_wrong):
                 raise ValueError(message)
 
@@ -155,6 +153,13 @@ class Constraints:
             here = self.set_of == number
             drawn[here] = tokens[(uniforms[here] * len(tokens)).long()]
         return torch.where(editable, drawn, xt)
+
+
+def without(logits: Tensor, blocked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits (N, V), -inf at what is `blocked` (N or 1, V) bool; the best of each (N,); whether they are no law."""
+    logits = logits.masked_fill(blocked, -torch.inf)
+    best = logits.amax(dim=-1)
+    return logits, best, best - best != 0  # NaN and infinities are above all others, or nothing is above them
 
 
 def beginnings(model_config, inputs: GenerationInputs) -> Tensor:

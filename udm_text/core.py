@@ -111,9 +111,35 @@ def reverse_step(
     return process.corrupt(x0, s, noise)
 
 
+PredictX0 = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
+"""Called as predict_x0(xt, t, s)."""
+
+
+def take_step(
+    process: Process,
+    predict_x0: PredictX0,
+    xt: Tensor,
+    t: Tensor,
+    s: Tensor,
+    churn: float = 0.0,
+    *,
+    editable: Tensor | None = None,
+    random: RowRandom | None = None,
+) -> tuple[Tensor, Prediction]:
+    """One step of `denoise`, from xt at t to xs at s: predict, then correct. Returns xs and what was predicted."""
+    output = predict_x0(xt, t, s)
+    prediction = Prediction(output) if isinstance(output, Tensor) else output
+    t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
+    step_churn = churn if prediction.churn is None else prediction.churn
+    xs = reverse_step(
+        process, xt, prediction.x0, t, s, step_churn, noise=prediction.noise, editable=editable, random=random
+    )
+    return xs, prediction
+
+
 def denoise(
     process: Process,
-    predict_x0: Callable[[Tensor, Tensor, Tensor], Tensor | Prediction],
+    predict_x0: PredictX0,
     xt: Tensor,
     times: Sequence[Tensor],
     churn: float = 0.0,
@@ -121,25 +147,21 @@ def denoise(
     editable: Tensor | None = None,
     random: RowRandom | None = None,
     on_step: Callable[[int, Tensor, Prediction], Tensor | None] | None = None,
+    step_by: Callable[..., tuple[Tensor, Prediction]] = take_step,
 ) -> Tensor:
     """Walk from xt down the grid `times` (num_steps + 1 tensors of shape (B,)), one `reverse_step` at a time.
 
     Args:
         predict_x0: called as predict_x0(xt, t, s); gives x0_hat or a `Prediction`.
         on_step: called as on_step(step, xs, prediction) after each step; a tensor it returns replaces xs.
+        step_by: what takes a step, with the arguments of `take_step`: that, or that as a graph (compiling.py).
 
     Returns:
         Data at the last time of the grid.
     """
     for step in range(len(times) - 1):
         t, s = times[step], times[step + 1]
-        output = predict_x0(xt, t, s)
-        prediction = Prediction(output) if isinstance(output, Tensor) else output
-        t, s = t if prediction.t is None else prediction.t, s if prediction.s is None else prediction.s
-        step_churn = churn if prediction.churn is None else prediction.churn
-        xt = reverse_step(
-            process, xt, prediction.x0, t, s, step_churn, noise=prediction.noise, editable=editable, random=random
-        )
+        xt, prediction = step_by(process, predict_x0, xt, t, s, churn, editable=editable, random=random)
         if on_step is not None:
             replaced = on_step(step, xt, prediction)
             xt = xt if replaced is None else replaced

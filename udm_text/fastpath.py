@@ -184,7 +184,7 @@ class Batch:
     def head(self, rows: Tensor, projections: list[Linear]) -> Tensor:
         """See `Forward.head`. projections: those that whole rows go through, packed where the layers are."""
         surplus = round_up(len(rows)) - len(rows) if rows.device.type == "cpu" else 0
-        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)))
+        x = self.body.head_transform(F.pad(rows, (0, 0, 0, surplus)) if surplus else rows)
         if self.calls >= _PACK_FROM and not self.packed:
             self.packed = True
             self._pack(len(x), projections)
@@ -268,16 +268,23 @@ class FastForward:
 
     def _last(self, group: Group, layer: Any, x: Tensor) -> Tensor:
         """(n, H) behind the last layer at the wanted positions, from its input x (b, L, H)."""
-        body, positions = self.batch.body, group.positions
-        mask, angles = group.sights[body.kind(layer)]
-        seen, here = body.attention_input(layer, x), positions.places
-        query = rotate(self.query(seen[here]).unflatten(-1, (body.heads, -1)), angles, positions.columns)
-        if angles is None and cheaper_unprojected(positions.width, x.shape[1], body.heads, x.shape[-1]):
-            context = attend_unprojected(query, seen, self.key_value, mask, positions)
-        else:
-            key, value = self.key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-            context = attend(query, rotate(key, angles), value, mask, positions)
-        return body.attention_output_and_mlp(layer, context, x[here])
+        body = self.batch.body
+        return last_layer(body, layer, x, self.query, self.key_value, group.sights[body.kind(layer)], group.positions)
+
+
+def last_layer(
+    body: Body, layer: Any, x: Tensor, query: Linear, key_value: Linear, sight: Sight, where: Positions
+) -> Tensor:
+    """(n, H) behind a layer at the positions `where`, from its input x (b, L, H). query, key_value: its projections."""
+    mask, angles = sight
+    seen, here = body.attention_input(layer, x), where.places
+    queries = rotate(query(seen[here]).unflatten(-1, (body.heads, -1)), angles, where.columns)
+    if angles is None and cheaper_unprojected(where.width, x.shape[1], body.heads, x.shape[-1]):
+        context = attend_unprojected(queries, seen, key_value, mask, where)
+    else:
+        key, value = key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
+        context = attend(queries, rotate(key, angles), value, mask, where)
+    return body.attention_output_and_mlp(layer, context, x[here])
 
 
 def cheaper_unprojected(width: int, length: int, heads: int, hidden: int) -> bool:

@@ -23,6 +23,7 @@ class Option(NamedTuple):
     of: the process that it belongs to; a process takes the options of `generation_options` and those of none. instead:
         what is said to a model of another process.
     speculates: whether it means the same with speculative steps.
+    compiles: whether steps with a value can be compiled.
     excludes: options that cannot be given beside it, with the reason.
     """
 
@@ -35,6 +36,7 @@ class Option(NamedTuple):
     of: str | None = None
     instead: str = ""
     speculates: bool = False
+    compiles: Callable[[Any], bool] = lambda value: True
     excludes: Mapping[str, str] = {}
 
     def check(self, name: str, value: Any) -> None:
@@ -115,6 +117,7 @@ OPTIONS: dict[str, Option] = {
         **_real("a number in (0, 1) or None", lambda x: 0 < x < 1),
         kind=float | None,
         of="mask",
+        compiles=lambda x: x is None,
         help="Each step reveals every position whose drawn token has a probability above this, and at least one (order "
         "by confidence). With num_steps, at least what its schedule asks for, so that it takes at most so many steps.",
         excludes={
@@ -131,6 +134,7 @@ OPTIONS: dict[str, Option] = {
         of="mask",
         instead=", see kernel",
         speculates=True,
+        compiles=lambda x: not callable(x),
         help="Which position is revealed first: random (the order the bound holds for), left_to_right, or by the "
         "model's probabilities, before temperature, top_k and top_p: confidence (of the drawn token), margin, entropy; "
         "or a function called as order(log_probs (N, V), tokens (N,)), with those probabilities and the drawn tokens "
@@ -149,6 +153,7 @@ OPTIONS: dict[str, Option] = {
         kind=int,
         of="mask",
         instead=", whose steps revisit positions by themselves: see max_edits",
+        compiles=lambda x: not x,
         help="At the end, so many tokens, those the model gave the lowest probability when it drew them, are masked "
         "again and drawn anew, one a step, given all the rest. A heuristic: no bound holds for it.",
     ),
@@ -168,6 +173,7 @@ OPTIONS: dict[str, Option] = {
         of="mask",
         instead=", whose steps may change any position, while speculate fills in masks",
         speculates=True,
+        compiles=lambda x: x is None,
         help="Exact speculative steps (orders random and left_to_right), which draft so many tokens at a time and keep "
         "the law of one token a step.",
     ),
@@ -185,6 +191,7 @@ OPTIONS: dict[str, Option] = {
         None,
         **_whole(1),
         kind=int | None,
+        compiles=lambda x: x is None or x <= 1,
         help="APPROXIMATE, and faster: keys and values of all layers are kept and brought up to date only every so "
         "many calls; None and 1 are exact. In between, only what changed and what is asked about runs through the "
         "layers (backbones built like BERT, RoBERTa, ModernBERT, NomicBERT).",
@@ -283,6 +290,10 @@ OPTIONS: dict[str, Option] = {
         help="Reproduces the samples; None draws one from torch's generator. A row depends on (its input, seed, its "
         "number among the samples) only, up to rounding, more in bfloat16.",
     ),
+    "compile": _flag(
+        "Compile a step into one graph (torch.compile; on CUDA a recorded one), kept for later calls of like sizes. "
+        "The first call takes long; the tokens are the same, but for rounding.",
+    )._replace(kind=bool, flags=("--compile",)),
     "return_dict_in_generate": _flag("Return a UDMGenerateOutput instead of the tokens alone."),
     "output_trajectory": _flag("The output also holds every xt; implies return_dict_in_generate."),
 }

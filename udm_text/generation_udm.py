@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .common import eval_mode, takes
+from .compiling import compiles
 from .constraints import Constraints
 from .decoding import COLDEST, find_order
 from .framing import LOCATION_ARGUMENTS
@@ -173,6 +174,7 @@ class UDMGenerationMixin:
         inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given)
         constraints = Constraints(model.config, config, inputs, logits_processor)
         predictor = process.predictor(model, config, inputs, random, constraints)
+        config.compile = compiles(config, logits_processor, type(predictor))
         xt = inputs.tokens if inputs.keep_tokens else predictor.start(inputs)
         curve = model.config.step_curve
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)

@@ -363,7 +363,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             output = self.backbone.base_model(**inputs)
             hidden = output.last_hidden_state[positions]
             # CPU kernels are prepared for each new number of rows; round it up and few are ever needed
-            surplus = -len(hidden) % _ROW_BLOCK if hidden.device.type == "cpu" and len(hidden) > _ROW_BLOCK else 0
+            rounds = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and len(hidden) > _ROW_BLOCK
+            surplus = -len(hidden) % _ROW_BLOCK if rounds else 0
             logits = head(nn.functional.pad(hidden, (0, 0, 0, surplus)))[: len(hidden)]
         else:
             output = self.backbone(**inputs)

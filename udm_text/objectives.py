@@ -144,6 +144,7 @@ class CorruptedRows(NamedTuple):
     """Rows of a loss: x0, xt (B, L) int64; editable, corrupted (B, L) bool; lengths l and counts t, (B,) int64.
 
     num_corrupted, num_editable: how many of each row are, as numbers of the host; None: they are read where needed.
+    steady: whether the network is asked about numbers of positions that are rounded up to a few (`asked_places`).
     """
 
     x0: Tensor
@@ -154,6 +155,23 @@ class CorruptedRows(NamedTuple):
     t: Tensor
     num_corrupted: list[int] | None = None
     num_editable: list[int] | None = None
+    steady: bool = False
+
+
+def padded_count(count: int) -> int:
+    """What a number of positions is rounded up to: a multiple of 64, and from 1,024 on one of eight an octave."""
+    step = max(64, (1 << max(0, count - 1).bit_length()) // 16)
+    return -(-count // step) * step
+
+
+def asked_places(rows: CorruptedRows, positions: Positions) -> tuple[Tensor, Tensor]:
+    """Rows and columns that the network is asked about: the positions, and behind them, where the rows are `steady`,
+    so many of them again that their number is one of a few. What is said of those is to be cut off."""
+    count = len(positions.rows)
+    if not rows.steady or not count:
+        return positions.places
+    number = torch.arange(padded_count(count), device=rows.x0.device) % count
+    return positions.rows[number], positions.columns[number]
 
 
 def row_losses(
@@ -171,6 +189,7 @@ def row_losses(
     noisy: Tensor | None = None,
     paired: Tensor | None = None,
     known: tuple[list[int], list[int]] | None = None,
+    steady: bool = False,
 ) -> Tensor:
     """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score as the process does.
 
@@ -187,6 +206,7 @@ def row_losses(
             of by the process, and their t is the number of editable positions that differ from x0, which may be 0 where
             `loss` is "cross_entropy".
         known: t and l of each row as the host knows them, so that they need not be read; not with `paired`.
+        steady: for a compiled network, which sees each new number of positions for the first time: see `CorruptedRows`.
     """
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
     if noisy is not None and paired is not None:
@@ -194,8 +214,8 @@ def row_losses(
     corrupted = process.corrupted(xt, x0) & editable
     if paired is not None:
         t = torch.where(paired, corrupted.sum(dim=1), t)
-    counts = (None, None) if known is None else ([min(pair) for pair in zip(*known, strict=True)], known[1])
-    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t, *counts)
+    corrupt, given = (None, None) if known is None else ([min(pair) for pair in zip(*known, strict=True)], known[1])
+    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t, corrupt, given, steady)
     return process.losses(predict, rows, forbidden, loss=loss, kernel=kernel, chunk=chunk)
 
 
@@ -203,14 +223,14 @@ def cross_entropies(
     predict: Callable[..., Tensor], rows: CorruptedRows, positions: Positions, forbidden: Tensor, chunk: int | None
 ) -> Tensor:
     """(N,) CE_i at the positions. The other arguments are those of `row_losses`."""
-    here = positions.places
+    here, count = asked_places(rows, positions), len(positions.rows)
     wanted = {"input_ids": rows.xt, "t": rows.t, "num_editable": rows.lengths, "positions": here}
     target = rows.x0[here]
     if chunk is not None:
         apply_head = partial(chunked_cross_entropy, target=target, forbidden=forbidden, chunk=chunk)
-        return predict(**wanted, apply_head=apply_head)
-    scores = predict(**wanted).float().masked_fill(forbidden, -torch.inf)
-    return torch.nn.functional.cross_entropy(scores, target, reduction="none")
+        return predict(**wanted, apply_head=apply_head)[:count]
+    scores = predict(**wanted)[:count].float().masked_fill(forbidden, -torch.inf)
+    return torch.nn.functional.cross_entropy(scores, target[:count], reduction="none")
 
 
 def mask_losses(
@@ -244,8 +264,8 @@ def substitute_losses(
         return mask_terms(ce, positions.rows, lengths, lengths)
     if chunk is not None:
         raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
-    logits = predict(input_ids=rows.xt, t=rows.t, num_editable=lengths, positions=here)
-    log_probs = logits.float().masked_fill(forbidden, -torch.inf).double().log_softmax(dim=-1)
+    logits = predict(input_ids=rows.xt, t=rows.t, num_editable=lengths, positions=asked_places(rows, positions))
+    log_probs = logits[: len(positions.rows)].float().masked_fill(forbidden, -torch.inf).double().log_softmax(dim=-1)
     own = changes(log_probs, rows.xt[here], torch.ones_like(rows.xt[here], dtype=torch.bool))
     blank = torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
     change = Change(

@@ -31,6 +31,14 @@ class Positions(NamedTuple):
         rows, columns = torch.nonzero_static(wanted, size=sum(counts)).T.contiguous()
         return cls(rows, columns, counts)
 
+    @classmethod
+    def padded(cls, wanted: Tensor, width: int) -> tuple[Positions, Tensor]:
+        """`width` of each row, at least as many as are true in `wanted` (B, L) bool: these, and then others that are
+        not; and which are, (B * width,) bool. All differ, so that each can be written to."""
+        columns = (~wanted).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+        rows = torch.arange(len(wanted), device=wanted.device)[:, None].expand_as(columns)
+        return cls(rows.flatten(), columns.flatten(), [width] * len(wanted)), wanted.gather(1, columns).flatten()
+
     @property
     def places(self) -> tuple[Tensor, Tensor]:
         """Rows and columns, as (B, L, ...) is indexed by them."""

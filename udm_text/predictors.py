@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
-from .kernels import KERNELS, Change
+from .kernels import KERNELS, Change, Kernel
 from .objectives import changes
 from .positions import Positions
 from .processes import TokenNoise, ranks
@@ -61,6 +61,40 @@ class NetworkOutput(NamedTuple):
 
     rows: Tensor
     head: Callable[[Tensor], Tensor]
+
+
+class GraphNeeds(NamedTuple):
+    """What the steps of a walk need where they are a graph, all of whose sizes are fixed (compiling.py).
+
+    width: positions of a row that a step asks about, at most. draws: calls of `RowRandom.uniform` in a step, at most.
+    keys, uniforms: (B, L), the noise of the walk and the numbers that its tokens are drawn by, where they are drawn
+    before its first step.
+    """
+
+    width: int
+    draws: int
+    keys: Tensor | None = None
+    uniforms: Tensor | None = None
+
+
+class GraphStep(Protocol):
+    """A step within a graph, as `Predictor.in_graph` sees it: rows that are padded, and sizes that are fixed."""
+
+    config: Any
+    """The options that the graph was made for."""
+    editable: Tensor
+    """(B, L) bool."""
+    random: Any
+    """Gives `uniform`, as `RowRandom` does."""
+    width: int
+    keys: Tensor | None
+    uniforms: Tensor | None
+    """As in `GraphNeeds`."""
+
+    def read(
+        self, xt: Tensor, t: Tensor, positions: Positions, live: Tensor, use: Callable[..., Any], *others: Tensor
+    ) -> list[Tensor]:
+        """use(constrained logits (n, V), others (n,)...) of the N positions, of those that are `live` (N,) bool."""
 
 
 class Predictor:
@@ -104,6 +138,16 @@ class Predictor:
         """Somebody has put other rows in the place of those of the last step: what was known of them is not."""
         self._replaced = True
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether somebody has."""
+        return self._replaced
+
+    def stood_aside(self) -> None:
+        """A graph has taken the next step, in which the network was asked, in its place."""
+        self._counts()
+        self.num_calls += self.readings
+
     def _counts(self) -> tuple[list[int], list[int]]:
         """The counts of the rows before and behind the next step, as numbers of the host."""
         self._step += 1
@@ -112,6 +156,16 @@ class Predictor:
     def start(self, inputs: GenerationInputs) -> Tensor:
         """xt (B, L) before the first step, where nothing of the editable positions is given: a draw of the prior."""
         return self.process.prior(inputs.tokens, editable=inputs.editable, random=self.random)
+
+    def graph_needs(self) -> GraphNeeds:
+        """After `begin`: what a graph of its steps needs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def in_graph(step: GraphStep, process: Any, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        """What a call gives, within a graph: no value is read, and no number of the host depends on the step. A
+        predictor whose class does not say it itself is not compiled."""
+        raise NotImplementedError
 
     def follows_the_curve(self) -> bool:
         """Whether the steps have the law that a measured curve prices: random order, temperature 1, nothing forced."""
@@ -255,11 +309,11 @@ class MaskPredictor(Predictor):
         super().begin(xt, grid)
         config, length = self.config, xt.shape[1]
         if self.noise is None and not self._replaced and not config.churn:
-            self.noise = self._noise(xt, None, self._static_scores(xt))
+            self.noise = self._noise(xt, None, static_scores(config.order, xt))
             if self.adaptive is None:
                 self._uniforms = self.random.uniform(length)
                 if config.revise:
-                    scores = self._static_scores(xt)
+                    scores = static_scores(config.order, xt)
                     self._keys_again = self.random.uniform(length) if scores is None else scores.double()
                     self._uniforms_again = self.random.uniform(length)
                     self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
@@ -271,6 +325,43 @@ class MaskPredictor(Predictor):
     def replaced(self) -> None:
         super().replaced()
         self.noise = self.plan = None
+
+    def graph_needs(self) -> GraphNeeds:
+        if self.noise is not None and self.adaptive is None:
+            width = max((max(_falls(*pair)) for pair in pairwise(self._grid)), default=0)
+            return GraphNeeds(width, 0, self.noise.keys, self._uniforms)
+        return GraphNeeds(max(self._grid[0]), _DRAWS + 1)
+
+    @staticmethod
+    def in_graph(step: GraphStep, process: Any, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        config, editable, random, length = step.config, step.editable, step.random, xt.shape[1]
+        adaptive = find_order(config.order)
+        use = partial(draw_tokens, config, adaptive)
+        again: dict[str, Any] = {"editable": editable, "random": random}
+        if adaptive is None:
+            if step.keys is not None and step.uniforms is not None:
+                uniforms, noise = step.uniforms, TokenNoise(step.keys, step.keys)  # coins are of churn
+            else:
+                uniforms, scores = random.uniform(length), static_scores(config.order, xt)
+                noise = recover_noise(process, xt, xt, t, config.churn, scores=scores, **again)
+            positions, live = Positions.padded(process.changing(xt, s, noise), step.width)
+            here = positions.places
+            tokens, _, _ = step.read(xt, t, positions, live, use, uniforms[here])
+            return Prediction(xt.index_put(here, torch.where(live, tokens, xt[here])), noise)
+        uniforms = random.uniform(length)
+        gumbel = random.uniform(length) if config.order_noise else None
+        corrupted = process.corrupted(xt) & editable
+        positions, live = Positions.padded(corrupted & (t > s)[:, None], step.width)
+        here = positions.places
+        tokens, scores, _ = step.read(xt, t, positions, live, use, uniforms[here])
+        if gumbel is not None:
+            scores = perturb(adaptive, scores, config.order_noise, gumbel[here])
+        keys = torch.full_like(uniforms, torch.inf).masked_fill(corrupted, 0.0)
+        keys = keys.index_put(here, torch.where(live, scores, keys[here]))
+        noise = TokenNoise(keys, keys)
+        if config.churn:
+            noise = recover_noise(process, xt, xt, t, config.churn, scores=keys, **again)
+        return Prediction(xt.index_put(here, torch.where(live, tokens, xt[here])), noise)
 
     def _make_plan(self, xt: Tensor, grid: list[list[int]], noise: TokenNoise) -> Plan:
         length, steps = xt.shape[1], len(grid) - 1
@@ -307,14 +398,15 @@ class MaskPredictor(Predictor):
         """The noise of a step, and the uniforms (B, L) that its tokens are drawn by."""
         if self.noise is None:
             uniforms = self.random.uniform(xt.shape[1])
-            noise = self._noise(xt, t, self._static_scores(xt))
+            noise = self._noise(xt, t, static_scores(self.config.order, xt))
             return self._remask_least_confident(noise, t, s, before, after), uniforms
         corrupted = self.process.corrupted(xt) & self.editable
         again = torch.where(corrupted, self._keys_again, torch.inf)
         noise = self.noise._replace(keys=torch.where(self._risen, again, self.noise.keys))
         uniforms = torch.where(self._risen, self._uniforms_again, self._uniforms)
         noise = self._remask_least_confident(noise, t, s, before, after)
-        self._risen = self._risen | (s > t)[:, None]
+        if any(_falls(after, before)):
+            self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
 
     def _by_adaptive_order(
@@ -354,31 +446,14 @@ class MaskPredictor(Predictor):
             self.draw_probability = self.draw_probability.index_put(here, probability)
         return tokens, scores
 
-    def _static_scores(self, xt: Tensor) -> Tensor | None:
-        """(B, L) where the order is that of the positions, None where it is random."""
-        if self.config.order != "left_to_right":
-            return None
-        return -torch.arange(xt.shape[1], device=xt.device).expand_as(xt)
-
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Tokens, their scores in an adaptive order, and where `revise` needs it their probabilities; all (N,)."""
-        config = self.config
         logits = self.constraints(logits, xt, rows, columns)
-        scores = tempered(logits, temperature=config.temperature or 0.0)
-        if config.top_k is not None or config.top_p is not None:
-            scores = truncate(scores, config.top_k, config.top_p)
-        tokens = draw(scores, uniforms)
-        if self.adaptive is None and not config.revise:
-            return tokens, uniforms, uniforms
-        # by the model's own probabilities: temperature 0 or top_k 1 would make every token equally sure
-        own = log_probabilities(logits)
-        scores = uniforms
-        if self.adaptive is not None:
-            scores = score(self.adaptive, own, tokens)
-            if callable(config.order):
-                self.constraints.refuse(scores.isnan(), NO_ORDER)
-                scores = scores.clamp(-_MOST, _MOST)
-        return tokens, scores, confidence(own, tokens) if config.revise else uniforms
+        tokens, scores, probability = draw_tokens(self.config, self.adaptive, logits, uniforms)
+        if callable(self.config.order):
+            self.constraints.refuse(scores.isnan(), NO_ORDER)
+            scores = scores.clamp(-_MOST, _MOST)
+        return tokens, scores, probability
 
     def _remask_least_confident(
         self, noise: TokenNoise, t: Tensor, s: Tensor, before: list[int], after: list[int]
@@ -403,6 +478,26 @@ class MaskPredictor(Predictor):
             random=self.random,
             scores=scores,
         )
+
+
+def static_scores(order: Any, xt: Tensor) -> Tensor | None:
+    """(B, L) where the order is that of the positions, None where it is random."""
+    return -torch.arange(xt.shape[1], device=xt.device).expand_as(xt) if order == "left_to_right" else None
+
+
+def draw_tokens(config, adaptive: Order | None, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens drawn from constrained logits (N, V), their scores in an adaptive order, and where `revise` needs it their
+    probabilities; all (N,), as are the uniforms. What is not needed is the uniforms."""
+    scores = tempered(logits, temperature=config.temperature or 0.0)
+    if config.top_k is not None or config.top_p is not None:
+        scores = truncate(scores, config.top_k, config.top_p)
+    tokens = draw(scores, uniforms)
+    if adaptive is None and not config.revise:
+        return tokens, uniforms, uniforms
+    # by the model's own probabilities: temperature 0 or top_k 1 would make every token equally sure
+    own = log_probabilities(logits)
+    scores = uniforms if adaptive is None else score(adaptive, own, tokens)
+    return tokens, scores, confidence(own, tokens) if config.revise else uniforms
 
 
 class SubstitutePredictor(Predictor):
@@ -437,37 +532,69 @@ class SubstitutePredictor(Predictor):
             output = self.ask(xt, t, positions, others)
             pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
             change = Change(*(x.index_put(here, piece) for x, piece in zip(blank, pieces, strict=True)))
-        greedy = self.config.temperature == 0
         kernel = KERNELS[self.config.kernel or self.model.config.kernel]
-        able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
-        t = t.minimum(able)
-        s = s.minimum(t)
-        most = max(before, default=0)
-        prediction = kernel.draw(change, xt, t, s, self.config.churn, self.random, greedy, most)
-        return prediction._replace(
-            t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
+        return make_changes(self.config, kernel, change, xt, t, s, self.random, max(before, default=0))
+
+    def graph_needs(self) -> GraphNeeds:
+        self.process.lie_on(self.editable.device)
+        draws = _DRAWS + 3 * bool(self.config.churn)
+        return GraphNeeds(max(self._editable_counts), draws)
+
+    @staticmethod
+    def in_graph(step: GraphStep, process: Any, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        config = step.config
+        uniforms = step.random.uniform(xt.shape[1])
+        positions, live = Positions.padded(step.editable & (t > s)[:, None], step.width)
+        here = positions.places
+        use = partial(propose, config)
+        pieces = step.read(xt, t, positions, live, use, xt[here], uniforms[here])
+        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
+        blank = never, torch.zeros_like(never), xt
+        change = Change(
+            *(x.index_put(here, torch.where(live, piece, x[here])) for x, piece in zip(blank, pieces, strict=True))
         )
+        return make_changes(config, KERNELS[config.kernel], change, xt, t, s, step.random, step.width)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Of `Change`, all (N,): log_change, log_stay, tokens; none where it is less sure than `min_confidence`."""
-        current = xt[rows, columns]
-        logits = self.constraints(logits, xt, rows, columns)
-        log_change, log_stay, tokens = self._change(logits, current, uniforms)
-        if self.config.min_confidence is not None:
-            own = log_probabilities(logits)
-            may_stay = torch.isfinite(own.gather(-1, current[:, None])[:, 0])
-            rests = may_stay & (confidence(own, tokens) < self.config.min_confidence)
-            log_change, log_stay = log_change.masked_fill(rests, NEVER), log_stay.masked_fill(rests, 0.0)
-        return log_change, log_stay, tokens
+        return propose(self.config, self.constraints(logits, xt, rows, columns), xt[rows, columns], uniforms)
 
-    def _change(self, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As in `_position`, of constrained logits (N, V) and the tokens that stand there, (N,)."""
-        log_probs = log_probabilities(logits, temperature=self.config.temperature or 1.0)
-        others = log_probs.scatter(-1, current[:, None], -torch.inf)
-        if self.config.temperature == 0:  # a change is judged by the best token it could bring
-            best = others.max(dim=-1)
-            stay = log_probs.gather(-1, current[:, None])[:, 0]
-            return best.values.clamp(min=NEVER), stay.clamp(min=_MUST), best.indices
-        change = changes(log_probs, current, torch.ones_like(current, dtype=torch.bool))
-        tokens = draw(truncate(others, self.config.top_k, self.config.top_p), uniforms)
-        return change.log_change, change.log_stay.clamp(min=_MUST), tokens
+
+def propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `Change`, all (N,): log_change, log_stay, tokens; none where it is less sure than `min_confidence`.
+
+    logits: (N, V), constrained. current: (N,), the tokens that stand there. uniforms: (N,).
+    """
+    log_change, log_stay, tokens = _propose(config, logits, current, uniforms)
+    if config.min_confidence is not None:
+        own = log_probabilities(logits)
+        may_stay = torch.isfinite(own.gather(-1, current[:, None])[:, 0])
+        rests = may_stay & (confidence(own, tokens) < config.min_confidence)
+        log_change, log_stay = log_change.masked_fill(rests, NEVER), log_stay.masked_fill(rests, 0.0)
+    return log_change, log_stay, tokens
+
+
+def _propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `propose`, however sure."""
+    log_probs = log_probabilities(logits, temperature=config.temperature or 1.0)
+    others = log_probs.scatter(-1, current[:, None], -torch.inf)
+    if config.temperature == 0:  # a change is judged by the best token it could bring
+        best = others.max(dim=-1)
+        stay = log_probs.gather(-1, current[:, None])[:, 0]
+        return best.values.clamp(min=NEVER), stay.clamp(min=_MUST), best.indices
+    change = changes(log_probs, current, torch.ones_like(current, dtype=torch.bool))
+    tokens = draw(truncate(others, config.top_k, config.top_p), uniforms)
+    return change.log_change, change.log_stay.clamp(min=_MUST), tokens
+
+
+def make_changes(
+    config, kernel: Kernel, change: Change, xt: Tensor, t: Tensor, s: Tensor, random: Any, most: int
+) -> Prediction:
+    """What the kernel draws of the changes that were proposed. most: a number that no t exceeds."""
+    able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
+    t = t.minimum(able)
+    s = s.minimum(t)
+    prediction = kernel.draw(change, xt, t, s, config.churn, random, config.temperature == 0, most)
+    return prediction._replace(
+        t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
+    )

@@ -202,7 +202,7 @@ class MaskProcess:
 
     def changing(self, xt: Tensor, s: Tensor, noise: TokenNoise) -> Tensor:
         """(B, L) bool: the positions that a step to s reveals, the only ones where x0_hat is needed."""
-        return self.corrupted(xt) & ~corrupted_set(noise.keys, s) & torch.isfinite(noise.keys)
+        return self.corrupted(xt) & (ranks(noise.keys) >= s[:, None]) & (noise.keys < torch.inf)
 
     def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
         """Each position's noise is replaced by fresh noise with probability churn in [0, 1]."""
@@ -266,6 +266,10 @@ class SubstituteProcess:
     @classmethod
     def from_config(cls, config: Any) -> SubstituteProcess:
         return cls(config.allowed_token_ids())
+
+    def lie_on(self, device: torch.device) -> None:
+        """What it looks up is sent to a device now, and not by the first step there."""
+        self._allowed_on(device)
 
     def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
         (allowed,) = self._allowed_on(tokens.device)

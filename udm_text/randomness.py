@@ -99,6 +99,16 @@ class RowRandom:
         self.draws += 1
         return block[self.draws - 1 - first]
 
+    def coming(self, count: int, n: int) -> Tensor:
+        """(count, B, n): what the next `count` calls of `uniform` with this n give; they are not counted as made."""
+        width, first, block = self._ahead
+        if width != n or not first <= self.draws <= first + len(block) - count:
+            most = _AHEAD.get(self.rows.device.type, _AHEAD_ELSEWHERE)
+            room = max(count, most // max(1, n * len(self.rows)))
+            first, block = self.draws, self._uniform(self.draws, min(max(count, self._expected), room), n)
+            self._ahead = n, first, block
+        return block[self.draws - first :][:count]
+
     def expect(self, draws: int) -> None:
         """So many calls of `uniform` will follow, all of one n: their numbers are made together where there is room."""
         self._expected = draws

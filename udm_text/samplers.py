@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .core import Prediction, denoise
+from .compiling import CompiledSteps
+from .core import Prediction, denoise, take_step
 from .randomness import RowRandom
 from .schedules import with_revision
 from .speculative import Drafts, speculate
@@ -60,11 +61,12 @@ def step_by_step(start: Start) -> Walk:
     process, predictor, xt, times, config, editable, random, watch = start
     grid = with_revision(times, config.revise) if config.revise else times
     predictor.begin(xt, grid.tolist())
+    step_by: Any = CompiledSteps(predictor, predictor.graph_needs(), xt, random) if config.compile else take_step
 
     def on_step(step: int, xs: Tensor, prediction: Prediction) -> Tensor:
         return _watched(watch, predictor, step, xs, grid[step + 1])
 
-    how: dict[str, Any] = {"editable": editable, "random": random, "on_step": on_step}
+    how: dict[str, Any] = {"editable": editable, "random": random, "on_step": on_step, "step_by": step_by}
     sequences = denoise(process, predictor, xt, list(grid), config.churn, **how)
     falls = (grid[:-1] - grid[1:]).clamp(min=0)
     settled = falls.sum(dim=0).double() / (falls > 0).sum(dim=0).clamp(min=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..common import choices
 from ..corpus.rows import collate
@@ -31,6 +32,8 @@ _PAIRS = 0x5041495253000000
 """Distinguishes the seed of which rows take their given noise from that of the noise."""
 _STRATA = 0x5354524154410000
 """Distinguishes the seed of the stratification of t from that of the noise."""
+_LENGTH_BLOCK = 8
+"""Rows before a compiled model are padded to a multiple of so many tokens."""
 _FIGURES = ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")
 
 
@@ -174,7 +177,8 @@ class TextObjective:
         counts = None if paired is not None else inputs.get("num_editable")
         if counts is None:
             counts = editable.sum(dim=1).tolist()
-        predict: Callable[..., Tensor] = lambda **wanted: model(attention_mask=mask, **wanted).logits  # noqa: E731
+        steady = is_compiled(model)
+        predict: Callable[..., Tensor] = partial(_predict, model, mask, self.config if steady else None)
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation
             predict = packed_predict(model, self.config, mask, self.pack_length, attention)
@@ -197,6 +201,7 @@ class TextObjective:
             noisy=noisy,
             paired=paired,
             known=None if paired is not None else (drawn.tolist(), counts),
+            steady=steady,
         )
         if self.loss_weighting == "bound":
             return terms
@@ -227,6 +232,27 @@ class TextObjective:
             "loss": report.nelbo_nats_per_token,
             "length_nats_per_token": report.length_nats_per_token,
         }
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether a model, or a module of it, runs under torch.compile."""
+    wrapped = torch._dynamo.OptimizedModule
+    return any(isinstance(module, wrapped) or module._compiled_call_impl is not None for module in model.modules())
+
+
+def _predict(model: Any, mask: Tensor, config: Any, *, input_ids: Tensor, **wanted: Any) -> Tensor:
+    """The logits that a model gives; of a compiled one (config is given) from rows that are padded to a few lengths.
+
+    It is compiled once for all numbers of positions, once more where lengths vary, and once where numbers of rows do.
+    """
+    if config is not None:
+        for place in wanted["positions"]:
+            torch._dynamo.maybe_mark_dynamic(place, 0)
+        width, longest = input_ids.shape[1], config.max_row_length
+        rounded = -(-width // _LENGTH_BLOCK) * _LENGTH_BLOCK
+        extra = (0, (rounded if longest is None else max(width, min(rounded, longest))) - width)
+        input_ids, mask = pad(input_ids, extra, value=config.pad_token_id or 0), pad(mask, extra)
+    return model(attention_mask=mask, input_ids=input_ids, **wanted).logits
 
 
 def drop_prompts(

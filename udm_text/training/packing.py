@@ -121,19 +121,17 @@ def packed_predict(model, model_config, attention_mask: Tensor, width: int, atte
     real = where.row >= 0
     dtype = next(model.parameters()).dtype
     inputs = packed_inputs(model_config, where, attention, dtype)
+    nowhere = attention_mask.numel()
+    target = where.source.masked_fill(~real, nowhere).flatten()  # where a token of the rows has gone
+    place = torch.zeros(nowhere + 1, dtype=torch.int64, device=target.device)
+    place = place.index_copy(0, target, torch.arange(len(target), device=target.device))
 
     def predict(input_ids: Tensor, positions: tuple[Tensor, Tensor], apply_head: Any = None, **unused: Any) -> Tensor:
-        asked = torch.zeros_like(input_ids, dtype=torch.bool)
-        asked[positions] = True
         ids = input_ids.flatten()[where.source].masked_fill(~real, model_config.pad_token_id or 0)
-        wanted = asked.flatten()[where.source] & real
-        order = where.source[wanted].argsort()  # of the packed positions, as they follow each other in the rows
-        if apply_head is None:
-            return model(input_ids=ids, positions=wanted, **inputs).logits[order]
-
-        def ordered(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-            return apply_head(head, hidden[order])
-
-        return model(input_ids=ids, positions=wanted, apply_head=ordered, **inputs).logits
+        rows, columns = positions
+        packed = place[rows * input_ids.shape[1] + columns]
+        here = torch.div(packed, ids.shape[1], rounding_mode="floor"), packed % ids.shape[1]
+        how = {} if apply_head is None else {"apply_head": apply_head}
+        return model(input_ids=ids, positions=here, **how, **inputs).logits
 
     return predict
