@@ -6,7 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..common import written_whole
+from ..card import COUNTED
+from ..common import share_in_words, written_whole
 
 
 def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
@@ -76,8 +77,7 @@ def describe_repair(rates: dict[str, Any]) -> str:
     def share(figures: dict[str, Any], name: str) -> str:
         if figures[name] is None:
             return "none"
-        error = figures[f"{name}_stderr"]
-        return f"{figures[name]:.1%} +- {'unknown' if error is None else format(error, '.1%')}"
+        return share_in_words(figures[name], figures[f"{name}_stderr"], figures.get(COUNTED[name]))
 
     by_kind = rates["by_kind"]
     numbers = list(next(iter(by_kind.values()), ()))
