@@ -1,6 +1,7 @@
 """pipeline("udm-generation"): the same texts however they are handed in, and a pipeline like any other."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -245,6 +246,27 @@ def test_a_substitute_model_repairs_texts(pipes):
     assert pipe(texts[0], max_edits=2) == pipe(texts[0], max_edits=2), "the best edits need no seed"
     with pytest.raises(ValueError, match="max_edits"):
         pipes["mask"](texts[0], max_edits=1)
+
+
+@pytest.mark.parametrize("share", [0.15, 1.0, None])
+def test_a_repairer_that_is_asked_to_write_says_once_that_it_repairs(directories, tmp_path, caplog, share):
+    shutil.copytree(directories["bert", "substitute"], tmp_path / "m")
+    if share is not None:
+        (tmp_path / "m/report.json").write_text(json.dumps({"max_corruption": share}))
+    pipe = pipeline("udm-generation", model=str(tmp_path / "m"))
+    said = lambda: [r.message for r in caplog.records if "repairs texts" in r.message]  # noqa: E731
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        pipe("the cat sat", max_edits=1)
+        pipe("the [MASK] sat", seed=0)
+        assert not said()
+        for text in ("", "the cat", ["a dog", "the [MASK] sat"]):
+            pipe(text, seed=0, length=4) if isinstance(text, str) else pipe(text, seed=0)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert len(said()) == (share == 0.15)
+    if share == 0.15:
+        assert "at most 0.15 was wrong. Give max_edits=..., or on the command line `udm repair`" in said()[0]
 
 
 def test_settings_may_be_given_to_the_pipeline_to_a_call_or_as_a_config(directories):

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from .common import check_whole
 from .configuration_udm import UDMConfig
 from .detokenizing import Typed, read_typed, restore_text, unknown_parts
-from .framing import continuation_tokens
+from .framing import continuation_tokens, report_share
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
@@ -76,6 +76,7 @@ class UDMGenerationPipeline(Pipeline):
             )
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
+        self._repairer: float | None = None  # the largest corrupted share of its training, once it was looked up
         self._decodes = False  # whether it was said that texts come back decoded
         self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
@@ -221,11 +222,25 @@ class UDMGenerationPipeline(Pipeline):
             return text
         return text.replace(MASK, own)
 
+    def _warn_repairer(self, input_ids: torch.Tensor) -> None:
+        """Says once of a repairer that it is asked to write: rows that are all noise are none that it has seen."""
+        mask = self.tokenizer.mask_token_id
+        if self._repairer is not None or (mask is not None and bool((input_ids == mask).any(dim=1).all())):
+            return  # blanks in a text may be as few as its training had wrong tokens
+        self._repairer = report_share(self.model.config.name_or_path)
+        if self._repairer < 1.0:
+            logger.warning(
+                f"this model repairs texts and was not trained to write them: of a row of its training at most "
+                f"{self._repairer:g} was wrong. Give max_edits=..., or on the command line `udm repair`"
+            )
+
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         if config.begin_suppress_tokens is None:
             forward_parameters["begin_suppress_tokens"] = self._continuation_tokens()
+        if config.max_edits is None:
+            self._warn_repairer(input_tensors["input_ids"])
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         check_rows(number * rows)
         index = None
