@@ -383,6 +383,22 @@ def test_mask_in_brackets_is_understood_whatever_the_models_own_mask_token_is(di
     assert pipe.preprocess(text)["input_ids"].tolist()[0].count(pipe.tokenizer.mask_token_id) == 2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_looks_like_a_blank_and_is_none_is_said_once(directories, family, caplog):
+    pipe = pipeline("udm-generation", model=directories[family, "mask"])
+    own = pipe.tokenizer.mask_token
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        pipe([f"the {own} sat", "the [MASK] sat", "the mask", "the [mask"], seed=0)
+        assert not [record for record in caplog.records if "is read as text" in record.message]
+        for text in ("the [Mask] sat", "the [mask] sat"):
+            assert pipe(text, seed=0, max_new_tokens=1)[0]["generated_text"].startswith(text)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    said = [record.message for record in caplog.records if "is read as text" in record.message]
+    assert said == ["'[Mask]' is read as text: a blank to be filled in is written [MASK]"]
+
+
 def test_mask_in_brackets_is_left_alone_where_it_is_a_token_of_its_own(directories):
     pipe = pipeline("udm-generation", model=directories["roberta", "mask"])
     pipe.tokenizer.add_tokens(["[MASK]"])

@@ -24,6 +24,7 @@ from .generation_udm import check_rows
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
 
+_LIKE_MASK = re.compile(r"\[mask\]|<mask>", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.get_logger(__name__)
@@ -77,6 +78,7 @@ class UDMGenerationPipeline(Pipeline):
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
         self._repairer: float | None = None  # the largest corrupted share of its training, once it was looked up
+        self._hinted = False  # whether it was said that something is no mask token
         self._decodes = False  # whether it was said that texts come back decoded
         self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
@@ -192,6 +194,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
         input_ = self._with_own_masks(input_)
+        self._hint_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
         if new:
             self._unknown.update(new)
@@ -214,6 +217,16 @@ class UDMGenerationPipeline(Pipeline):
             # 62 bits: the numbers of the samples are added
             keys.append(0 if row == nothing else int.from_bytes(digest, "little") >> 2)
         return keys
+
+    def _hint_masks(self, text: str) -> None:
+        """Says once of what looks like a mask token that it is read as text."""
+        if self._hinted or self.tokenizer.mask_token_id is None:
+            return
+        for found in _LIKE_MASK.findall(text):
+            if found not in self.tokenizer.get_vocab() and self.tokenizer.mask_token_id not in self._encode(found):
+                self._hinted = True
+                logger.warning(f"{found!r} is read as text: a blank to be filled in is written {MASK}")
+                return
 
     def _with_own_masks(self, text: str) -> str:
         """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
