@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +113,9 @@ each other. Row lengths: {{ "included" if held.length_included else "given, not 
 
 {% if (report.context or {}).learnt_context == false -%}
 **It has learnt no context yet**: its bound is no better than that of a model that knows only how often each token is, \
-or its own where all tokens are drawn at once. It writes word salad; train it longer, or start from an encoder.
+or its own where all tokens are drawn at once. It writes word salad; \
+{% if diverged %}its training diverged, so train it with a lower learning rate.{% else %}\
+train it longer, or start from an encoder.{% endif %}
 
 {% endif -%}
 To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
@@ -361,6 +364,32 @@ def base_model(report: dict[str, Any]) -> str | None:
     return None if name is None or not _HUB_NAME.fullmatch(name) else hub_name(name)
 
 
+def has_diverged(losses: Sequence[float], bound: float | None = None, vocab_size: int | None = None) -> bool:
+    """Whether a training went the wrong way: it ended on a higher loss than it began with, or worse than by guessing.
+
+    Args:
+        losses: that were logged, in their order; the end is the mean of the last tenth of them, and noise may make it
+            up to 5 % higher. bound: nats a token of the model; those of a guess among all tokens are log(vocab_size).
+    """
+    last = losses[-max(1, len(losses) // 10) :]
+    if len(losses) > 1 and sum(last) / len(last) > 1.05 * losses[0]:
+        return True
+    return bound is not None and vocab_size is not None and not bound <= 1.1 * math.log(vocab_size)
+
+
+def went_wrong(report: dict[str, Any]) -> bool:
+    """`has_diverged` of a report of a training."""
+    context = report.get("context")
+    bound, vocabulary = context.get("nelbo") if isinstance(context, dict) else None, report.get("vocab_size")
+    losses: list[Any] = [entry.get("loss") for entry in report.get("log") or [] if isinstance(entry, dict)]
+    known = _is_number(bound) and _is_number(vocabulary)
+    return has_diverged([x for x in losses if _is_number(x)], *((bound, vocabulary) if known else ()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class HeldOut(NamedTuple):
     """What the figures were measured on."""
 
@@ -380,7 +409,8 @@ def held_out(report: dict[str, Any]) -> HeldOut:
     data = describe_data(known.get("data") or (source if own else other))
     name = inline(data.get("name", "its data"))
     if not own:
-        return HeldOut(f"rows of {name}, a source apart from the training data", data, known.get("split", "train"))
+        split = known.get("split", "train") if "hub" in data else "validation"  # a file is what it was given for
+        return HeldOut(f"rows of {name}, a source apart from the training data", data, split)
     if known.get("share") is not None:
         words = f"rows of {name} that were held out of the training (a share of {known['share']:g})"
         return HeldOut(words, data, "train")
@@ -707,6 +737,7 @@ def make_card(
         parameters=sum(p.numel() for p in model.parameters()),
         report=clean,
         data={key: inline(value) for key, value in data.items()},
+        diverged=went_wrong(clean),
         figures=[(figure.words, figure.text) for figure in measured(clean)],
         held=clean.get("validation") or clean.get("repair"),
         source=source,
