@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+
+from udm_text.card import COUNTED
+from udm_text.common import share_in_words
+from udm_text.corpus.files import read_records
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
@@ -76,9 +81,17 @@ class Dictionary:
         return WORD.sub(one, line)
 
 
+def texts_of(path: Path) -> list[str]:
+    """The lines of a text file, or the column "text" of a table, packed or not, blank ones aside."""
+    return [text for record in read_records(path, {"text": "text"}) if (text := record["text"]) and text.strip()]
+
+
 def show(name: str, figures: dict) -> None:
     """One line on a way to repair."""
-    parts = [f"{key} {'none' if figures[key] is None else format(figures[key], '.1%')}" for key in KEYS]
+    parts = []
+    for key in KEYS:
+        share, error, count = figures[key], figures[f"{key}_stderr"], figures[COUNTED[key]]
+        parts.append(f"{key} {'none' if share is None else share_in_words(share, error, count)}")
     print(f"{name:32} {', '.join(parts)}", flush=True)
 
 
@@ -91,15 +104,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="A repairer; none: the dictionary alone.")
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--held-out", type=Path, required=True)
+    parser.add_argument("--train", type=Path, required=True, help="Lines, or a table with a column text; .gz, too.")
+    parser.add_argument("--held-out", type=Path, required=True, help="Another one.")
     parser.add_argument("--lines", type=int, default=200)
     parser.add_argument("--min-confidence", type=float, nargs="*", default=[0.5, 0.8])
     parser.add_argument("--max-edits", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    held = [line for line in args.held_out.read_text(encoding="utf-8").splitlines() if line.strip()]
+    held = texts_of(args.held_out)
     chosen = [held[i * len(held) // args.lines] for i in range(args.lines)] if len(held) > args.lines else held
     typed = make_typos(chosen, errors=[1 + i % 3 for i in range(len(chosen))], seed=args.seed)
     pairs = [(one.text, line) for one, line in zip(typed, chosen, strict=True) if one is not None]
@@ -107,12 +120,14 @@ def main() -> None:
     print(f"{processor_name()}: {len(clean)} held-out lines with 1 to 3 typing errors")
     found: dict[str, dict] = {}
 
-    lines = args.train.read_text(encoding="utf-8").splitlines()
+    lines = texts_of(args.train)
     for reach in (1, 2):
         started = time.perf_counter()
         words = Dictionary(lines, reach)
         figures = repair_figures(noisy, clean, [words.repair(line) for line in noisy])
-        figures["left_alone"] = sum(words.repair(line) == line for line in clean) / len(clean)
+        share = sum(words.repair(line) == line for line in clean) / len(clean)
+        figures |= {"rows": len(clean), "left_alone_rows": len(clean)}
+        figures |= {"left_alone": share, "left_alone_stderr": math.sqrt(share * (1 - share) / len(clean))}
         found[f"dictionary, {reach}"] = {**figures, "seconds": time.perf_counter() - started}
         show(f"dictionary, up to {reach} edit{'s' * (reach > 1)} a word", figures)
     if args.model is not None:

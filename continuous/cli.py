@@ -157,6 +157,7 @@ def evaluate(
 ) -> None:
     """How good samples are, beside real images and a memoriser, and the bound; of a cold model its restorations."""
     from udm_text.common import watching
+    from udm_text.training.callbacks import terminal_bar
 
     from .evaluation import describe_figures, describe_work, evaluate_model
     from .train_image import load_splits_of
@@ -167,7 +168,7 @@ def evaluate(
         print(f"note: {note}", file=sys.stderr)
     amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms}
     print(f"note: {describe_work(pipe, splits, **amount)}", file=sys.stderr, flush=True)
-    with watching(shown=True):
+    with watching(terminal_bar):
         figures = evaluate_model(
             pipe,
             splits,

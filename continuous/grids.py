@@ -125,6 +125,18 @@ def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scal
     save_png(path, tile(list(track), scale))
 
 
+def _label_log_axis(figure: Any, axes: Any) -> None:
+    """Labels between the powers of ten, too, as plain numbers, where fewer than three labelled ticks are in sight."""
+    from matplotlib.ticker import ScalarFormatter
+
+    figure.canvas.draw()  # what places the ticks
+    low, high = axes.get_ylim()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    if sum(low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in ticks) < 3:
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+
+
 def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> bool:
     """Training and held-out loss over the steps (needs matplotlib); whether there was a point to draw."""
     curves = {
@@ -146,6 +158,7 @@ def draw_loss(history: Sequence[dict[str, Any]], path: str | Path) -> bool:
     axes.set(xlabel="step", ylabel="loss per dimension", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    _label_log_axis(figure, axes)
     with written_whole(path) as part:
         figure.savefig(part, dpi=150, format="png")
     plt.close(figure)

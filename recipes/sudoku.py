@@ -25,6 +25,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; 
 import numpy as np  # noqa: E402
 import typer  # noqa: E402
 
+from udm_text.common import share_in_words  # noqa: E402
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
 
@@ -110,7 +112,7 @@ def solve(
         )
         error = (right.mean() * (1 - right.mean()) / len(right)) ** 0.5
         print(
-            f"order {name:<8} solved {right.mean():6.1%} +- {error:.1%} of {len(right)} puzzles, "
+            f"order {name:<8} solved {share_in_words(float(right.mean()), error, len(right))}, {len(right)} puzzles, "
             f"{cells.mean():.1%} of the empty cells right, {time.perf_counter() - started:.0f} s",
             flush=True,
         )

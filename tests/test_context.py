@@ -7,6 +7,8 @@ import random
 import pytest
 
 from tests.models import CLS, SEP, UNK, make_rows, make_udm
+from udm_text import UDMForMaskedGeneration
+from udm_text.card import has_diverged, make_card
 from udm_text.cli.reports import describe_context
 from udm_text.cli.train_text import parse, train_text
 from udm_text.evaluation import evaluate_bound, measure_context, token_counts, unigram_nats
@@ -92,6 +94,33 @@ def test_a_run_of_three_steps_says_that_no_context_is_learnt(pairs, tmp_path, ca
     lines = [line for line in capsys.readouterr().out.splitlines() if "has learnt no context yet" in line]
     assert len(lines) == 1
     assert f"{found['unigram']:.3f} +- {found['unigram_stderr']:.3f} for a model that knows only how often" in lines[0]
+
+
+def test_a_run_that_diverged_is_told_to_go_slower_and_not_to_go_on(pairs, tmp_path, capsys):
+    how = ["--learning_rate", 3, "--lr_scheduler_type", "constant", "--max_grad_norm", 0, "--logging_steps", 5]
+    report = run(pairs, tmp_path / "out", 40, *map(str, how))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "has learnt no context yet" in line]
+    assert "the training diverged (it went from" in line and "--learning_rate" in line and "longer" not in line
+    card = make_card(UDMForMaskedGeneration.from_pretrained(tmp_path / "out"), "user/name", report=report)
+    assert "its training diverged, so train it with a lower learning rate." in card and "train it longer" not in card
+
+
+@pytest.mark.parametrize(
+    ("losses", "bound", "expected"),
+    [
+        ([], None, False),
+        ([3.0], 3.0, False),
+        ([3.0, 2.0, 3.1], 3.0, False),
+        ([3.0, 2.0, 3.2], 3.0, True),
+        ([3.0, 2.9], 3.3, False),
+        ([3.0, 2.9], 3.6, True),
+        ([3.0, 2.9], None, False),
+        ([3.0, *[2.0] * 17, 5.0, 2.0], 3.0, True),
+        ([3.0, *[2.0] * 17, 3.5, 2.0], 3.0, False),
+    ],
+)
+def test_a_training_has_diverged_that_ends_above_its_start_or_is_worse_than_a_guess(losses, bound, expected):
+    assert has_diverged(losses, bound, vocab_size=24) is expected  # log 24 is 3.18
 
 
 def test_a_run_that_has_learnt_context_says_nothing(pairs, tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_a_corpus_that_is_not_there_is_refused_likewise(place):
     for data, said in (
         ("corpsu.txt", "there is no file or folder corpsu.txt; did you mean corpus.txt?"),
         ("runs/nmaes", "there is no file or folder runs/nmaes; did you mean runs/names?"),
-        ("no/such", "there is no file or folder no/such here, and the Hub could not be asked for a dataset of that"),
+        ("no/such", "'no/such' is neither a file, nor a folder, nor a data set that could be loaded: there is no file"),
     ):
         error = udm_here("train", "--data", data, "--output", "out", "--use_cpu", code=1).exception
         assert str(error).startswith(said)

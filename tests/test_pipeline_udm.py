@@ -1,6 +1,7 @@
 """pipeline("udm-generation"): the same texts however they are handed in, and a pipeline like any other."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -247,6 +248,27 @@ def test_a_substitute_model_repairs_texts(pipes):
         pipes["mask"](texts[0], max_edits=1)
 
 
+@pytest.mark.parametrize("share", [0.15, 1.0, None])
+def test_a_repairer_that_is_asked_to_write_says_once_that_it_repairs(directories, tmp_path, caplog, share):
+    shutil.copytree(directories["bert", "substitute"], tmp_path / "m")
+    if share is not None:
+        (tmp_path / "m/report.json").write_text(json.dumps({"max_corruption": share}))
+    pipe = pipeline("udm-generation", model=str(tmp_path / "m"))
+    said = lambda: [r.message for r in caplog.records if "repairs texts" in r.message]  # noqa: E731
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        pipe("the cat sat", max_edits=1)
+        pipe("the [MASK] sat", seed=0)
+        assert not said()
+        for text in ("", "the cat", ["a dog", "the [MASK] sat"]):
+            pipe(text, seed=0, length=4) if isinstance(text, str) else pipe(text, seed=0)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    assert len(said()) == (share == 0.15)
+    if share == 0.15:
+        assert "at most 0.15 was wrong. Give max_edits=..., or on the command line `udm repair`" in said()[0]
+
+
 def test_settings_may_be_given_to_the_pipeline_to_a_call_or_as_a_config(directories):
     path = directories["bert", "mask"]
     pipe = pipeline("udm-generation", model=path, num_return_sequences=3, seed=0, length=4, batch_size=2)
@@ -359,6 +381,22 @@ def test_mask_in_brackets_is_understood_whatever_the_models_own_mask_token_is(di
     text = "the [MASK] sat [MASK]"
     assert pipe(text, seed=0) == pipe(text.replace("[MASK]", own), seed=0)
     assert pipe.preprocess(text)["input_ids"].tolist()[0].count(pipe.tokenizer.mask_token_id) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_looks_like_a_blank_and_is_none_is_said_once(directories, family, caplog):
+    pipe = pipeline("udm-generation", model=directories[family, "mask"])
+    own = pipe.tokenizer.mask_token
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        pipe([f"the {own} sat", "the [MASK] sat", "the mask", "the [mask"], seed=0)
+        assert not [record for record in caplog.records if "is read as text" in record.message]
+        for text in ("the [Mask] sat", "the [mask] sat"):
+            assert pipe(text, seed=0, max_new_tokens=1)[0]["generated_text"].startswith(text)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    said = [record.message for record in caplog.records if "is read as text" in record.message]
+    assert said == ["'[Mask]' is read as text: a blank to be filled in is written [MASK]"]
 
 
 def test_mask_in_brackets_is_left_alone_where_it_is_a_token_of_its_own(directories):

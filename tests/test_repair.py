@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
+import runpy
 
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import binomtest
 from transformers.modeling_outputs import MaskedLMOutput
 
 from udm_text import UDMForMaskedGeneration
+from udm_text.card import measured
+from udm_text.cli.reports import describe_repair
 from udm_text.cli.train_text import parse, train_text
+from udm_text.common import share_in_words
 from udm_text.corpus import CorpusError, collate, load_corpus, make_rows, train_tokenizer
 from udm_text.evaluation import evaluate_loss, evaluate_repair, make_typos
-from udm_text.evaluation.repair import edit_counts, edits
+from udm_text.evaluation.repair import edit_counts, edits, repair_figures
 from udm_text.evaluation.typos import KEYBOARD, KINDS
 from udm_text.training import TextObjective
 from udm_text.training.arguments import check_data
 
-from .helpers import udm_here
+from .helpers import ROOT, udm_here
 from .models import CLS, SEP, UNK, make_udm
 from .models import make_rows as random_rows
 
@@ -433,3 +439,62 @@ def test_two_columns_train_a_repairer_and_measure_it(tmp_path, capsys):
     assert "noisy texts" in capsys.readouterr().out
     again = json.loads(udm_here("evaluate", output, "--json").stdout)
     assert {name: again[name] for name in report["repair"]} == report["repair"]
+
+
+# --- shares in words -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "error", "count", "said"),
+    [
+        (0.123, 0.012, 40, "12.3% +- 1.2%"),
+        (0.0, 0.0, 40, "0 of 40 (at most 7.2% at 95 %)"),
+        (1.0, 0.0, 40, "40 of 40 (at least 92.8% at 95 %)"),
+        (0.0, 0.0, 1, "0 of 1 (at most 95.0% at 95 %)"),
+        (1.0, 0.0, 300, "300 of 300 (at least 99.0% at 95 %)"),
+        (1.0, 0.0, None, "100.0%"),
+        (0.5, None, 2, "50.0% +- unknown"),
+    ],
+)
+def test_a_share_of_none_or_all_has_a_limit_in_place_of_an_error_of_zero(share, error, count, said):
+    assert share_in_words(share, error, count) == said
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_the_limit_is_the_share_of_which_so_many_draws_give_none_in_one_case_of_twenty(count):
+    limit = float(share_in_words(0.0, 0.0, count, ".12f").split("at most ")[1].split(" ")[0])
+    assert binomtest(0, count, limit, alternative="less").pvalue == pytest.approx(0.05)
+
+
+def test_a_report_says_of_how_many_its_shares_are():
+    figures = repair_figures(
+        ["the cot sat", "a dgo", "x"], ["the cat sat", "a dog", "y"], ["the cat sat", "a dog", "x"]
+    )
+    assert (figures["precision"], figures["edits_made"], figures["recall"], figures["edits_needed"]) == (
+        1.0,
+        3,
+        0.75,
+        4,
+    )
+    shares = {**figures, "restored": 1.0, "left_alone": 0.0, "left_alone_stderr": 0.0, "left_alone_rows": 9, "rows": 3}
+    lines = describe_repair({**shares, "by_kind": {}, "out_of_reach": 0, "max_edits": 6})
+    assert "noisy texts 3 of 3 (at least 36.8% at 95 %) are restored" in lines and "+- 0.0%" not in lines
+    assert "without an error 0 of 9 (at most 28.3% at 95 %) are left alone" in lines
+    assert "precision 3 of 3 (at least 36.8% at 95 %), recall 75.0% +- " in lines
+    card = {figure.key: (figure.text, figure.error) for figure in measured({"repair": shares})}
+    assert card["precision_rate"] == ("3 of 3 (at least 0.3684 at 95 %)", None)
+    assert card["left_alone_rate"] == ("0 of 9 (at most 0.2831 at 95 %)", None)
+    assert card["recall_rate"][0].startswith("0.7500 ± 0.") and card["recall_rate"][1] > 0
+
+
+def test_the_benchmark_reads_packed_texts_and_tables(tmp_path, monkeypatch, capsys):
+    text = "".join(f"{line}\n\n" for line in LINES[:4] * 5)
+    (tmp_path / "train.txt.gz").write_bytes(gzip.compress(text.encode()))
+    rows = "".join(json.dumps({"text": line}) + "\n" for line in LINES[:2])
+    (tmp_path / "held.jsonl").write_text(rows, encoding="utf-8")
+    call = ["repair.py", "--train", str(tmp_path / "train.txt.gz"), "--held-out", str(tmp_path / "held.jsonl")]
+    monkeypatch.setattr("sys.argv", call)
+    runpy.run_path(str(ROOT / "benchmarks/repair.py"), run_name="__main__")
+    first, *ways = capsys.readouterr().out.splitlines()
+    assert first.endswith("2 held-out lines with 1 to 3 typing errors") and len(ways) == 2
+    assert all("left_alone 2 of 2 (at least 22.4% at 95 %)" in way for way in ways)

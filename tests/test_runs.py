@@ -138,6 +138,25 @@ def test_a_loss_that_estimates_no_bound_stands_apart_from_the_bound(drawn, tmp_p
     assert TextObjective(make_udm("substitute").config, loss="nelbo").loss_is_bound
 
 
+@pytest.mark.parametrize(
+    ("draw", "span", "least"),
+    [
+        *((draw_image_loss, span, 3) for span in ((0.012, 0.5), (0.02, 0.9), (2.1, 2.9), (0.3, 3.0))),
+        *((draw_loss, span, 2) for span in ((0.012, 0.5), (2.1, 2.9), (9.0, 11.0))),
+    ],
+)
+def test_some_numbers_stand_beside_a_loss_whatever_it_spans(monkeypatch, tmp_path, draw, span, least):
+    import matplotlib.pyplot as plt
+
+    seen = []
+    monkeypatch.setattr(plt, "close", seen.append)
+    assert draw([{"step": i, "loss": loss} for i, loss in enumerate(span)], tmp_path / "loss.png")
+    [axes] = seen[0].axes
+    low, high = axes.get_ylim()
+    labels = [*axes.yaxis.get_majorticklabels(), *axes.yaxis.get_minorticklabels()]
+    assert len({label.get_text() for label in labels if low <= label.get_position()[1] <= high} - {""}) >= least
+
+
 def test_an_image_without_a_point_is_not_drawn(tmp_path):
     for history in ([], [{"step": 4, "train_runtime": 1.0}]):
         assert not draw_loss(history, tmp_path / "loss.png", FINAL)

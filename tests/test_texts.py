@@ -109,6 +109,14 @@ def test_the_lines_of_a_file_come_out_in_their_order(mask, tmp_path, name):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out.jsonl", "out.txt"])
 
 
+def test_an_input_without_texts_is_said_on_stderr(mask, tmp_path):
+    (empty := tmp_path / "empty.txt").touch()
+    for command in ("generate", "repair"):
+        for given, name in ((empty, str(empty)), ("-", "standard input")):
+            result = udm_here(command, mask, "--input", given, stdin="")
+            assert (result.stdout, result.stderr) == ("", f"note: {name} holds 0 texts\n")
+
+
 def test_an_empty_file_gives_an_empty_file(mask, tmp_path):
     (tmp_path / "none.jsonl").write_text("")
     udm_here("generate", mask, "--input", tmp_path / "none.jsonl", "--output", tmp_path / "out.txt", "--verbose")

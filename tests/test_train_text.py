@@ -25,7 +25,7 @@ from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, 
 from udm_text.evaluation import evaluate_bound
 from udm_text.training import UDMTrainer
 from udm_text.training.arguments import PRESETS
-from udm_text.training.callbacks import StepNoise
+from udm_text.training.callbacks import StepNoise, terminal_bar
 from udm_text.training.causal import load_twin
 from udm_text.training.locks import LockedError
 from udm_text.training.resuming import ResumeError
@@ -75,6 +75,21 @@ def test_a_process_that_cannot_be_trained_so_is_refused_before_the_data_is_read(
     given = [str(word).format(finished=finished[0]) for word in options]
     with pytest.raises(ValueError, match=said):
         main(["--data", "no-such-corpus.txt", "--output", str(tmp_path / "out"), "--use_cpu", *given])
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_measuring_after_a_training_has_a_bar_where_the_training_has(toy, tmp_path, monkeypatch, hidden):
+    shown = []
+
+    def bar(parts, what):
+        shown.append((what, len(parts)))
+        return parts
+
+    monkeypatch.setattr("udm_text.training.runs.terminal_bar", bar)
+    how = ["--disable_tqdm", "true"] * hidden
+    report = train(toy, tmp_path / "run", "--max_steps", 2, "--eval_strategy", "steps", "--eval_steps", 1, *how)
+    assert shown == ([] if hidden else [("bound", 1)] * 3) and report["validation"]["rows"] > 0
+    assert list(terminal_bar(range(3), "words")) == [0, 1, 2]
 
 
 def test_an_evaluation_on_the_way_is_of_the_rows_that_were_asked_for(toy, tmp_path, monkeypatch):

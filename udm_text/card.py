@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from huggingface_hub import DatasetCard, EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from .common import finite, read_object
+from .common import finite, read_object, share_in_words
 from .configuration_udm import PRESETS
 from .randomness import RowRandom
 from .schedules import counts, step_costs
@@ -44,6 +45,8 @@ _RATES = {
     "precision": "precision of the edits",
     "recall": "recall of the edits",
 }
+COUNTED = {"restored": "rows", "left_alone": "left_alone_rows", "precision": "edits_made", "recall": "edits_needed"}
+"""Of these shares the field of the report that says of how many they are."""
 _TOKEN_RATES = {  # of a report that says how many tokens were wrong, as older ones do
     "restored": "rows with one wrong token restored exactly",
     "left_alone": "rows without an error left alone",
@@ -95,8 +98,8 @@ On {{ held.rows }} {{ source.words }}, ± one standard error:
 
 | figure | value |
 | --- | --- |
-{%- for _, words, value, error, digits in figures %}
-| {{ words }} | {{ figure(value, error, digits) }} |
+{%- for words, text in figures %}
+| {{ words }} | {{ text }} |
 {%- endfor %}
 {%- if report.validation %}
 
@@ -110,7 +113,9 @@ each other. Row lengths: {{ "included" if held.length_included else "given, not 
 
 {% if (report.context or {}).learnt_context == false -%}
 **It has learnt no context yet**: its bound is no better than that of a model that knows only how often each token is, \
-or its own where all tokens are drawn at once. It writes word salad; train it longer, or start from an encoder.
+or its own where all tokens are drawn at once. It writes word salad; \
+{% if diverged %}its training diverged, so train it with a lower learning rate.{% else %}\
+train it longer, or start from an encoder.{% endif %}
 
 {% endif -%}
 To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
@@ -359,6 +364,32 @@ def base_model(report: dict[str, Any]) -> str | None:
     return None if name is None or not _HUB_NAME.fullmatch(name) else hub_name(name)
 
 
+def has_diverged(losses: Sequence[float], bound: float | None = None, vocab_size: int | None = None) -> bool:
+    """Whether a training went the wrong way: it ended on a higher loss than it began with, or worse than by guessing.
+
+    Args:
+        losses: that were logged, in their order; the end is the mean of the last tenth of them, and noise may make it
+            up to 5 % higher. bound: nats a token of the model; those of a guess among all tokens are log(vocab_size).
+    """
+    last = losses[-max(1, len(losses) // 10) :]
+    if len(losses) > 1 and sum(last) / len(last) > 1.05 * losses[0]:
+        return True
+    return bound is not None and vocab_size is not None and not bound <= 1.1 * math.log(vocab_size)
+
+
+def went_wrong(report: dict[str, Any]) -> bool:
+    """`has_diverged` of a report of a training."""
+    context = report.get("context")
+    bound, vocabulary = context.get("nelbo") if isinstance(context, dict) else None, report.get("vocab_size")
+    losses: list[Any] = [entry.get("loss") for entry in report.get("log") or [] if isinstance(entry, dict)]
+    known = _is_number(bound) and _is_number(vocabulary)
+    return has_diverged([x for x in losses if _is_number(x)], *((bound, vocabulary) if known else ()))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class HeldOut(NamedTuple):
     """What the figures were measured on."""
 
@@ -378,7 +409,8 @@ def held_out(report: dict[str, Any]) -> HeldOut:
     data = describe_data(known.get("data") or (source if own else other))
     name = inline(data.get("name", "its data"))
     if not own:
-        return HeldOut(f"rows of {name}, a source apart from the training data", data, known.get("split", "train"))
+        split = known.get("split", "train") if "hub" in data else "validation"  # a file is what it was given for
+        return HeldOut(f"rows of {name}, a source apart from the training data", data, split)
     if known.get("share") is not None:
         words = f"rows of {name} that were held out of the training (a share of {known['share']:g})"
         return HeldOut(words, data, "train")
@@ -387,18 +419,35 @@ def held_out(report: dict[str, Any]) -> HeldOut:
     return HeldOut(f"held-out rows of {name}", data, "validation")
 
 
-def measured(report: dict[str, Any]) -> list[tuple[str, str, float, float | None, int]]:
-    """(key, name in words, value, standard error or None, digits) of the figures a report holds on held-out text."""
+class Figure(NamedTuple):
+    """A figure of a report on held-out text; text: as the card shows it, with its error."""
+
+    key: str
+    words: str
+    value: float
+    error: float | None
+    """One standard error; None where there is none, or where it says nothing: of a share of none or all."""
+    text: str
+
+
+def measured(report: dict[str, Any]) -> list[Figure]:
+    """The figures that a report holds on held-out text."""
     figures = []
     bound, repair = (finite(report.get(name) or {}) for name in ("validation", "repair"))
     if bound.get("nelbo_nats_per_token") is None:  # infinite, and what follows from it with it
         bound = {}
     for key, (words, digits) in _FIGURES.items():
         if bound.get(key) is not None:
-            figures.append((key, f"{words}, upper bound", bound[key], bound.get(f"{key}_stderr"), digits))
-    for key, words in (_TOKEN_RATES if "errors" in repair else _RATES).items():
-        if repair.get(key) is not None:
-            figures.append((f"{key}_rate", words, repair[key], repair.get(f"{key}_stderr"), 4))
+            value, error = bound[key], bound.get(f"{key}_stderr")
+            text = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+            figures.append(Figure(key, f"{words}, upper bound", value, error, text))
+    of_tokens = "errors" in repair
+    for key, words in (_TOKEN_RATES if of_tokens else _RATES).items():
+        if (share := repair.get(key)) is not None:
+            error = repair.get(f"{key}_stderr") if 0.0 < share < 1.0 else None
+            count = repair.get("rows" if of_tokens else COUNTED[key])
+            text = f"{share:.4f}" if error is None and not count else share_in_words(share, error, count, ".4f", "±")
+            figures.append(Figure(f"{key}_rate", words, share, error, text))
     return figures
 
 
@@ -425,12 +474,12 @@ def eval_results(report: dict[str, Any], source: HeldOut, task: tuple[str, str])
             dataset_type=source.data.get("hub", re.sub(r"\W+", "-", name.lower()).strip("-") or "text"),
             dataset_name=name,
             dataset_split=source.split,
-            metric_type=key,
-            metric_name=words,
-            metric_value=value,
-            metric_args=None if error is None else {"standard_error": error},
+            metric_type=figure.key,
+            metric_name=figure.words,
+            metric_value=figure.value,
+            metric_args=None if figure.error is None else {"standard_error": figure.error},
         )
-        for key, words, value, error, _ in measured(report)
+        for figure in measured(report)
     ]
 
 
@@ -445,11 +494,12 @@ def eval_entries(report: dict[str, Any]) -> list[EvalResultEntry]:
     return [
         EvalResultEntry(
             dataset_id=source.data["hub"],
-            task_id=f"udm_{key}",
-            value=value,
-            notes=f"{words}, {source.words}" + ("" if error is None else f", standard error {error:.3g}"),
+            task_id=f"udm_{figure.key}",
+            value=figure.value,
+            notes=f"{figure.words}, {source.words}"
+            + ("" if figure.error is None else f", standard error {figure.error:.3g}"),
         )
-        for key, words, value, error, _ in measured(report)
+        for figure in measured(report)
     ]
 
 
@@ -687,7 +737,8 @@ def make_card(
         parameters=sum(p.numel() for p in model.parameters()),
         report=clean,
         data={key: inline(value) for key, value in data.items()},
-        figures=measured(clean),
+        diverged=went_wrong(clean),
+        figures=[(figure.words, figure.text) for figure in measured(clean)],
         held=clean.get("validation") or clean.get("repair"),
         source=source,
         again=evaluation_command(repo_id, clean),

@@ -10,7 +10,7 @@ import numbers
 import os
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -51,6 +51,25 @@ def takes(function: Any, arguments: int) -> bool:
     except ValueError:  # a function of C without a signature
         return True
     return True
+
+
+def share_in_words(share: float, error: float | None, count: int | None, form: str = ".1%", sign: str = "+-") -> str:
+    """A share and one standard error: "12.3% +- 1.2%". Of none or all of them, whose standard error of 0 says nothing,
+    how far the share of the whole may be off: "0 of 40 (at most 7.2% at 95 %)".
+
+    That limit is the share of which so many independent draws would give none with a probability of 5 %.
+
+    Args:
+        count: of how many it is a share; None: not known, and a share of none or all then has no error. form, sign: of
+            the numbers, and what stands between them.
+    """
+    if share in (0.0, 1.0) and count:
+        limit = 1.0 - 0.05 ** (1.0 / count)
+        most = f"at most {limit:{form}}" if share == 0.0 else f"at least {1.0 - limit:{form}}"
+        return f"{round(share * count)} of {count} ({most} at 95 %)"
+    if share in (0.0, 1.0):
+        return format(share, form)
+    return f"{share:{form}} {sign} {'unknown' if error is None else format(error, form)}"
 
 
 def is_connection_error(error: BaseException) -> bool:
@@ -96,7 +115,8 @@ def did_you_mean(name: str, files: bool = False) -> str:
 def check_place(name: str, what: str = "model directory", revision: str | None = None, kind: str = "model") -> None:
     """Raises OSError where no model or data set is to be had at a place, before anything is loaded from it.
 
-    A path is looked up (`refuse_missing`), and a name on the Hub of which nothing is cached asked for once: loading
+    A path is looked up (`refuse_missing`), and a name on the Hub of which nothing is cached asked for once, with ten
+    seconds of patience (HF_HUB_ETAG_TIMEOUT, where that is more): loading
     would ask for each of several files six times, for most of a minute, before it said that the Hub is not there. What
     the Hub answers is left to the loading, but that it has none where a folder here has nearly that name.
 
@@ -106,14 +126,15 @@ def check_place(name: str, what: str = "model directory", revision: str | None =
     if Path(name).exists():
         return
     refuse_missing(name, what)
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     files = {"model": ("config.json", "tokenizer_config.json", "tokenizer.json"), "dataset": ("README.md",)}[kind]
     try:
         if any(try_to_load_from_cache(name, file, revision=revision, repo_type=kind) for file in files):
             return
-        get_hf_file_metadata(hf_hub_url(name, files[0], revision=revision, repo_type=kind))
+        patience = max(10.0, constants.HF_HUB_ETAG_TIMEOUT)
+        get_hf_file_metadata(hf_hub_url(name, files[0], revision=revision, repo_type=kind), timeout=patience)
     except RepositoryNotFoundError as error:
         if said := did_you_mean(name):
             raise FileNotFoundError(
@@ -130,17 +151,20 @@ def check_place(name: str, what: str = "model directory", revision: str | None =
         ) from error
 
 
-_watch: ContextVar[tuple[bool, Callable[[], None] | None]] = ContextVar("_watch", default=(False, None))
-"""Of `watched`: whether a bar is shown, and what is called between the parts of a loop."""
+Bar = Callable[[Collection[Any], str], Iterable[Any]]
+"""What shows how far a loop is: its parts, and what they do -> the parts."""
+
+_watch: ContextVar[tuple[Bar | None, Callable[[], None] | None]] = ContextVar("_watch", default=(None, None))
+"""Of `watched`: the bar that is shown, and what is called between the parts of a loop."""
 
 
 @contextmanager
-def watching(shown: bool = False, between: Callable[[], None] | None = None) -> Iterator[None]:
-    """Within it, long loops of measurements (`watched`) show a bar on a terminal, and call `between` before each part.
+def watching(bar: Bar | None = None, between: Callable[[], None] | None = None) -> Iterator[None]:
+    """Within it, long loops of measurements (`watched`) show a bar, and call `between` before each part.
 
-    shown: whether there is a bar, on stderr if that is a terminal. between: may raise, which ends the measurement.
+    between: may raise, which ends the measurement.
     """
-    token = _watch.set((shown, between))
+    token = _watch.set((bar, between))
     try:
         yield
     finally:
@@ -149,10 +173,8 @@ def watching(shown: bool = False, between: Callable[[], None] | None = None) -> 
 
 def watched(parts: Collection[Part], what: str) -> Iterator[Part]:
     """The parts of a long loop, one by one, as `watching` has it. what: what they do, in a word or two."""
-    shown, between = _watch.get()
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-    for part in tqdm(parts, desc=what, leave=False, dynamic_ncols=True, disable=None) if shown else parts:
+    bar, between = _watch.get()
+    for part in parts if bar is None else bar(parts, what):
         if between is not None:
             between()
         yield part

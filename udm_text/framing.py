@@ -9,6 +9,8 @@ from typing import Any
 from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file
 
+from .common import read_object
+
 LOCATION_ARGUMENTS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
 """Arguments of from_pretrained that say where a file is to be found."""
 
@@ -32,6 +34,20 @@ def has_file(path, name: str, **where) -> bool:
         **where,
     )
     return found is not None
+
+
+def report_share(path) -> float:
+    """The largest corrupted share of a row in the training of a model, below 1 of a repairer; 1 where it is not known.
+
+    From the report.json beside it, in its folder or in the cache: no network is asked.
+    """
+    missing = dict.fromkeys(("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False)
+    try:
+        found = cached_file(path, "report.json", local_files_only=True, **missing) if path else None
+        share = 1.0 if found is None else read_object(found).get("max_corruption", 1.0)
+    except (OSError, ValueError):  # what it is worth is said by who reads all of it
+        return 1.0
+    return float(share) if isinstance(share, int | float) else 1.0
 
 
 @contextmanager

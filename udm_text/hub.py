@@ -157,6 +157,26 @@ def push(
     return commit
 
 
+def write_folder(model: Any, repo_id: str, directory: str | Path, **how: Any) -> list[str]:
+    """Writes the files that `push` would send, card included, into a new folder; returns their names. Sends nothing.
+
+    A push keeps a card that a person edited on the Hub, which is not asked here.
+
+    Args:
+        repo_id: the name that the card shows. directory: not there yet, or empty. how: tokenizer, source, include_code,
+            license, base_model, tags and max_shard_size of `push`.
+
+    Raises:
+        ValueError: for an argument that cannot work. FileExistsError: the directory is not empty.
+    """
+    validate_repo_id(repo_id)
+    directory = check_new_folder(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _staged(directory) as folder:
+        write_repository(folder, model, repo_id, **how)
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
 def write_repository(
     directory: Path,
     model: Any,

@@ -17,13 +17,14 @@ from transformers.utils import logging
 from .common import check_whole
 from .configuration_udm import UDMConfig
 from .detokenizing import Typed, read_typed, restore_text, unknown_parts
-from .framing import continuation_tokens
+from .framing import continuation_tokens, report_share
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
 
+_LIKE_MASK = re.compile(r"\[mask\]|<mask>", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.get_logger(__name__)
@@ -76,6 +77,8 @@ class UDMGenerationPipeline(Pipeline):
             )
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
+        self._repairer: float | None = None  # the largest corrupted share of its training, once it was looked up
+        self._hinted = False  # whether it was said that something is no mask token
         self._decodes = False  # whether it was said that texts come back decoded
         self._continuations: tuple[int, list[int]] = 0, []  # of a vocabulary of that size
 
@@ -191,6 +194,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
         input_ = self._with_own_masks(input_)
+        self._hint_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
         if new:
             self._unknown.update(new)
@@ -214,6 +218,16 @@ class UDMGenerationPipeline(Pipeline):
             keys.append(0 if row == nothing else int.from_bytes(digest, "little") >> 2)
         return keys
 
+    def _hint_masks(self, text: str) -> None:
+        """Says once of what looks like a mask token that it is read as text."""
+        if self._hinted or self.tokenizer.mask_token_id is None:
+            return
+        for found in _LIKE_MASK.findall(text):
+            if found not in self.tokenizer.get_vocab() and self.tokenizer.mask_token_id not in self._encode(found):
+                self._hinted = True
+                logger.warning(f"{found!r} is read as text: a blank to be filled in is written {MASK}")
+                return
+
     def _with_own_masks(self, text: str) -> str:
         """The text with the tokenizer's mask token where it says [MASK], unless that is a token of its own there."""
         own = self.tokenizer.mask_token
@@ -221,11 +235,25 @@ class UDMGenerationPipeline(Pipeline):
             return text
         return text.replace(MASK, own)
 
+    def _warn_repairer(self, input_ids: torch.Tensor) -> None:
+        """Says once of a repairer that it is asked to write: rows that are all noise are none that it has seen."""
+        mask = self.tokenizer.mask_token_id
+        if self._repairer is not None or (mask is not None and bool((input_ids == mask).any(dim=1).all())):
+            return  # blanks in a text may be as few as its training had wrong tokens
+        self._repairer = report_share(self.model.config.name_or_path)
+        if self._repairer < 1.0:
+            logger.warning(
+                f"this model repairs texts and was not trained to write them: of a row of its training at most "
+                f"{self._repairer:g} was wrong. Give max_edits=..., or on the command line `udm repair`"
+            )
+
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         settings = {name: value for name, value in forward_parameters.items() if name not in self._calls}
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         if config.begin_suppress_tokens is None:
             forward_parameters["begin_suppress_tokens"] = self._continuation_tokens()
+        if config.max_edits is None:
+            self._warn_repairer(input_tensors["input_ids"])
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         check_rows(number * rows)
         index = None

@@ -109,11 +109,22 @@ def test_held_out_rows_are_of_the_source_that_they_came_from(model, tmp_path):
     test = {"data": "user/shapes", "split": "test", "share": None}
     cases = [
         ({**own, "held_out": share}, "rows of rows.txt that were held out of the training (a share of 0.05)", "train"),
-        ({**own, "data_arguments": apart}, "rows of held.txt, a source apart from the training data", "train"),
+        ({**own, "data_arguments": apart}, "rows of held.txt, a source apart from the training data", "validation"),
+        (
+            {**own, "data_arguments": {"validation_data": "user/held"}},
+            "rows of user/held, a source apart from the training data",
+            "train",
+        ),
         ({**REPORT, "held_out": test}, "rows of user/shapes, its test split", "test"),
         (REPORT, "held-out rows of user/shapes", "validation"),
     ]
-    again = ["--data rows.txt --split validation", "--data held.txt --split train", "", ""]
+    again = [
+        "--data rows.txt --split validation",
+        "--data held.txt --split train",
+        "--data user/held --split train",
+        "",
+        "",
+    ]
     for (report, words, split), flags in zip(cases, again, strict=True):
         card = make_card(model, "user/name", report=report)
         assert f"On 12 {words}, ± one standard error" in card

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
+from tests.helpers import python, udm_here
 from tests.hub.conftest import COMMANDS
 from tests.hub.server import WRITER
 
@@ -31,6 +32,27 @@ def test_a_push_is_one_commit_of_safetensors_settings_tokenizer_and_card(hub, co
     assert repository.files().keys() == model | shown
     config = json.loads(repository.files()["config.json"])
     assert not {"auto_map", "custom_pipelines"} & config.keys() and len(config["step_curve"]) == 3
+
+
+def test_what_would_be_pushed_can_be_seen_before(hub, commands, workplace, environment, tmp_path, monkeypatch):
+    """The folder holds what the push of the README put on the Hub; without a token, nor a Hub."""
+    monkeypatch.chdir(workplace)
+    given = ("runs/unicode-names", "user/name", "--license", "apache-2.0", "--output", tmp_path / "seen")
+    call, nowhere = ("-m", "udm_text.cli", "push", *given), {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    result = python(*call, environment=environment(), cwd=workplace, **nowhere)
+    sent = {name: data for name, data in hub.repositories["user/name"].files().items() if name != ".gitattributes"}
+    written = {path.relative_to(tmp_path / "seen").as_posix(): path for path in (tmp_path / "seen").rglob("*")}
+    assert {name: path.read_bytes() for name, path in written.items() if path.is_file()} == sent
+    assert result.stdout.splitlines() == sorted(str(tmp_path / "seen" / name) for name in sent)
+    again = udm_here("push", *given, code=1).exception
+    assert isinstance(again, FileExistsError) and "is not an empty folder" in str(again)
+    for option in (["--private"], ["--revision", "new"], ["--message", "m"]):
+        error = udm_here("push", "m", "user/name", "--output", tmp_path / "other", *option, code=1).exception
+        assert f"sends nothing: leave {option[0]} away" in str(error)
+    assert "Repo id must" in str(
+        udm_here("push", *given[:1], "a b", *given[2:4], "--output", tmp_path / "x", code=1).exception
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["seen"]
 
 
 def test_nothing_of_this_machine_and_no_token_is_pushed(hub, commands, workplace):

@@ -398,6 +398,7 @@ def evaluate(
     from ..evaluation import evaluate_bound, measure_curve, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
+    from ..training.callbacks import terminal_bar
     from .reports import describe, describe_repair
     from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
     from .train_text import measure_repairs
@@ -429,7 +430,7 @@ def evaluate(
             file=sys.stderr,
         )
     if curve:
-        with watching(shown=True):
+        with watching(terminal_bar):
             measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
@@ -443,12 +444,12 @@ def evaluate(
     elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
         measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         share = report.get("max_corruption", 1.0)
-        with watching(shown=True):
+        with watching(terminal_bar):
             figures = measure_repairs(network, tokenizer, how, share, texts, scored, **measuring)
         text = describe_repair(figures)
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
-        with watching(shown=True):
+        with watching(terminal_bar):
             bound = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule)
         figures = bound.to_dict()
         text = describe(figures, report.get("vocabulary"))
@@ -470,29 +471,43 @@ def push(
         str | None, typer.Option(help="The model on the Hub it was trained from; default: as the training knows it.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds of silence after which the Hub counts as gone.")] = 120.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Send nothing: write what would be pushed, card included, into this new folder; no token."),
+    ] = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
     from .. import register
     from ..framing import has_file, load_tokenizer
+    from ..hub import check_new_folder, write_folder
     from ..hub import push as publish
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
     hide_loading_bars()
     hide_untrue_warnings()
+    if output is not None:
+        for option, value in (("--private", private), ("--revision", revision), ("--message", message)):
+            if value:
+                raise ValueError(f"--output {output} writes a folder and sends nothing: leave {option} away")
+        check_new_folder(output)
     check_place(model)
+    network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, trust_remote_code) if has_file(model, "tokenizer_config.json") else None
+    how: dict[str, Any] = {"tokenizer": tokenizer, "source": model, "include_code": include_code}
+    how |= {"license": license, "base_model": base_model}
+    if output is not None:
+        for file in write_folder(network, name, output, **how):
+            print(output / file)
+        return
     commit = publish(
-        UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code),
+        network,
         name,
-        tokenizer=load_tokenizer(model, trust_remote_code) if has_file(model, "tokenizer_config.json") else None,
-        source=model,
+        **how,
         private=private or None,
-        include_code=include_code,
         revision=revision,
         commit_message=message,
-        license=license,
-        base_model=base_model,
         timeout=timeout,
     )
     print(f'{commit.commit_url}\nload it: pipeline("udm-generation", model="{name}")')

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..common import written_whole
+from ..card import COUNTED, has_diverged
+from ..common import share_in_words, written_whole
 
 
 def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
@@ -57,16 +59,22 @@ def describe(bound: dict[str, Any], vocabulary: dict[str, Any] | None = None) ->
     return f"{text} ({length}; {bound['rows']} rows, {how})"
 
 
-def describe_context(context: dict[str, Any]) -> list[str]:
-    """The line to print where a model has learnt no context (`ContextReport`), and none where it has."""
+def describe_context(context: dict[str, Any], losses: Sequence[float] = (), vocab_size: int | None = None) -> list[str]:
+    """The line to print where a model has learnt no context (`ContextReport`), and none where it has.
+
+    losses, vocab_size: of the training, which tell what would help (`has_diverged`).
+    """
     if context["learnt_context"] in (True, None):
         return []
     nats = {name: figure_with_error(context[name], context[f"{name}_stderr"], 3) for name in ("nelbo", "unigram")}
+    advice = "train longer, or start from an encoder (--model NAME)"
+    if has_diverged(losses, context["nelbo"], vocab_size):
+        went = f" (it went from {losses[0]:.3f} to {losses[-1]:.3f})" if len(losses) > 1 else ""
+        advice = f"the training diverged{went}: give a lower --learning_rate, more --warmup_steps or a --max_grad_norm"
     one_call = "" if context["one_call"] is None else f"{context['one_call']:.3f} for all tokens at once, "
     return [
         f"note: the model has learnt no context yet: {nats['nelbo']} nats a token, {one_call}{nats['unigram']} for a "
-        f"model that knows only how often each token is ({context['rows']} rows, lengths not counted): train longer, "
-        "or start from an encoder (--model NAME)"
+        f"model that knows only how often each token is ({context['rows']} rows, lengths not counted): {advice}"
     ]
 
 
@@ -76,8 +84,7 @@ def describe_repair(rates: dict[str, Any]) -> str:
     def share(figures: dict[str, Any], name: str) -> str:
         if figures[name] is None:
             return "none"
-        error = figures[f"{name}_stderr"]
-        return f"{figures[name]:.1%} +- {'unknown' if error is None else format(error, '.1%')}"
+        return share_in_words(figures[name], figures[f"{name}_stderr"], figures.get(COUNTED[name]))
 
     by_kind = rates["by_kind"]
     numbers = list(next(iter(by_kind.values()), ()))

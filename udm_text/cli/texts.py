@@ -33,7 +33,7 @@ def find_texts(given: Sequence[str] | None, file: str | None, column: str | None
     """The texts of a command: those given, or the lines or rows of a file, or those of standard input.
 
     Where neither texts nor a file are given, standard input is read to its end if it is a file or a pipe. A terminal,
-    a device such as /dev/null and a closed one hold no text.
+    a device such as /dev/null and a closed one hold no text. Of a file without any there is a note on stderr.
 
     Args:
         given: on the command line. file: a text file, whose lines are texts, blank ones too; a table (`corpus.files`);
@@ -54,10 +54,12 @@ def find_texts(given: Sequence[str] | None, file: str | None, column: str | None
             )
     if given:
         return Texts(list(given), None)
-    if file == STDIN:
-        return Texts(_lines_of_stdin(), "standard input")
     if file is not None:
-        return Texts(_read(Path(file), column), file)
+        name = "standard input" if file == STDIN else file
+        found = _lines_of_stdin() if file == STDIN else _read(Path(file), column)
+        if not found:
+            print(f"note: {name} holds 0 texts", file=sys.stderr, flush=True)
+        return Texts(found, name)
     lines = _lines_of_stdin() if _stdin_has_text() else []
     return Texts(lines, "standard input" if lines else None)
 

@@ -6,7 +6,7 @@ it says in `reports.py`; what every run does around the training is `training/ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,8 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:
             return {}
-        figures = figures_of(ready.output, data, goal, rows, objective)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        figures = figures_of(ready.output, data, goal, rows, objective, losses)
         if run.plot:
             how = {"loss_is_bound": objective.loss_is_bound, "counts_lengths": goal.objective == "ar"}
             history, file = trainer.state.log_history, ready.output / "loss.png"
@@ -498,11 +499,17 @@ def describe_run(
 
 
 def figures_of(
-    output: Path, data: DataArguments, goal: ObjectiveArguments, rows: Rows, objective: Any
+    output: Path,
+    data: DataArguments,
+    goal: ObjectiveArguments,
+    rows: Rows,
+    objective: Any,
+    losses: Sequence[float] = (),
 ) -> dict[str, dict[str, Any]]:
     """The figures of held-out rows, printed: the bound, of a causal twin its loss, of a repairer its repairs.
 
-    Beside the bound it is measured whether the model has learnt context, and said where it has not.
+    Beside the bound it is measured whether the model has learnt context, and said where it has not, with what would
+    help: losses are those that were logged.
 
     From what was written, so that `udm evaluate` repeats these very figures. Without held-out rows there are none.
     """
@@ -521,7 +528,8 @@ def figures_of(
         model = UDMForMaskedGeneration.from_pretrained(output)
         found["validation"] = evaluate_bound(model, rows.validation).to_dict()
         found["context"] = measure_context(model, rows.validation, rows.train).to_dict()
-        text = "\n".join((describe(found["validation"], rows.vocabulary), *describe_context(found["context"])))
+        said = describe_context(found["context"], losses, len(rows.tokenizer))
+        text = "\n".join((describe(found["validation"], rows.vocabulary), *said))
     print(text, flush=True)
     return found
 

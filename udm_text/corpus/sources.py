@@ -227,7 +227,8 @@ def ask_for_data(data: str) -> None:
         if not Path(config.HF_DATASETS_CACHE, data.replace("/", "___")).exists():
             check_place(data, "file or folder", kind="dataset")
     except OSError as error:
-        raise CorpusError(str(error)) from error
+        what = f"{data!r} is neither a file, nor a folder, nor a data set that could be loaded"
+        raise CorpusError(f"{what}: {error}") from error
 
 
 def _with_validation(splits: Mapping[str, Any]) -> dict[str, Any]:

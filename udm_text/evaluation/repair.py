@@ -33,6 +33,8 @@ class RepairReport:
     restored: texts with errors that come back exactly. left_alone: clean texts that stay as they are.
     precision: of the edits that were made, those that are right. recall: of the edits that were needed, those that were
         made (see the head of the module). Both over the texts with errors; the standard error is one over texts.
+    left_alone_rows, edits_made, edits_needed: of how many left_alone, precision and recall are the shares; restored is
+        one of `rows`.
     out_of_reach: texts with errors that cannot be reached by substitution: they have another number of tokens than the
         clean ones, or more wrong tokens than `max_edits`. They count as not restored.
     by_kind: of each kind of error (`typos.KINDS`, and "mixed" for all of them together, which the figures above are
@@ -46,10 +48,13 @@ class RepairReport:
     restored_stderr: float
     left_alone: float
     left_alone_stderr: float
+    left_alone_rows: int
     precision: float | None
     precision_stderr: float | None
     recall: float | None
     recall_stderr: float | None
+    edits_made: int
+    edits_needed: int
     out_of_reach: int
     rows: int
     left_out: int
@@ -164,6 +169,7 @@ def evaluate_repair(
     return RepairReport(
         **repair_figures(mixed.lines.texts, mixed.clean, of_mixed),
         **_share("left_alone", left_alone),
+        left_alone_rows=len(left_alone),
         out_of_reach=len(mixed.out_of_reach),
         rows=len(mixed.place),
         left_out=len(chosen) - len(kept),
@@ -330,7 +336,8 @@ def _share(name: str, found: Sequence[bool]) -> dict[str, Any]:
 
 
 def repair_figures(noisy: Sequence[str], clean: Sequence[str], repaired: Sequence[str]) -> dict[str, Any]:
-    """restored, precision and recall of `RepairReport`, each with its `_stderr`, of texts that anything repaired.
+    """restored, precision and recall of `RepairReport`, each with its `_stderr`, and the edits, of texts that anything
+    repaired.
 
     Three lists of one length, of texts with errors. None where there is nothing to divide by.
     """
@@ -341,7 +348,7 @@ def repair_figures(noisy: Sequence[str], clean: Sequence[str], repaired: Sequenc
     for name, of in (("precision", made), ("recall", needed)):
         share, error = ratio_with_stderr(right, of) if bool(of.sum()) else (None, None)
         figures |= {name: share, f"{name}_stderr": error}
-    return figures
+    return figures | {"edits_made": int(made.sum()), "edits_needed": int(needed.sum())}
 
 
 def edit_counts(noisy: str, clean: str, repaired: str) -> tuple[int, int, int]:

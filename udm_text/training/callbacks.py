@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -111,6 +111,12 @@ def describe_time(rate: TimedLRLambda, step: int) -> str:
     """How far a run is that may end by the clock: `42 s of 300 s, step 204`."""
     steps = f" of {rate.steps}" if rate.steps else ""
     return f"{min(rate.elapsed, rate.seconds):.0f} s of {rate.seconds:.0f} s, step {step}{steps}"
+
+
+def terminal_bar(parts: Collection[Any], what: str) -> Iterable[Any]:
+    """A bar for `common.watching`: on stderr, where that is a terminal, and gone when the loop is over."""
+    found: Iterable[Any] = tqdm(parts, desc=what, leave=False, dynamic_ncols=True, disable=None)
+    return found
 
 
 class LossBar(ProgressCallback):

@@ -28,7 +28,7 @@ from transformers.hf_argparser import HfArg
 from ..common import watching, write_json
 from .adapters import ADAPTER, is_adapted, merge_adapter
 from .best import BestWeights
-from .callbacks import LossBar
+from .callbacks import LossBar, terminal_bar
 from .checkpoints import checkpoints, digest_of, sweep, why_unusable
 from .interrupts import INTERRUPTED, unbroken_output
 from .locks import LOCK, locked, refuse_if_locked
@@ -375,7 +375,7 @@ def run(
         if args.max_seconds is not None:
             ready.say("measuring the written model, which comes on top of max_seconds")
         began = time.time()
-        with watching(shown=not args.disable_tqdm and state.is_main_process):
+        with watching(terminal_bar if state.is_main_process and not args.disable_tqdm else None):
             report |= measure(report)
         report |= {"log": trainer.state.log_history, "measure_seconds": time.time() - began}
         report["seconds"] = trainer.before.seconds + time.time() - ready.started
