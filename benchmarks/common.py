@@ -6,36 +6,47 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.cli.train_text import intermediate_size
 from udm_text.training.runs import processor_name
 
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 """Layers, hidden size, heads."""
+BACKBONES = ("nomic_bert", "bert")
+"""What a preset may be built of; the first is its default."""
 MASK, VOCABULARY = 103, 30522
 PAD, SPECIAL = 0, [100, 101, 102]
 
 
-def make_bert(
-    size: str, length: int, attention: str | None = None, prompt_dropout: float = 0.0, **fields
+def make_encoder(
+    size: str,
+    length: int,
+    backbone: str,
+    attention: str | None = None,
+    prompt_dropout: float = 0.0,
+    dropout: float = 0.1,
 ) -> UDMForMaskedGeneration:
-    """A random BERT of that size, process mask. attention: implementation; None: that of transformers.
+    """A random network of a preset's size, process mask.
 
-    prompt_dropout: of its UDMConfig. fields: of its BertConfig, such as hidden_dropout_prob.
+    backbone: one of `BACKBONES`. attention: implementation; None: that of transformers. prompt_dropout: of its
+    UDMConfig. dropout: of hidden states and attention.
     """
     layers, hidden, heads = SIZES[size]
     torch.manual_seed(0)
-    config = BertConfig(
+    config = AutoConfig.for_model(
+        backbone,
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=4 * hidden,
+        intermediate_size=intermediate_size(backbone, hidden),
         max_position_embeddings=max(512, length),
-        **fields,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
-    backbone = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    network = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
     own = UDMConfig(
         text_config=config,
         mask_token_id=MASK,
@@ -43,7 +54,7 @@ def make_bert(
         special_token_ids=SPECIAL,
         prompt_dropout=prompt_dropout,
     )
-    return UDMForMaskedGeneration(own, backbone=backbone)
+    return UDMForMaskedGeneration(own, backbone=network)
 
 
 def synchronize(device: str) -> None:

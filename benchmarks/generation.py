@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import MASK, SIZES, VOCABULARY, machine, make_bert, matrix_peak
+from common import BACKBONES, MASK, SIZES, VOCABULARY, machine, make_encoder, matrix_peak
 from torch import Tensor
 
 from udm_text import UDMForMaskedGeneration
@@ -66,12 +66,12 @@ MEMORY_BARS = {"mini": 1 / 10, "small": 1 / 10, "base": 1 / 5}
 TOLERANCE = 1e-4
 
 
-def make_model(size: str, length: int, device: str) -> UDMForMaskedGeneration:
-    """A random BERT of that size, or the trained model of process mask in that directory."""
+def make_model(size: str, length: int, options: argparse.Namespace) -> UDMForMaskedGeneration:
+    """A random network of that size, or the trained model of process mask in that directory."""
     if size not in SIZES:
-        return UDMForMaskedGeneration.from_pretrained(size).eval().to(device)
+        return UDMForMaskedGeneration.from_pretrained(size).eval().to(options.device)
     # nothing is trained here: no warning under guidance
-    return make_bert(size, length, prompt_dropout=0.1).eval().to(device)
+    return make_encoder(size, length, options.backbone, prompt_dropout=0.1).eval().to(options.device)
 
 
 def make_rows(model: UDMForMaskedGeneration, batch: int, length: int, masks: int) -> Tensor:
@@ -224,7 +224,7 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, device: str, st
 
 def speed(size: str, options: argparse.Namespace) -> dict[str, Any]:
     """Times of every round, ratios to the naive loop, and the errors of the fast path and of the cache."""
-    model = make_model(size, options.length, options.device)
+    model = make_model(size, options.length, options)
     masks = min(options.steps or {"mini": 64, "small": 32, "base": 16}.get(size, 64), options.length)
     rows = make_rows(model, options.batch, options.length, masks)
     short = make_rows(model, options.batch, options.length, min(4, options.length))
@@ -253,7 +253,7 @@ def resident(field: str) -> int:
 
 def peak(size: str, method: str, options: argparse.Namespace) -> int:
     """KiB that a step needs at most on top of the model. For a process of its own."""
-    model = make_model(size, options.length, options.device)
+    model = make_model(size, options.length, options)
     if method == "bf16":
         model = model.to(torch.bfloat16)
     method = method.replace("bf16", "fast")
@@ -307,7 +307,7 @@ def grid(size: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         dtype = getattr(torch, name)
         top = matrix_peak(options.device, dtype)
         for length in options.lengths:
-            model = make_model(size, length, options.device).to(dtype)
+            model = make_model(size, length, options).to(dtype)
             for batch in options.batches:
                 rows = make_rows(model, batch, length, min(options.steps or 16, length))
                 steps = int((rows[0] == MASK).sum())
@@ -357,6 +357,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES))
+    parser.add_argument("--backbone", choices=BACKBONES, default=BACKBONES[0], help="of --sizes")
     parser.add_argument("--model", help="a directory of a trained model of process mask, in place of --sizes")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--length", type=int)

@@ -33,7 +33,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # idle CPU threads spin less; read when torch is imported
 
 import torch  # noqa: E402
-from common import MASK, SIZES, VOCABULARY, machine, make_bert, matrix_peak, synchronize  # noqa: E402
+from common import BACKBONES, MASK, SIZES, VOCABULARY, machine, make_encoder, matrix_peak, synchronize  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from udm_text import UDMForMaskedGeneration  # noqa: E402
@@ -48,10 +48,9 @@ CHUNK = 256
 WARM_UP = 3
 
 
-def make_model(size: str, length: int, device: str, attention: str) -> UDMForMaskedGeneration:
-    """A random BERT of that size, without dropout."""
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return make_bert(size, length, attention, **none).to(device).train()
+def make_model(size: str, length: int, device: str, attention: str, backbone: str) -> UDMForMaskedGeneration:
+    """A random network of that size, without dropout."""
+    return make_encoder(size, length, backbone, attention, dropout=0.0).to(device).train()
 
 
 def make_batch(objective: TextObjective, rows: int, length: int, device: str) -> dict[str, Tensor]:
@@ -78,10 +77,18 @@ def full_loss(model: UDMForMaskedGeneration, batch: dict[str, Tensor], step: int
 
 
 def make_step(
-    method: str, size: str, rows: int, length: int, device: str, bf16: bool, compiled: bool, attention: str
+    method: str,
+    size: str,
+    rows: int,
+    length: int,
+    device: str,
+    bf16: bool,
+    compiled: bool,
+    attention: str,
+    backbone: str,
 ) -> Callable[[int], float]:
     """A training step of a model of its own; gives the loss."""
-    model = make_model(size, length, device, attention)
+    model = make_model(size, length, device, attention, backbone)
     objective = TextObjective(model.config, loss_chunk=CHUNK if method == "chunked" else None)
     batch = make_batch(objective, rows, length, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -150,7 +157,9 @@ def peak_memory(method: str, size: str, rows: int, length: int, how: dict[str, A
         torch.cuda.reset_peak_memory_stats()
         step(1)
         return {"MiB": (torch.cuda.max_memory_allocated() - before) / 2**20}
-    weights = sum(p.numel() * p.element_size() for p in make_model(size, length, "cpu", how["attention"]).parameters())
+    model = make_model(size, length, "cpu", how["attention"], how["backbone"])
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    del model
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -188,6 +197,7 @@ def show(result: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--backbone", choices=BACKBONES, default=BACKBONES[0])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--lengths", type=int, nargs="+", default=None)
@@ -217,6 +227,7 @@ def main() -> int:
         for length in lengths:
             for bf16, compiled in grid:
                 how = {"device": given.device, "bf16": bf16, "compiled": compiled, "attention": attention}
+                how["backbone"] = given.backbone
                 if given.memory:
                     result = memory(size, given.rows, length, how, methods)
                 else:

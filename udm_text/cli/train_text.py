@@ -390,12 +390,17 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=64 * round(8 * hidden / 3 / 64) if model_args.backbone in GATED else 4 * hidden,
+        intermediate_size=intermediate_size(model_args.backbone, hidden),
         max_position_embeddings=max(64, room + (tokenizer.pad_token_id or 0) + 1),
         **{name: getattr(tokenizer, name) for name in names},
         **dropout_fields(model_args),
     )
     return UDMConfig(text_config=config, length_counts=counts, **tokenizer_fields(tokenizer), **fields, **own)
+
+
+def intermediate_size(backbone: str, hidden: int) -> int:
+    """Of the MLP of a preset: 4 times the hidden size, or of a gated one 8/3 of it, which is as many weights."""
+    return 64 * round(8 * hidden / 3 / 64) if backbone in GATED else 4 * hidden
 
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:
