@@ -349,7 +349,9 @@ def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
         positions = Positions.of(where)
         expected = fastpath.attend(query, key, value, mask, positions)
         found = fastpath.attend_unprojected(query, x, Linear(*maps), mask, positions)
+        turned = fastpath.attend_to_unprojected(query, key, x, Linear(*maps), mask, positions)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(turned, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_keys_and_values_are_left_out_where_that_is_less_work_by_half():

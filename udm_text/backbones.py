@@ -35,6 +35,10 @@ class Linear(nn.Module):
         if can_pack(self.weight):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, rows)
 
+    def first(self, x: Tensor, outputs: int) -> Tensor:
+        """(..., outputs), as many of its outputs for x (..., in)."""
+        return F.linear(x, self.weight[:outputs], None if self.bias is None else self.bias[:outputs])
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in); returns (..., out)."""
         if self.packed is None:

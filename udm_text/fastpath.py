@@ -3,7 +3,7 @@
     first layer    queries, keys and values are kept, and computed anew only where a token changed since the last call
     middle layers  the backbone's own modules
     last layer     query, attention output and MLP at the wanted positions only; keys and values nowhere where few are
-                   wanted (`attend_unprojected`), else everywhere
+                   wanted (`attend_unprojected`; keys that are turned by their positions everywhere), else everywhere
     head           at the wanted positions only, and of as many of them at a time as the caller has room for
 
 Nothing is approximated: what is skipped does not reach the logits that are asked for, or was computed before from the
@@ -279,8 +279,12 @@ def last_layer(
     mask, angles = sight
     seen, here = body.attention_input(layer, x), where.places
     queries = rotate(query(seen[here]).unflatten(-1, (body.heads, -1)), angles, where.columns)
-    if angles is None and cheaper_unprojected(where.width, x.shape[1], body.heads, x.shape[-1]):
-        context = attend_unprojected(queries, seen, key_value, mask, where)
+    if cheaper_unprojected(where.width, x.shape[1], body.heads, x.shape[-1]):
+        if angles is None:
+            context = attend_unprojected(queries, seen, key_value, mask, where)
+        else:
+            keys = rotate(key_value.first(seen, x.shape[-1]).unflatten(-1, (body.heads, -1)), angles)
+            context = attend_to_unprojected(queries, keys, seen, key_value, mask, where)
     else:
         key, value = key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
         context = attend(queries, rotate(key, angles), value, mask, where)
@@ -311,6 +315,28 @@ def attend_unprojected(query: Tensor, x: Tensor, key_value: Linear, mask: Tensor
     x = x[:, None]
     gathered = F.scaled_dot_product_attention(queries.flatten(1, 2)[:, None], x, x, attn_mask=mask, scale=width**-0.5)
     gathered = _one_by_one(gathered[:, 0].unflatten(1, (-1, heads)), where, slot)
+    context = torch.bmm(gathered.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1).flatten(1)
+    return context if key_value.bias is None else context + key_value.bias[heads * width :]
+
+
+def attend_to_unprojected(
+    query: Tensor, key: Tensor, x: Tensor, key_value: Linear, mask: Tensor | None, where: Positions
+) -> Tensor:
+    """(n, H): what `attend` gathers from keys, and from the values that `key_value` makes of x, which are not made.
+
+    As in `attend_unprojected`, where keys are turned by their positions and have to be made.
+
+    query: (n, heads, d) of the positions `where`. key: (b, L, heads, d). x: (b, L, H). mask: as there.
+    """
+    _, heads, width = query.shape
+    queries, mask, slot = _side_by_side(query, mask, where)
+    scores = torch.matmul(queries.transpose(1, 2), key.permute(0, 2, 3, 1)) * width**-0.5  # (b, heads, w, L)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    shares = scores.float().softmax(dim=-1).to(x.dtype) if x.dtype == torch.bfloat16 else scores.softmax(dim=-1)
+    gathered = torch.bmm(shares.flatten(1, 2), x).unflatten(1, (heads, -1)).transpose(1, 2)  # (b, w, heads, H)
+    gathered = _one_by_one(gathered, where, slot)
+    value = key_value.weight.view(2, heads, width, -1)[1]
     context = torch.bmm(gathered.transpose(0, 1), value.transpose(1, 2)).transpose(0, 1).flatten(1)
     return context if key_value.bias is None else context + key_value.bias[heads * width :]
 
