@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.backends.registry import lookup_backend
@@ -201,11 +202,16 @@ def shortened(model):
     del model.backbone.bert.encoder.layer[1]
 
 
+def patched(model):
+    dense = model.backbone.bert.encoder.layer[0].intermediate.dense
+    dense.forward = lambda x: torch.nn.Linear.forward(dense, x) * 2
+
+
 def hooked(model):
     model.backbone.bert.encoder.layer[0].intermediate.register_forward_hook(lambda module, given, out: 2 * out)
 
 
-@pytest.mark.parametrize("change", [updated, loaded, assigned, replaced, shortened, hooked])
+@pytest.mark.parametrize("change", [updated, loaded, assigned, replaced, shortened, patched, hooked])
 def test_a_kept_graph_is_never_stale(change, backend):
     torch.manual_seed(0)
     model = make_udm(layers=3) if change is shortened else make_udm()
@@ -306,6 +312,13 @@ def test_logits_are_made_some_at_a_time(process, backend, monkeypatch):
     monkeypatch.setattr(compiling, "_CHUNK_ELEMENTS", 5 * VOCAB)
     prompt = {"rows": BLANKS, "guidance_scale": 2.0, "order": "confidence"}
     agree(make_udm(process), **(prompt if process == "mask" else {"length": 6, "num_return_sequences": 3}))
+
+
+def test_numbers_of_numpy_are_numbers(backend):
+    model = make_udm()
+    agree(model, BLANKS, temperature=np.float64(0.7), top_k=np.int64(5))
+    agree(model, BLANKS, temperature=0.7, top_k=5)
+    assert backend.graphs == 1
 
 
 def test_rows_are_compiled_in_inference_mode_too(backend):

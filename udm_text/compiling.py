@@ -12,6 +12,7 @@ another.
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable
 from types import FunctionType
@@ -236,6 +237,13 @@ def _sights(body: Body, weight: Tensor, attended: Tensor) -> dict[str, Sight]:
     return sights
 
 
+def _plain(value: Any) -> Any:
+    """A number as Python's own: torch would trace one of numpy as an array."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
 def _hooks(model: Any) -> tuple[int, ...]:
     """What is hooked into the modules of a model, which torch does not look at again."""
     hooks = (hook for module in model.modules() for hook in (module._forward_hooks, module._forward_pre_hooks))
@@ -275,7 +283,7 @@ class CompiledSteps:
             None if uniforms is None else self._padded(uniforms, 0.5),
         )
         settings = Settings(
-            Options(*(getattr(config, name) for name in Options._fields)),
+            Options(*(_plain(getattr(config, name)) for name in Options._fields)),
             type(predictor).in_graph,
             None if body is None else type(body),
             predictor.scale,
