@@ -106,6 +106,15 @@ def rotate(x: Tensor, angles: Angles | None, where: Any = slice(None)) -> Tensor
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def turned(projected: Tensor, angles: Angles | None, where: Any = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (..., heads, d) of projected (..., 3, heads, d), the first two turned as by `rotate`."""
+    query, key, value = projected.unbind(dim=-3)
+    if angles is not None:
+        both = rotate(projected[..., :2, :, :].flatten(-3, -2), angles, where)
+        query, key = both.unflatten(-2, (2, -1)).unbind(dim=-3)
+    return query, key, value
+
+
 class Body(Protocol):
     """The parts of a backbone by their role, on b rows of L positions, H numbers each; heads are d = H / heads wide."""
 

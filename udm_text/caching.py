@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones import Angles, Linear, rotate
+from .backbones import Angles, Linear, turned
 from .fastpath import Batch, Group, attend, attend_all, known_body
 from .positions import Positions
 
@@ -122,14 +122,14 @@ class CachedForward:
         """
         body = self.batch.body
         seen = body.attention_input(self.batch.layers[number], x)
-        query, key, value = self.projections[number](seen).unflatten(-1, (3, body.heads, -1)).unbind(dim=-3)
-        query, key = rotate(query, angles, where), rotate(key, angles, where)
+        projected = self.projections[number](seen).unflatten(-1, (3, body.heads, -1))
+        query, key, value = turned(projected, angles, where)
         self.kept[number][here] = torch.stack((key, value), dim=-3)
         return query, key, value
 
 
 def refused(refresh: int, why: str) -> ValueError:
     return ValueError(
-        f"cache_refresh={refresh} keeps keys and values of backbones built like BERT, RoBERTa or ModernBERT (eager or "
+        f"cache_refresh={refresh} keeps keys and values of backbones built like BERT, ModernBERT or NomicBERT (eager or "
         f"sdpa attention, at least two layers, no adapters or hooks): {why}; leave cache_refresh at None"
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backbones import Body, Linear, Sight, packed_copy, recognise, rotate
+from .backbones import Body, Linear, Sight, packed_copy, recognise, rotate, turned
 from .devices import reads_are_free
 from .positions import Positions
 
@@ -259,9 +259,8 @@ class FastForward:
         if len(row):
             x = body.embed(group.tokens[row, column][None], position_ids[row, column][None])[0]
             self.input[number, column] = x
-            query, key, value = self.first(body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1)).unbind(1)
-            angles = group.sights[body.kind(layer)].angles
-            parts = rotate(query, angles, column), rotate(key, angles, column), value
+            projected = self.first(body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
+            parts = turned(projected, group.sights[body.kind(layer)].angles, column)
             self.projected[number, column] = torch.stack(parts, dim=1)
         here = group.index, slice(group.tokens.shape[1])
         return self.input[here], self.projected[here]
