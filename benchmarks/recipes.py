@@ -4,8 +4,8 @@
     python benchmarks/recipes.py --seconds 240 --seeds 3 --data LINES.txt --validation-data HELD_OUT.txt
 
 Runs follow each other, one thread each, and seeds are outermost, so that a machine that slows down slows all ways down.
-Printed are bits a character of held-out texts (diffusion: the bound; the twin: exact), steps, and with several seeds the
-paired differences to the first way.
+Printed are bits a character of held-out texts (diffusion: the bound; the twin: exact), steps, and with several seeds
+the paired differences to the first way.
 """
 
 from __future__ import annotations

@@ -187,7 +187,9 @@ def test_splitting_the_global_batch_changes_nothing_but_rounding(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
 
 
-@pytest.mark.parametrize("more", [[], ["--optim", "muon"], ["--network", "unet", "--network_options", '{"widths": [8, 16]}', "--flip"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--optim", "muon"], ["--network", "unet", "--network_options", '{"widths": [8, 16]}', "--flip"]]
+)
 def test_bfloat16_trains_and_writes_float32(tmp_path, more):
     run(tmp_path / "half", "--bf16", "--learned_variance", *more, steps=2)
     report = json.loads((tmp_path / "half" / "report.json").read_text())
