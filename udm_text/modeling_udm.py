@@ -257,6 +257,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         model.eval()
         return (model, info) if wants_info else model
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but weights have the names of the modules unless `save_original_format` is given.
+
+        With it they have those of the backbone's authors, where transformers has changed them.
+        """
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Publishes the model, its tokenizer and a card in one commit; for the arguments see `udm_text.hub.push`."""
         from .hub import push

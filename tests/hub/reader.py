@@ -108,6 +108,6 @@ def train_one_step(model, name):
 
 logging.disable(logging.WARNING)
 found["trained"] = len(train_one_step(load("user/name"), "whole"))
-adapted = get_peft_model(load("user/name"), LoraConfig(target_modules=["query", "value"], r=2))
+adapted = get_peft_model(load("user/name"), LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
 found["trained-lora"] = train_one_step(adapted, "lora")
 print(json.dumps(found))
