@@ -37,25 +37,9 @@ VERDICTS = {
     "words": "made of known words",
     "other": "other",
 }
-NAMES = [
-    *("--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
-    *(
-        "--per_device_train_batch_size",
-        "128",
-        "--learning_rate",
-        "1e-3",
-        "--warmup_steps",
-        "200",
-        "--weight_decay",
-        "0.1",
-    ),
-]
-REPAIR = [
-    *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3"),
-    *("--model", "mini", "--backbone", "bert", "--per_device_train_batch_size", "64"),
-    *("--learning_rate", "1e-3", "--warmup_steps", "100"),
-]
-NAMES_STEPS, REPAIR_STEPS = 2200, 550
+NAMES = ["--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000", "--weight_decay", "0.1"]
+REPAIR = ["--model", "mini", "--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3"]
+NAMES_STEPS, REPAIR_STEPS = 2000, 550
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
