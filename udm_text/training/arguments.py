@@ -91,7 +91,8 @@ class ModelArguments:
     )
     lora_alpha: int | None = field(default=None, metadata={"help": "Scale of the adapters; default: 2 lora_rank."})
     lora_target: str | None = field(
-        default=None, metadata={"help": "Modules with adapters, as q_proj,v_proj; default: all linear maps but the last."}
+        default=None,
+        metadata={"help": "Modules with adapters, as q_proj,v_proj; default: all linear maps but the last."},
     )
 
 
