@@ -37,9 +37,20 @@ VERDICTS = {
     "words": "made of known words",
     "other": "other",
 }
-NAMES = ["--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000", "--weight_decay", "0.1"]
-REPAIR = ["--model", "mini", "--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3"]
-NAMES_STEPS, REPAIR_STEPS = 2000, 550
+SHORT = [
+    *("--backbone", "bert", "--optim", "adamw_torch_fused", "--learning_rate", "1e-3"),
+    *("--loss_weighting", "bound", "--time_law", "uniform"),
+]
+"""Of rows as short as names, seven tokens: a step is so little work that Muon's own is half of it."""
+NAMES = [
+    *("--model", "mini", "--tokenizer", "wordpiece", "--vocab_size", "6000", "--per_device_train_batch_size", "128"),
+    *("--warmup_steps", "200", "--weight_decay", "0.1", *SHORT),
+]
+REPAIR = [
+    *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3", "--model", "mini"),
+    *("--per_device_train_batch_size", "64", *SHORT),
+]
+NAMES_STEPS, REPAIR_STEPS = 2200, 550
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
