@@ -125,7 +125,7 @@ def test_packed_rows_are_packed_where_a_file_is_scored_whole(tmp_path):
 def test_a_row_longer_than_the_model_reads_is_refused_by_the_option_that_cuts_it(place, tmp_path):
     (tmp_path / "long.txt").write_text("red " * 100)
     said = str(udm_here("evaluate", place / "model", "--data", tmp_path / "long.txt", code=1).exception)
-    assert "100 tokens and the model reads at most" in said and "--row-length" in said
+    assert "102 tokens and the model reads at most" in said and "--row-length" in said
     assert evaluated(place / "model", "--data", tmp_path / "long.txt", "--row-length", "6")["tokens"] == 6
 
 
