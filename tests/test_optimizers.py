@@ -108,7 +108,6 @@ def test_a_closure_is_called_once():
 def test_the_arguments_hold_muon_beside_the_names_of_transformers(tmp_path):
     arguments = UDMTrainingArguments(str(tmp_path), optim="muon", use_cpu=True)
     assert arguments.optim == "muon" and arguments.to_dict()["optim"] == "muon"
-    assert best_optimizer() == "muon"
     trainer = make_trainer(tmp_path, "muon", weight_decay=0.1, adam_beta2=0.9)
     optimizer = trainer.create_optimizer()
     assert type(optimizer) is MuonAdamW
@@ -127,9 +126,18 @@ def test_what_cannot_be_trained_so_is_refused_by_name(tmp_path, monkeypatch):
         make_trainer(tmp_path, model=model, optim="muon")
 
 
+def test_muon_is_the_default_where_bfloat16_is_quick(monkeypatch):
+    cpu, elsewhere = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert (best_optimizer(cpu), best_optimizer(elsewhere)) == ("adamw_torch_fused", "muon")
+    monkeypatch.undo()
+    quick = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert best_optimizer(cpu) == ("muon" if quick else "adamw_torch_fused")
+
+
 def test_a_torch_without_muon_is_told_and_trains_with_adamw(tmp_path, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
-    assert not has_muon() and best_optimizer() == "adamw_torch_fused"
+    assert not has_muon() and best_optimizer(torch.device("cuda")) == "adamw_torch_fused"
     with pytest.raises(ValueError, match="optim 'muon' needs torch 2.9 or newer, got"):
         UDMTrainingArguments(str(tmp_path), optim="muon", use_cpu=True)
     with pytest.raises(ValueError, match="Muon needs torch 2.9 or newer"):

@@ -400,12 +400,13 @@ def test_what_can_be_changed_is_applied_and_reported(begun, tmp_path, capsys):
     for words in ("learning_rate 0.0002 in place of None", "weight_decay 0.5 in place of 0.01", "max_steps 6 in"):
         assert words in said
     log = {entry["step"]: entry["learning_rate"] for entry in report["log"] if "learning_rate" in entry}
-    assert log[4] == RATES[True] and log[5] == log[6] == report["learning_rate"] == 2e-4
+    muon = report["optim"] == "muon"
+    assert log[4] == RATES[muon] and log[5] == log[6] == report["learning_rate"] == 2e-4
     assert report["changed"][0]["step"] == 4 and report["changed"][0]["weight_decay"] == [0.01, 0.5]
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-6"}
     state = torch.load(tmp_path / "out" / "checkpoint-6" / "optimizer.pt", weights_only=True)
-    assert [group["weight_decay"] for group in state["param_groups"]] == [0.5, 0.5, 0.0]
-    assert [group["lr"] for group in state["param_groups"]] == [2e-4] * 3
+    assert [group["weight_decay"] for group in state["param_groups"]] == [*[0.5] * (1 + muon), 0.0]
+    assert [group["lr"] for group in state["param_groups"]] == [2e-4] * (2 + muon)
     again = train(begun / "toy.txt", tmp_path / "out", *STEADY, *options[:2], "--learning_rate", 1e-5)
     assert "no further step was made" in capsys.readouterr().out
     assert again["learning_rate"] == 2e-4  # what the steps were made with

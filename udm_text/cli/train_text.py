@@ -447,7 +447,7 @@ def prepare_trainer(
         )
     scratch = model_args.model in PRESETS
     if run.optim is None:
-        run.optim = best_optimizer() if scratch else "adamw_torch_fused"
+        run.optim = best_optimizer(run.device) if scratch else "adamw_torch_fused"
     if run.learning_rate is None:
         run.learning_rate = RATES[run.optim == MUON] if scratch else 1e-4
     if run.keep_best and rows.validation is not None and run.eval_strategy == "no":

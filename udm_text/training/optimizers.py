@@ -26,9 +26,15 @@ def has_muon() -> bool:
     return hasattr(torch.optim, "Muon")
 
 
-def best_optimizer() -> str:
-    """The optimiser that a new network is trained with unless another is asked for."""
-    return MUON if has_muon() else _FALLBACK
+def best_optimizer(device: torch.device) -> str:
+    """The optimiser that a new network is trained with on a device unless another is asked for.
+
+    Muon multiplies matrices in bfloat16, which a processor without such instructions takes many times as long for.
+    """
+    quick = device.type != "cpu" or (
+        torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+    return MUON if has_muon() and quick else _FALLBACK
 
 
 def muon_matrices(model: nn.Module) -> list[str]:
