@@ -254,7 +254,10 @@ def test_a_repairer_that_is_asked_to_write_says_once_that_it_repairs(directories
     if share is not None:
         (tmp_path / "m/report.json").write_text(json.dumps({"max_corruption": share}))
     pipe = pipeline("udm-generation", model=str(tmp_path / "m"))
-    said = lambda: [r.message for r in caplog.records if "repairs texts" in r.message]  # noqa: E731
+
+    def said():
+        return [r.message for r in caplog.records if "repairs texts" in r.message]
+
     logging.get_logger().addHandler(caplog.handler)
     try:
         pipe("the cat sat", max_edits=1)
