@@ -164,6 +164,10 @@ def save_masked_lm(directory: Path, family: str) -> Path:
 
 def wake_time(model: UDMForMaskedGeneration) -> UDMForMaskedGeneration:
     """Gives the time embedding, zero at the start and so silent about mistakes in t, something to say."""
+    if model.gap_head is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(8)
+            torch.nn.init.normal_(model.gap_head.weight, std=0.3)
     if model.time_embedding is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)

@@ -178,8 +178,8 @@ class TracedStep:
         body = self.settings.body(model.backbone)
         shift = None
         if model.time_embedding is not None:
-            ratio = t / rows.lengths.clamp(min=1)
-            shift = model.time_embedding(ratio).to(model.get_input_embeddings().weight.dtype)[:, None]
+            told = model.time_embedding(t, rows.lengths)
+            shift = told.to(model.get_input_embeddings().weight.dtype)[:, None]
         x = body.embed(xt, body.position_ids(xt, embedded=shift is not None), shift)
         *before, last = body.layers
         for layer in before:

@@ -20,7 +20,7 @@ from transformers.utils.hub import cached_file
 from .common import choices, read_object
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
-from .processes import MaskProcess, SubstituteProcess
+from .processes import DeleteProcess, MaskProcess, SubstituteProcess
 
 _POSITIONS_BEHIND_PADDING = frozenset(
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
@@ -34,7 +34,7 @@ CONFIG_VERSION = 1
 _INSTALLED = not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 """False in the copy of this file that a repository on the Hub carries."""
 
-PROCESSES: dict[str, Any] = {"mask": MaskProcess, "substitute": SubstituteProcess}
+PROCESSES: dict[str, Any] = {"mask": MaskProcess, "substitute": SubstituteProcess, "delete": DeleteProcess}
 """The one table from a process's name to its class, a `TokenProcess`."""
 
 PRESETS = {
@@ -112,8 +112,8 @@ class UDMConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
-        process (`str`, defaults to `"mask"`): the corruption, `"mask"` or `"substitute"`.
-        mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for both.
+        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"` or `"delete"`.
+        mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for all.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
             special token; other new tokens can be drawn.
@@ -124,8 +124,11 @@ class UDMConfig(PreTrainedConfig):
         prompt_dropout (`float`, defaults to 0.0): the share of training rows whose prompt was hidden, each of its
             tokens a [MASK]; guidance compares with such a prompt.
         kernel (`str`, defaults to `"site"`): reverse kernel of the substitute process: `"site"`, `"hamming"`, `"free"`.
-        time_conditioning (`bool`, *optional*): whether an embedding of t/l is added to the input embeddings; None: on
-            for the substitute process, off for masks (where the number of masks shows t).
+        time_conditioning (`bool`, *optional*): whether an embedding of t/l (of t where texts grow) is added to the
+            input embeddings; None: on for the substitute and the delete process, off for masks (where the number of
+            masks shows t).
+        gap_tokens (`bool`, defaults to `False`): process delete: whether a network reads a [MASK] in every gap, twice
+            as many tokens, which a pretrained masked LM knows to answer; else it reads a gap at the token to its left.
         length_counts (`list[int]`, *optional*): `length_counts[l]` training rows had l editable tokens. Generation
             without a length draws one from it.
         step_curve (`list[float]`, *optional*): nats of a masked token where a share j/n of the row is masked, for j =
@@ -147,6 +150,7 @@ class UDMConfig(PreTrainedConfig):
     prompt_dropout: float = 0.0
     kernel: str = "site"
     time_conditioning: bool | None = None
+    gap_tokens: bool = False
     length_counts: list[int] | None = None
     step_curve: list[float] | None = None
     udm_version: int = CONFIG_VERSION
@@ -181,6 +185,11 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError(f"kernel must be {choices(KERNELS)}, got {self.kernel!r}")
         if self.time_conditioning is None:
             self.time_conditioning = PROCESSES[self.process].time_conditioned
+        if self.gap_tokens and not (PROCESSES[self.process].inserts and self.mask_token_id is not None):
+            raise ValueError(
+                "gap_tokens=True puts [MASK] into the gaps that tokens are put into: it needs process 'delete' and "
+                f"mask_token_id, got process {self.process!r} and mask_token_id {self.mask_token_id}"
+            )
         if self.pad_token_id is None:
             self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
         vocab = self.vocab_size
@@ -237,8 +246,8 @@ class UDMConfig(PreTrainedConfig):
         if positions is None:
             return None
         if self.text_config.model_type in _POSITIONS_BEHIND_PADDING:
-            return positions - 1 - (self.text_config.pad_token_id or 0)
-        return positions
+            positions -= 1 + (self.text_config.pad_token_id or 0)
+        return positions // 2 if self.gap_tokens else positions  # a gap behind every token, at most
 
     def allowed_token_ids(self) -> torch.Tensor:
         """(V,) int64: the tokens that may stand at an editable position."""

@@ -149,8 +149,7 @@ class Batch:
             sights = {kind: sight.cut(index, length) for kind, sight in self.sights.items()}
             shift = None
             if self.timed:
-                ratio = t[index] / self.lengths[index].clamp(min=1)
-                shift = self.model.time_embedding(ratio).to(self.weight.dtype)
+                shift = self.model.time_embedding(t[index], self.lengths[index]).to(self.weight.dtype)
             changed = None if others is None else [others[row] for row in some]
             yield Group(index, xt[index, :length], own, changed, sights, shift)
 

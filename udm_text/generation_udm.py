@@ -186,14 +186,15 @@ class UDMGenerationMixin:
         with eval_mode(model):
             walk = find_sampler(config)(start)
         constraints.check()
-        watcher.end(walk.sequences)
+        sequences, attended, editable = predictor.finish(walk.sequences, inputs.attention_mask)
+        watcher.end(sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
-            return walk.sequences
-        priced = curve is not None and process.prices_steps and predictor.follows_the_curve()
+            return sequences
+        priced = curve is not None and process.has_curve and predictor.follows_the_curve()
         return UDMGenerateOutput(
-            sequences=walk.sequences,
-            attention_mask=inputs.attention_mask,
-            editable=inputs.editable,
+            sequences=sequences,
+            attention_mask=attended,
+            editable=editable,
             steps=walk.steps,
             trajectory=tuple(watcher.trajectory) if config.output_trajectory else None,
             num_calls=predictor.num_calls,
@@ -325,7 +326,7 @@ def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> Non
         check_speculation(config)
     refuse_foreign(config, process, model_config.process)
     refuse_pairs(config)
-    if config.schedule == "optimal" and not process.prices_steps:
+    if config.schedule == "optimal" and not process.has_curve:
         raise ValueError(
             f"schedule 'optimal' follows the measured price of several tokens a step, and none is known of process "
             f"{model_config.process!r}: give 'linear' or 'cosine'"

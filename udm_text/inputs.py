@@ -80,6 +80,7 @@ def make_inputs(
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
     if masked is not None and model_config.prompted:
         _check_prompts(model_config, input_ids, masked)
+    inserts = model_config.build_process().inserts
     infill = [] if masked is None else masked.any(dim=1).tolist()
     if config.max_edits is not None:
         if input_ids is None:
@@ -92,13 +93,20 @@ def make_inputs(
         start = editable.sum(1).clamp(max=config.max_edits)
         inputs = GenerationInputs(input_ids, editable, attention_mask, start, True)
     else:
-        if any(infill) and (wrong := [name for name in given_by_caller if getattr(config, name) is not None]):
+        if (
+            any(infill)
+            and not inserts
+            and (wrong := [name for name in given_by_caller if getattr(config, name) is not None])
+        ):
             raise ValueError(f"the input holds [MASK], which are filled in: {wrong[0]} does not apply")
-        if masked is not None and infill and all(infill):
+        if masked is not None and infill and all(infill) and not inserts:
             inputs = GenerationInputs(input_ids, masked, attention_mask, masked.sum(1))
         else:
-            inputs = _extend(model_config, config, input_ids, attention_mask, infill, uniforms)
-    _check_width(model_config, int(inputs.attention_mask.sum(1).max()) if inputs.attention_mask.numel() else 0)
+            inputs = _extend(model_config, config, input_ids, attention_mask, infill, uniforms, inserts)
+    widths = inputs.attention_mask.sum(dim=1)
+    if inserts:  # blanks have room for more tokens than come
+        widths = widths - inputs.editable.sum(dim=1) + inputs.start
+    _check_width(model_config, int(widths.max()) if inputs.attention_mask.numel() else 0)
     empty = (inputs.start == 0).nonzero()[:, 0]
     if len(empty) and model_config.prompted and config.max_edits is not None:
         raise ValueError(
@@ -151,11 +159,14 @@ def _open_row(model_config, row: list[int]) -> tuple[list[int], int]:
     return row, start
 
 
-def _extend(model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor) -> GenerationInputs:
+def _extend(
+    model_config, config, input_ids, attention_mask, infill: list[bool], uniforms: Tensor, inserts: bool = False
+) -> GenerationInputs:
     """Rows with new editable positions behind their prompt (or from nothing), framed as the tokenizer frames rows.
 
     Of a model of prompts and answers they stand behind prompt and separator, or behind the answer that is begun. Rows
-    that hold [MASK] stand among them as they are, their masks editable.
+    that hold [MASK] stand among them as they are, their masks editable. Where the model inserts, a run of [MASK] is a
+    blank, in which any of the new tokens may come to stand, and has room for all of them.
     """
     prefix, suffix = model_config.prefix_token_ids, model_config.suffix_token_ids
     mask_id, device, rows = model_config.mask_token_id, uniforms.device, len(uniforms)
@@ -167,16 +178,20 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
     else:
         prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
     open_rows = [
-        (row, 0) if whole else _open_row(model_config, row) for row, whole in zip(prompts, infill, strict=True)
+        (row, (model_config.answer_start(row) or 0) if inserts else 0) if whole else _open_row(model_config, row)
+        for row, whole in zip(prompts, infill, strict=True)
     ]
     prompts = [row for row, _ in open_rows]
-    new = _count_new(model_config, config, open_rows, infill, uniforms)
+    new = _count_new(model_config, config, open_rows, [whole and not inserts for whole in infill], uniforms)
     filler = mask_id if mask_id is not None else 0
     behind = [0 if whole else len(suffix) for whole in infill]
-    widths = [len(row) + n + m for row, n, m in zip(prompts, new.tolist(), behind, strict=True)]
+    blanks = [row.count(mask_id) if whole and inserts else 0 for row, whole in zip(prompts, infill, strict=True)]
+    widths = [len(row) - k + n + m for row, k, n, m in zip(prompts, blanks, new.tolist(), behind, strict=True)]
     _check_width(model_config, max(widths))  # before anything of that size is built
     tokens, editable = [], []
     for row, whole, count in zip(prompts, infill, new.tolist(), strict=True):
+        if whole and inserts:
+            row, count = _open_blanks(row, mask_id, count), 0
         tail = [] if whole else suffix
         tokens.append(torch.tensor(row + [filler] * count + tail, dtype=torch.int64))
         changing = [whole and token == mask_id for token in row]
@@ -190,8 +205,19 @@ def _extend(model_config, config, input_ids, attention_mask, infill: list[bool],
         pad(tokens, batch_first=True, padding_value=model_config.pad_token_id or 0).to(device),
         marked.to(device),
         attended.to(device),
-        marked.sum(dim=1).to(device),
+        new if inserts else marked.sum(dim=1).to(device),
     )
+
+
+def _open_blanks(row: list[int], mask_id: int, count: int) -> list[int]:
+    """The row with `count` [MASK] in place of each run of them."""
+    opened: list[int] = []
+    for i, token in enumerate(row):
+        if token != mask_id:
+            opened.append(token)
+        elif i == 0 or row[i - 1] != mask_id:
+            opened += [mask_id] * count
+    return opened
 
 
 def _count_new(

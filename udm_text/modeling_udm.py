@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import cached_file
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
-from .configuration_udm import UDMConfig, check_sizes
+from .configuration_udm import PROCESSES, UDMConfig, check_sizes
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
@@ -32,24 +33,36 @@ _ROW_BLOCK = 64
 
 
 class TimeEmbedding(nn.Module):
-    """An embedding of the corrupted ratio t/l, zero at the start: a pretrained backbone is unchanged.
+    """An embedding of how much is corrupted, zero at the start: a pretrained backbone is unchanged.
 
-    Cosine and sine of pi k t/l for k = 1..16, then a two-layer network into the hidden size.
+    Cosine and sine of pi k t/l for k = 1..16, then a two-layer network into the hidden size. Where the text does not
+    show its own length (`counts`), t itself is told, by angles pi t / 2^(0.75 k) for k = 0..15.
     """
 
     num_frequencies = 16
 
-    def __init__(self, hidden_size: int):
+    def __init__(self, hidden_size: int, counts: bool = False):
         super().__init__()
+        self.counts = counts
         self.hidden = nn.Linear(2 * self.num_frequencies, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, ratio: Tensor) -> Tensor:
-        """ratio: (B,) float in [0, 1]; returns (B, hidden_size) in the parameters' dtype."""
-        k = torch.arange(1, self.num_frequencies + 1, device=ratio.device, dtype=torch.float32)
-        angle = math.pi * ratio.float()[:, None] * k
+    def forward(self, t: Tensor, lengths: Tensor) -> Tensor:
+        """t, lengths: (B,), t of l positions corrupted; returns (B, hidden_size) in the parameters' dtype."""
+        k = torch.arange(self.num_frequencies, device=t.device, dtype=torch.float32)
+        if self.counts:
+            angle = math.pi * t.float()[:, None] * 2.0 ** (-0.75 * k)
+        else:
+            angle = math.pi * (t / lengths.clamp(min=1)).float()[:, None] * (k + 1)
         features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)
         return self.output(nn.functional.silu(self.hidden(features)))
+
+
+@dataclass
+class UDMOutput(MaskedLMOutput):
+    """As `MaskedLMOutput`; gap_logits: (M,), the scores of the gaps that were asked about."""
+
+    gap_logits: Tensor | None = None
 
 
 _HEADS = (
@@ -161,6 +174,7 @@ class UDMPreTrainedModel(PreTrainedModel):
     generation_config_class = UDMGenerationConfig
     backbone: PreTrainedModel
     time_embedding: TimeEmbedding | None
+    gap_head: nn.Linear | None
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -174,7 +188,10 @@ class UDMPreTrainedModel(PreTrainedModel):
         # By layer, not by TimeEmbedding: transformers hands over only modules with parameters of their own, where the
         # code is not its own.
         time = self.time_embedding
-        if isinstance(module, nn.Linear) and time is not None and module in (time.hidden, time.output):
+        if module is self.gap_head:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and time is not None and module in (time.hidden, time.output):
             std = 1.0 / math.sqrt(module.in_features) if module is time.hidden else 0.0
             init.normal_(module.weight, std=std)
             init.zeros_(module.bias)
@@ -203,7 +220,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         config._attn_implementation_internal = backbone.config._attn_implementation
         self.backbone = backbone
         embedding: Any = self.backbone.get_input_embeddings()
-        self.time_embedding = TimeEmbedding(embedding.embedding_dim) if config.time_conditioning else None
+        inserts = PROCESSES[config.process].inserts
+        self.time_embedding = (
+            TimeEmbedding(embedding.embedding_dim, counts=inserts) if config.time_conditioning else None
+        )
+        self.gap_head = nn.Linear(backbone.config.hidden_size, 1) if inserts else None
         self.post_init()
 
     @classmethod
@@ -249,9 +270,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             )
         config.name_or_path = path
         model = cls(config, backbone=backbone)
-        if model.time_embedding is not None:
-            weight = backbone.get_input_embeddings().weight
-            model.time_embedding.to(device=weight.device, dtype=weight.dtype)
+        weight = backbone.get_input_embeddings().weight
+        for part in (model.time_embedding, model.gap_head):
+            if part is not None:
+                part.to(device=weight.device, dtype=weight.dtype)
         if generation_config is not None:
             model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
@@ -321,11 +343,12 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         labels: Tensor | None = None,
         num_editable: Tensor | None = None,
         positions: Tensor | tuple[Tensor, Tensor] | None = None,
+        gaps: tuple[Tensor, Tensor] | None = None,
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         apply_head: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
         **kwargs: Any,
-    ) -> MaskedLMOutput:
+    ) -> UDMOutput:
         """Logits of x0 given xt.
 
         Args:
@@ -336,12 +359,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted, or their rows and columns, a pair of (N,) int64; None:
                 everywhere.
+            gaps: rows and columns, a pair of (M,) int64, of the gaps whose scores are wanted (process "delete"), each
+                named by the position that it is read at.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
             apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what
                 it gives stands in the output's logits. For losses that never hold all logits at once.
 
         Returns:
-            MaskedLMOutput with logits (B, L, V), or (N, V) in the order of the positions.
+            UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps.
         """
         if self.time_embedding is not None:
             if t is None:
@@ -354,14 +379,18 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 if input_ids is None:
                     raise ValueError("num_editable is needed where input_ids is not given")
                 num_editable = self._count_editable(input_ids, attention_mask)
-            ratio = t.to(inputs_embeds.device) / num_editable.clamp(min=1)
-            inputs_embeds = inputs_embeds + self.time_embedding(ratio)[:, None].to(inputs_embeds.dtype)
+            told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
+            inputs_embeds = inputs_embeds + told[:, None].to(inputs_embeds.dtype)
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
         inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
 
+        if gaps is not None and self.gap_head is None:
+            raise ValueError(f"gaps are scored by models of process 'delete', and this one has {self.config.process!r}")
         head = language_head(self.backbone) if positions is not None else None
+        if gaps is not None and head is None:
+            inputs["output_hidden_states"] = True
         if apply_head is not None:
             if head is None or labels is not None:
                 raise ValueError("apply_head needs positions, no labels, and a backbone whose head is known")
@@ -378,6 +407,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             output = self.backbone(**inputs)
             logits = output.logits if positions is None else output.logits[positions]
 
+        gap_logits = None
+        if gaps is not None and self.gap_head is not None:
+            last = output.last_hidden_state if head is not None else output.hidden_states[-1]
+            gap_logits = self.gap_head(last[gaps])[:, 0]
         loss = None
         if labels is not None:
             target = labels if positions is None else labels[positions]
@@ -389,8 +422,12 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 scores.flatten(0, -2), target.flatten(), ignore_index=-100, reduction=how
             )
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=output.hidden_states, attentions=output.attentions
+        return UDMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            gap_logits=gap_logits,
         )
 
     def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

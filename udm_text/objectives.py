@@ -1,13 +1,14 @@
 """Count-based bounds on -log p(x0), in nats, and the losses that estimate them.
 
 t is drawn uniformly from {1..l} and F_t corrupts exactly t of the l editable positions; S is the corrupted set and
-CE_i = -log p_i(x0_i | xt). Both bounds are sums over t, so l times a term at a uniform t is an unbiased estimate.
+CE_i = -log p_i(x0_i | xt). All bounds are sums over t, so l times a term at a uniform t is an unbiased estimate.
 
     mask        NELBO = sum_t (1/t) E sum_{i in S} CE_i
     substitute  NELBO = l log(V/(V-1)) + sum_t E [ -log t - (1/t) sum_{i in S} log p(i -> x0_i) ]
+    delete      NELBO = sum_t E [ -log t + (1/t) sum_{i in S} (log d_i - log p(gap of i, x0_i)) ]
 
-Sources: mask, Ou et al. 2406.03736 (the any-order autoregressive bound) in count form; substitute, derived in
-docs/mathematics.md and checked by enumeration in tests/oracle.
+Sources: mask, Ou et al. 2406.03736 (the any-order autoregressive bound) in count form; substitute and delete, derived
+in docs/mathematics.md and checked by enumeration in tests/oracle.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .canvas import gaps, justify, read, single_insertions, symbol_pair
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
 from .positions import Positions
 from .randomness import RowRandom
+from .subsequences import last_embedding, log_embeddings
 
 if TYPE_CHECKING:
     from .processes import TokenProcess
@@ -145,6 +148,9 @@ class CorruptedRows(NamedTuple):
 
     num_corrupted, num_editable: how many of each row are, as numbers of the host; None: they are read where needed.
     steady: whether the network is asked about numbers of positions that are rounded up to a few (`asked_places`).
+    noise: what they were corrupted by; None where they were not by the process.
+    attention_mask: (B, L), 1 where there is a token; None: everywhere.
+    s: (B,) int64, where a step of several tokens leads, whose bound is NELBO_K; None: to t - 1.
     """
 
     x0: Tensor
@@ -156,6 +162,9 @@ class CorruptedRows(NamedTuple):
     num_corrupted: list[int] | None = None
     num_editable: list[int] | None = None
     steady: bool = False
+    noise: Any = None
+    attention_mask: Tensor | None = None
+    s: Tensor | None = None
 
 
 def padded_count(count: int) -> int:
@@ -174,6 +183,12 @@ def asked_places(rows: CorruptedRows, positions: Positions) -> tuple[Tensor, Ten
     return positions.rows[number], positions.columns[number]
 
 
+def network_output(model: Any, **inputs: Any) -> Any:
+    """What a model says of the positions it is asked about: logits; with gaps= these and the scores of the gaps."""
+    output = model(**inputs)
+    return output.logits if "gaps" not in inputs else (output.logits, output.gap_logits)
+
+
 def row_losses(
     predict: Callable[..., Tensor],
     process: TokenProcess,
@@ -190,12 +205,15 @@ def row_losses(
     paired: Tensor | None = None,
     known: tuple[list[int], list[int]] | None = None,
     steady: bool = False,
+    attention_mask: Tensor | None = None,
+    s: Tensor | None = None,
 ) -> Tensor:
     """(B,) loss of each row in nats, differentiable: corrupt t positions, predict x0, score as the process does.
 
     Args:
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(rows, columns)), the latter (N,) int64;
-            gives logits (N, V).
+            gives logits (N, V). Of a process that `inserts` also with attention_mask= (B, W) and gaps=(rows, columns),
+            each (M,) int64; it gives then those and the scores (M,) of the gaps.
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
@@ -207,15 +225,21 @@ def row_losses(
             `loss` is "cross_entropy".
         known: t and l of each row as the host knows them, so that they need not be read; not with `paired`.
         steady: for a compiled network, which sees each new number of positions for the first time: see `CorruptedRows`.
+        attention_mask: (B, L), 1 where there is a token; None: everywhere. Read by processes that insert.
+        s: (B,) int64 below t, where a step of several tokens leads; read by processes whose price of a step is not the
+            sum of its tokens' (they insert).
     """
-    xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
+    noise = process.sample_noise(x0, editable=editable, random=random)
+    xt = process.corrupt(x0, t, noise)
     if noisy is not None and paired is not None:
         xt = torch.where(paired[:, None], noisy, xt)
     corrupted = process.corrupted(xt, x0) & editable
     if paired is not None:
         t = torch.where(paired, corrupted.sum(dim=1), t)
     corrupt, given = (None, None) if known is None else ([min(pair) for pair in zip(*known, strict=True)], known[1])
-    rows = CorruptedRows(x0, xt, editable, corrupted, editable.sum(dim=1), t, corrupt, given, steady)
+    rows = CorruptedRows(
+        *(x0, xt, editable, corrupted, editable.sum(dim=1), t, corrupt, given, steady), noise, attention_mask, s
+    )
     return process.losses(predict, rows, forbidden, loss=loss, kernel=kernel, chunk=chunk)
 
 
@@ -274,3 +298,117 @@ def substitute_losses(
     )
     target = blank.index_put(here, log_probs.gather(-1, x0[here][:, None])[:, 0])
     return substitute_terms(KERNELS[kernel], change, target, rows.corrupted, lengths, rows.t, num_tokens)
+
+
+def delete_losses(
+    predict: Callable[..., Tensor],
+    rows: CorruptedRows,
+    missing: Tensor,
+    forbidden: Tensor,
+    hole: int,
+    gap_token: int | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """(B,) losses where tokens are missing: the bound of putting them in one by one, or several at a time.
+
+    The network says at which gap, q(g) over all gaps of a row, and which token, p(v | g). Of the gaps beside a run of
+    equal tokens only the first takes another of them, so that each string comes of one action: v is ruled out where v
+    itself stands to the left. Of t missing tokens each is scored as if put in alone. With `rows.s` below t - 1 it is
+    k = t - s of them, drawn without an order as k independent actions, those of one gap in their order; then
+
+        term = log emb(xt, xs) - log C(t, k) - log(k! / prod of n_g!) - sum of log q(g) p(v | g),
+
+    emb(xt, xs) the embeddings of xt in xs and n_g the tokens of gap g, of the one choice of actions that gives xs.
+
+    Args:
+        missing: (B, L) bool, the tokens of x0 that xt lacks. hole, gap_token: see canvas.py. The others as in
+            `row_losses`.
+    """
+    x0, xt, editable, t = rows.x0, rows.xt, rows.editable, rows.t
+    attended = torch.ones_like(editable) if rows.attention_mask is None else rows.attention_mask
+    reading = read(xt, editable, attended, hole, gap_token)
+    open_gaps = Positions.of(gaps(xt, editable, hole))
+    several = rows.s is not None and bool((rows.s < t - 1).any())
+    one = single_insertions(x0, xt, missing, editable, hole)
+    columns, tokens, wanted, price = one.columns, x0, missing, one.runs.double().log()
+    factor, constant = 1.0 / t.clamp(min=1).double(), -t.clamp(min=1).double().log()
+    if several:
+        assert rows.s is not None
+        columns, tokens, wanted, constant = _joint_insertions(rows, missing, hole)
+        price, factor = torch.zeros_like(price), torch.ones_like(factor)
+        factor = factor / (t - rows.s).clamp(
+            min=1
+        )  # a step of k tokens stands for k of the counts that t is drawn from
+        constant = constant * factor
+    row, place = wanted.nonzero(as_tuple=True)
+    column, token = columns[row, place], tokens[row, place]
+    asked = torch.zeros_like(editable)
+    asked[row, column] = True
+    where = Positions.of(asked)
+    number = (torch.cumsum(asked.flatten(), 0) - 1).view_as(asked)[row, column]  # of each token among what is asked
+    asked_columns = reading.columns[where.places]
+    own = xt[where.places].masked_fill(~editable[where.places], -1)  # what stands to the left, and may not come again
+    inputs = {
+        "input_ids": reading.tokens,
+        "attention_mask": reading.attention_mask,
+        "t": t,
+        "num_editable": rows.lengths,
+        "gaps": (open_gaps.rows, reading.columns[open_gaps.places]),
+    }
+    if chunk is None:
+        logits, gap_scores = predict(**inputs, positions=(where.rows, asked_columns))
+        ce = _insertion_cross_entropy(logits, own, forbidden, number, token)
+    else:
+        target = torch.stack((token, own[number]), dim=1)
+        apply_head = partial(_chunked_insertions, target=target, forbidden=forbidden, chunk=chunk)
+        ce, gap_scores = predict(**inputs, positions=(row, asked_columns[number]), apply_head=apply_head)
+    law = torch.full(x0.shape, NEVER, dtype=gap_scores.float().dtype, device=x0.device)
+    law = law.index_put(open_gaps.places, gap_scores.float()).log_softmax(dim=1)
+    actions = ce - law[row, column] + price[row, place]
+    sums = torch.zeros(len(t), dtype=actions.dtype, device=t.device).index_add(0, row, actions)
+    return rows.lengths.double() * (factor * sums + constant * (t > 0))
+
+
+def _insertion_cross_entropy(logits: Tensor, own: Tensor, forbidden: Tensor, number: Tensor, token: Tensor) -> Tensor:
+    """(M,) -log p(token | gap): logits (N, V) of gaps, own (N,) the token ruled out at each (-1: none), number (M,)."""
+    scores = logits.float().masked_fill(forbidden, -torch.inf)
+    ruled_out = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, own.clamp(min=0)[:, None], (own >= 0)[:, None])
+    scores = scores.masked_fill(ruled_out, -torch.inf)
+    return scores.logsumexp(dim=1)[number] - scores[number, token]
+
+
+def _chunked_insertions(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, forbidden: Tensor, chunk: int
+) -> Tensor:
+    """(M,) as `_insertion_cross_entropy`, a chunk of logits at a time. target: (M, 2), token and what is ruled out."""
+
+    def part(rows: Tensor, wanted: Tensor) -> Tensor:
+        number = torch.arange(len(rows), device=rows.device)
+        return _insertion_cross_entropy(head(rows), wanted[:, 1], forbidden, number, wanted[:, 0])
+
+    pairs = zip(hidden.split(chunk), target.split(chunk), strict=True)
+    parts = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
+    return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+
+def _joint_insertions(rows: CorruptedRows, missing: Tensor, hole: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The one choice of actions that leads from xt to xs: columns of gaps, tokens, which count, and the constant (B,).
+
+    xs is x0 without the tokens that the same noise deletes at s.
+    """
+    x0, xt, editable, t, s = rows.x0, rows.xt, rows.editable, rows.t, rows.s
+    assert s is not None
+    keys = rows.noise.keys.masked_fill(~missing, torch.inf)
+    still = (keys.argsort(dim=1, stable=True).argsort(dim=1) < s[:, None]) & missing
+    xs = justify(x0, ~still, editable, hole)
+    whole, part, places = symbol_pair(xs, xt, editable, hole)
+    taken = last_embedding(whole, part)
+    held = whole >= 0
+    kept = torch.zeros_like(editable).scatter(1, places, taken & held)
+    put_in = torch.zeros_like(editable).scatter(1, places, held & ~taken)
+    shown = single_insertions(xs, justify(xs, kept, editable, hole), put_in, editable, hole)
+    k = (t - s).double()
+    at_gap = torch.zeros_like(xt).scatter_add(1, shown.columns.masked_fill(~put_in, 0), put_in.long())
+    ordered = (at_gap.double() + 1).lgamma().sum(dim=1) - (k + 1).lgamma()
+    choices = (t.double() + 1).lgamma() - (k + 1).lgamma() - (s.double() + 1).lgamma()
+    return shown.columns, xs, put_in, log_embeddings(whole, part) - choices + ordered

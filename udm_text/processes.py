@@ -1,11 +1,12 @@
-"""The two corruptions of token rows: [MASK], and substitution by a different token.
+"""The three corruptions of token rows: [MASK], substitution by a different token, and deletion.
 
 For a row with l editable positions, t in {0..l} counts the corrupted ones, exactly. The noise is a uniform random
 ranking of the editable positions, carried as i.i.d. uniform keys; substitution adds one shift for each position. F_t
 corrupts the positions of rank < t. No part of the noise depends on x0, so any share of it may be replaced by fresh
 noise without changing the law (`blend`), and whatever x0_hat is, exactly s positions differ from it after a step.
 
-Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9271), mask and edit models; docs/mathematics.md.
+Sources: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9271), mask and edit models, which names deletion;
+docs/mathematics.md.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .canvas import holds, justify, symbol_pair
 from .core import Process
 from .devices import Sent, demand
 from .kernels import KERNELS
-from .objectives import CorruptedRows, mask_losses, substitute_losses
+from .objectives import CorruptedRows, delete_losses, mask_losses, substitute_losses
 from .randomness import RowRandom
+from .subsequences import draw_embedding, last_embedding
 
 
 class CardWords(NamedTuple):
@@ -43,8 +46,13 @@ class TokenProcess(Process, Protocol):
     """Its reverse kernels, each with a bound of its own; () where there is one way back."""
     training: ClassVar[tuple[str, str]]
     """The weighting (`objectives.LOSS_WEIGHTINGS`) and the law of t (`TIME_LAWS`) that its networks learn most by."""
+    inserts: ClassVar[bool]
+    """Whether its steps put tokens in, so that texts grow: its rows are canvases (canvas.py), and its networks say at
+    which gap, beside the token."""
     prices_steps: ClassVar[bool]
-    """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K, and with it the step curve."""
+    """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K."""
+    has_curve: ClassVar[bool]
+    """Whether NELBO_K is a sum of prices on one measured curve, the step curve."""
     generation_options: ClassVar[frozenset[str]]
     """The options of a generation that it takes besides those common to all (generation_options.py)."""
     card: ClassVar[CardWords]
@@ -148,7 +156,9 @@ class MaskProcess:
     time_conditioned: ClassVar[bool] = False  # the number of masks shows t
     training: ClassVar[tuple[str, str]] = ("sqrt", "bell")
     kernels: ClassVar[tuple[str, ...]] = ()
+    inserts: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = True
+    has_curve: ClassVar[bool] = True
     generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
     card: ClassVar[CardWords] = CardWords(
         "masked-diffusion",
@@ -245,7 +255,9 @@ class SubstituteProcess:
     time_conditioned: ClassVar[bool] = True
     training: ClassVar[tuple[str, str]] = ("bound", "uniform")
     kernels: ClassVar[tuple[str, ...]] = tuple(KERNELS)
+    inserts: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = False
+    has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))
     card: ClassVar[CardWords] = CardWords(
         "uniform-diffusion",
@@ -361,4 +373,141 @@ class SubstituteProcess:
             raise ValueError(
                 "churn needs a kernel that draws a whole x0_hat, and kernel 'site' draws single positions: give "
                 "kernel='hamming' or kernel='free'"
+            )
+
+
+class DeleteProcess:
+    """F_t deletes the tokens of rank < t: what is left stands side by side, and a step back puts one of them in.
+
+    Rows are canvases (canvas.py): where F_t deletes, holes stand behind the tokens of a segment. A string does not show
+    which tokens are gone, so F_t^-1 draws one of the ways in which xt stands in x0, all of them as likely.
+
+    Args:
+        hole_id: the token that stands for a hole, that of padding.
+        gap_token_id: the token that a network reads in every gap, [MASK]; None: a gap is read at the token to its left.
+    """
+
+    time_conditioned: ClassVar[bool] = True
+    training: ClassVar[tuple[str, str]] = ("bound", "uniform")
+    kernels: ClassVar[tuple[str, ...]] = ()
+    inserts: ClassVar[bool] = True
+    prices_steps: ClassVar[bool] = True
+    has_curve: ClassVar[bool] = False
+    generation_options: ClassVar[frozenset[str]] = frozenset()
+    card: ClassVar[CardWords] = CardWords(
+        "insertion-diffusion",
+        "by deletion: tokens are taken out, and the model puts them in again, one by one, wherever it likes",
+        "One token a step samples exactly from the model; fewer steps are approximations.",
+    )
+
+    def __init__(self, hole_id: int, gap_token_id: int | None = None):
+        self.hole_id, self.gap_token_id = int(hole_id), gap_token_id
+
+    @classmethod
+    def from_config(cls, config: Any) -> DeleteProcess:
+        if config.pad_token_id is None:
+            raise ValueError(
+                "pad_token_id is not set: process 'delete' needs a padding token, which stands where a text has grown "
+                "shorter. Give `pad_token_id=...`"
+            )
+        if (count := len(config.allowed_token_ids())) < 2:
+            raise ValueError(
+                f"process 'delete' needs at least 2 tokens that may be put in, since behind itself none is, and the "
+                f"vocabulary has {count}"
+            )
+        return cls(config.pad_token_id, config.mask_token_id if config.gap_tokens else None)
+
+    def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
+        """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` without shifts."""
+        editable, random = _editable(x, editable), _source(x, random)
+        return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]))
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
+        """(B, L) int64: x0 without exactly min(t, l) of its l tokens. t: (B,) int64."""
+        editable = noise.keys < torch.inf
+        return justify(x0, ~self.deleted(x0, t, noise), editable, self.hole_id)
+
+    def deleted(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
+        """(B, L) bool: the positions of x0 whose tokens `corrupt` deletes."""
+        return corrupted_set(noise.keys.masked_fill(x0 == self.hole_id, torch.inf), t)
+
+    def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
+        """(B, L) bool: tokens of x0 whose deletion gives xt; of several ways the one that takes the foremost of a run.
+
+        Tokens that are given, and equal in both, count as the rest does.
+        """
+        held = x0 != self.hole_id
+        whole, part, columns = symbol_pair(x0, xt, torch.ones_like(held), self.hole_id)
+        return held & ~torch.zeros_like(held).scatter(1, columns, last_embedding(whole, part))
+
+    def invert_noise(
+        self,
+        x0: Tensor,
+        xt: Tensor,
+        t: Tensor,
+        *,
+        editable: Tensor | None = None,
+        random: RowRandom | None = None,
+        scores: Tensor | None = None,
+    ) -> TokenNoise:
+        """Noise that carries x0 to xt, a draw from its posterior; t is not needed: the lengths show it.
+
+        `scores` (B, L): order inside the deleted set; None draws it uniformly (the exact posterior).
+
+        Raises:
+            ValueError: where xt is not x0 without some of its tokens.
+        """
+        editable, random = _editable(xt, editable), _source(xt, random)
+        whole, part, columns = symbol_pair(x0, xt, editable, self.hole_id)
+        uniforms = random.uniform(xt.shape[1])[:, : whole.shape[1]]
+        taken, exists = draw_embedding(whole, part, uniforms)
+        demand(exists, "xt holds a token that x0 does not: no deletion carries x0 to xt")
+        held = holds(x0, editable, self.hole_id)
+        deleted = held & ~torch.zeros_like(held).scatter(1, columns, taken)
+        keys = _posterior_keys(deleted, held, scores, random)
+        keys = torch.where(editable & ~held, _fresh_keys(editable, random), keys)  # of holes: of no effect, and fresh
+        return TokenNoise(keys, random.uniform(xt.shape[1]))
+
+    def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
+        """Each position's noise is replaced by fresh noise with probability churn in [0, 1]."""
+        return _blend(noise, fresh, churn)
+
+    def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """x with nothing but holes at its editable positions: the empty text between what is given."""
+        return x.masked_fill(_editable(x, editable), self.hole_id)
+
+    def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
+        """As in `TokenProcess`: both losses are the same number."""
+        if rows.noise is None:
+            raise ValueError("process 'delete' scores rows by the noise that they were corrupted with")
+        missing = self.deleted(rows.x0, rows.t, rows.noise)
+        return delete_losses(predict, rows, missing, forbidden, self.hole_id, self.gap_token_id, chunk)
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError for a share below 1: a text that lacks little is still written by all the counts."""
+        if max_corruption < 1.0:
+            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+
+    def predictor(self, model, config, inputs, random: RowRandom, constraints):
+        """An `InsertionPredictor`."""
+        from .insertion import InsertionPredictor
+
+        return InsertionPredictor(model, self, config, inputs, random, constraints)
+
+    def resolve_options(self, config, model_config) -> None:
+        """Raises ValueError for options that tokens without a fixed place cannot have."""
+        if config.churn:
+            raise ValueError(
+                f"churn={config.churn} corrupts a predicted text anew, and a step of process 'delete' predicts single "
+                "tokens: leave churn at 0"
+            )
+        if config.allowed_tokens:
+            raise ValueError(
+                "allowed_tokens names positions, and a token of process 'delete' has none before the text is whole: "
+                "give forbidden_tokens, or leave allowed_tokens away"
+            )
+        if config.cache_refresh is not None and config.cache_refresh > 1:
+            raise ValueError(
+                f"cache_refresh={config.cache_refresh} keeps what was computed of positions, and texts of process "
+                "'delete' grow, which moves them: leave cache_refresh away"
             )

@@ -14,7 +14,7 @@ from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import most_corrupted, row_losses
+from ..objectives import most_corrupted, network_output, row_losses
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
 
@@ -128,16 +128,18 @@ def row_draws(
             random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
             grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
-            def predict(mask: Tensor = mask, **inputs: Tensor) -> Tensor:
-                return model(attention_mask=mask, **inputs).logits
+            def predict(mask: Tensor = mask, **inputs: Any) -> Any:
+                return network_output(model, **{"attention_mask": mask, **inputs})
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
                 t = (u * counted).long().clamp(max=counted - 1) + least
+                behind = None
                 if grid is not None:
-                    t = torch.where(grid >= t, grid, lengths).amin(dim=0)
+                    drawn, t = t, torch.where(grid >= t, grid, lengths).amin(dim=0)
+                    behind = torch.where(grid < drawn, grid, 0).amax(dim=0)
                 clean = batch["input_ids"]
-                how: dict[str, Any] = {"loss": loss, "kernel": kernel}
+                how: dict[str, Any] = {"loss": loss, "kernel": kernel, "attention_mask": mask, "s": behind}
                 nats = row_losses(predict, process, clean, editable, t, random, forbidden, **how)
                 nats = nats.double().cpu()
                 if bool(nats.isnan().any()):
@@ -181,6 +183,8 @@ def evaluate_bound(
         raise ValueError("schedule says how num_steps are spread: give num_steps too")
     if num_steps is not None and not model.config.build_process().prices_steps:
         raise ValueError(f"num_steps: no bound for several tokens a step is known of process {model.config.process!r}")
+    if schedule == "optimal" and not model.config.build_process().has_curve:
+        raise ValueError(f"schedule 'optimal' follows a curve of prices, and process {model.config.process!r} has none")
     if schedule == "optimal" and model.config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: `udm evaluate MODEL --curve`")
     index, kept = scored_rows(model.config, rows)

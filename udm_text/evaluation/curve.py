@@ -89,7 +89,7 @@ def measure_curve(
     """
     check_whole(1, draws=draws, batch_size=batch_size, points=points)
     check_whole(-(2**63), seed=seed)
-    if not model.config.build_process().prices_steps:
+    if not model.config.build_process().has_curve:
         raise ValueError(f"the curve is of the mask process; this model has process {model.config.process!r}")
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed}

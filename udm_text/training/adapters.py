@@ -29,12 +29,13 @@ def add_adapter(
     except ImportError:
         raise ImportError("LoRA needs peft: pip install '.[lora]' in the folder of udm-text") from None
     names = None if target is None else [name.strip() for name in target.split(",")]
+    whole = [name for name in ("time_embedding", "gap_head") if getattr(model, name, None) is not None]
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,
         lora_dropout=dropout,
         target_modules="all-linear" if names is None else names,
-        modules_to_save=["time_embedding"] if getattr(model, "time_embedding", None) is not None else None,
+        modules_to_save=whole or None,
     )
     try:
         return get_peft_model(model, config)

@@ -19,6 +19,7 @@ from ..objectives import (
     LOSSES,
     TIME_LAWS,
     most_corrupted,
+    network_output,
     row_losses,
     stratified_counts,
     training_weights,
@@ -202,6 +203,7 @@ class TextObjective:
             paired=paired,
             known=None if paired is not None else (drawn.tolist(), counts),
             steady=steady,
+            attention_mask=mask,
         )
         if self.loss_weighting == "bound":
             return terms
@@ -240,19 +242,23 @@ def is_compiled(model: Any) -> bool:
     return any(isinstance(module, wrapped) or module._compiled_call_impl is not None for module in model.modules())
 
 
-def _predict(model: Any, mask: Tensor, config: Any, *, input_ids: Tensor, **wanted: Any) -> Tensor:
-    """The logits that a model gives; of a compiled one (config is given) from rows that are padded to a few lengths.
+def _predict(
+    model: Any, mask: Tensor, config: Any, *, input_ids: Tensor, attention_mask: Tensor | None = None, **wanted: Any
+) -> Any:
+    """What a model gives (`network_output`); of a compiled one (config is given) from rows padded to a few lengths.
 
     It is compiled once for all numbers of positions, once more where lengths vary, and once where numbers of rows do.
+    attention_mask: of rows that are not those of `mask`.
     """
+    mask = mask if attention_mask is None else attention_mask
     if config is not None:
-        for place in wanted["positions"]:
+        for place in (*wanted["positions"], *wanted.get("gaps", ())):
             torch._dynamo.maybe_mark_dynamic(place, 0)
         width, longest = input_ids.shape[1], config.max_row_length
         rounded = -(-width // _LENGTH_BLOCK) * _LENGTH_BLOCK
         extra = (0, (rounded if longest is None else max(width, min(rounded, longest))) - width)
         input_ids, mask = pad(input_ids, extra, value=config.pad_token_id or 0), pad(mask, extra)
-    return model(attention_mask=mask, input_ids=input_ids, **wanted).logits
+    return network_output(model, attention_mask=mask, input_ids=input_ids, **wanted)
 
 
 def drop_prompts(
