@@ -58,7 +58,7 @@ def make_batch(objective: TextObjective, rows: int, length: int, device: str) ->
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1000, VOCABULARY, (rows, length), generator=generator)
     batch = objective.collate([{"input_ids": row.tolist()} for row in ids])
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 
 def full_loss(model: UDMForMaskedGeneration, batch: dict[str, Tensor], step: int, objective: TextObjective) -> Tensor:

@@ -12,7 +12,7 @@ from tests.models import CLS, FAMILIES, MASK, PAD, SEP, UNK, make_rows, make_udm
 from tests.oracle import strings as brute
 from tests.training_helpers import UNTRAINED, make_trainer, weights
 from udm_text import UDMConfig, UDMForMaskedGeneration
-from udm_text.evaluation import evaluate_bound
+from udm_text.evaluation import evaluate_bound, measure_curve, measure_prices
 from udm_text.training.adapters import add_adapter, merge_adapter
 
 WORDS = [5, 6, 7]
@@ -333,3 +333,19 @@ def test_few_and_many_words_are_told_by_time():
     empty = torch.tensor([[CLS, SEP]])
     said = [model(empty, t=torch.tensor([t]), positions=where, gaps=where).logits for t in (1, 2, 30)]
     assert not torch.allclose(said[0], said[1], atol=1e-3) and not torch.allclose(said[1], said[2], atol=1e-3)
+
+
+def test_the_price_of_fewer_steps_is_measured_step_by_step():
+    model, rows = make_udm("delete").double(), make_rows(9, shortest=4)
+    figures = measure_prices(model, rows, draws=3, seed=2)
+    lengths = sorted(model.config.count_editable(row["input_ids"] for row in rows))
+    steps = [row["num_steps"] for row in figures["prices"]]
+    assert steps[0] == lengths[-1] and steps[1] == figures["length"] == lengths[(len(lengths) - 1) // 2]
+    assert steps[-1] == 1
+    one = evaluate_bound(model, rows, draws=3, seed=2)
+    assert figures["prices"][0]["linear"] == pytest.approx(one.nelbo_nats_per_token, rel=1e-12)
+    assert figures["prices"][-1]["linear"] == figures["prices"][-1]["cosine"]
+    with pytest.raises(ValueError, match="no bound for several tokens a step is known of process 'substitute'"):
+        measure_prices(make_udm("substitute"), rows)
+    with pytest.raises(ValueError, match="no curve of prices is known of process 'delete'"):
+        measure_curve(model, rows)

@@ -379,7 +379,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
     kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
     num_steps: Annotated[
-        int | None, typer.Option(min=1, help="The bound for so many steps; default: one token a step (mask models).")
+        int | None, typer.Option(min=1, help="The bound for so many steps; default: one token a step (mask, delete).")
     ] = None,
     schedule: Annotated[str | None, typer.Option(help="How they are spread: linear, cosine or optimal.")] = None,
     curve: Annotated[
@@ -395,7 +395,7 @@ def evaluate(
     from .. import register
     from ..card import read_report
     from ..common import write_json
-    from ..evaluation import evaluate_bound, measure_curve, price_table, store_curve
+    from ..evaluation import evaluate_bound, measure_curve, measure_prices, price_table, store_curve
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.callbacks import terminal_bar
@@ -429,7 +429,11 @@ def evaluate(
             "held out",
             file=sys.stderr,
         )
-    if curve:
+    if curve and not network.config.build_process().has_curve:
+        with watching(terminal_bar):
+            figures = measure_prices(network, scored, batch_size=batch_size, draws=draws, seed=seed)
+        text = describe_prices(figures)
+    elif curve:
         with watching(terminal_bar):
             measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}

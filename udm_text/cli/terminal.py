@@ -149,8 +149,10 @@ def describe_prices(figures: dict[str, Any]) -> str:
         cells = ((row[name], row[f"{name}_stderr"]) for name in schedules)
         shown = (f"{a:.4f} +- {'unknown' if b is None else format(b, '.4f')}" for a, b in cells)
         table.add_row(str(row["calls"]), *shown)
+    measured = "curve" not in figures  # then of the rows as they are, and not of one of their median length
+    what = f"rows of {figures['length']} tokens in the median" if measured else f"a row of {figures['length']} tokens"
     return (
-        f"Expected price in nats/token of a row of {figures['length']} tokens (bound NELBO_K, +- one standard error;\n"
+        f"Expected price in nats/token of {what} (bound NELBO_K, +- one standard error;\n"
         f"length given; {figures['rows']} rows, {figures['draws']} draws each); the first line is one token a step:\n"
         f"{as_text(table)}"
     )

@@ -169,7 +169,7 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     if model_args.model not in PRESETS:
         stored, _ = UDMConfig.get_config_dict(model_args.model)
         own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
-    TextObjective(UDMConfig(mask_token_id=0, **own), **goal_fields(data, goal))  # with any backbone
+    TextObjective(UDMConfig(mask_token_id=0, pad_token_id=1, **own), **goal_fields(data, goal))  # with any backbone
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def intermediate_size(backbone: str, hidden: int) -> int:
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:
     """What of a UDMConfig was asked for."""
-    names = ("process", "kernel")
+    names = ("process", "kernel", "gap_tokens")
     return {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
 
 

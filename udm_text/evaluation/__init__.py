@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stderr, row_draws, scored_rows
 from .context import ContextReport, measure_context, token_counts, unigram_nats
-from .curve import CurveReport, fit_curve, measure_curve, price_table, store_curve
+from .curve import CurveReport, fit_curve, measure_curve, measure_prices, price_table, store_curve
 from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
 from .typos import make_typos
 
@@ -22,6 +22,7 @@ __all__ = [
     "measure_context",
     "make_typos",
     "measure_curve",
+    "measure_prices",
     "price_table",
     "ratio_with_stderr",
     "repair_figures",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..common import check_whole, finite, to_json, written_whole
 from ..schedules import SCHEDULES, counts, interpolation_weights, step_costs
-from .bounds import row_draws, scored_rows
+from .bounds import ratio_with_stderr, row_draws, scored_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ def measure_curve(
     check_whole(1, draws=draws, batch_size=batch_size, points=points)
     check_whole(-(2**63), seed=seed)
     if not model.config.build_process().has_curve:
-        raise ValueError(f"the curve is of the mask process; this model has process {model.config.process!r}")
+        raise ValueError(
+            f"no curve of prices is known of process {model.config.process!r}: it is the mask process that has one"
+        )
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed}
     drawn = row_draws(model, kept, index, batch_size=batch_size, kernel=model.config.kernel, **how)
@@ -176,3 +178,37 @@ def price_table(report: CurveReport, length: int | None = None) -> list[dict[str
         table.append(row)
         steps //= 2
     return table
+
+
+def measure_prices(
+    model, rows: Iterable[dict[str, Any]], *, batch_size: int = 64, draws: int = 8, seed: int = 0
+) -> dict[str, Any]:
+    """What fewer steps cost where no one curve says it (process "delete"): NELBO_K, measured for each K by itself.
+
+    Returns what `price_table` has as "prices", for linear and cosine steps of the rows as they are: K the longest row,
+    which is one token a step, then l, l/2, ..., 1, l the median row; and "length" (l), "rows", "tokens", "draws",
+    "seed". Lengths are not counted. The arguments are those of `evaluate_bound`.
+
+    Raises:
+        ValueError: where no bound of several tokens a step is known of the model's process.
+    """
+    check_whole(1, draws=draws, batch_size=batch_size)
+    check_whole(-(2**63), seed=seed)
+    config = model.config
+    if not config.build_process().prices_steps:
+        raise ValueError(f"no bound for several tokens a step is known of process {config.process!r}")
+    index, kept = scored_rows(config, rows)
+    tokens = torch.tensor(config.count_editable(row["input_ids"] for row in kept), dtype=torch.float64)
+    length, longest = int(statistics.median_low(tokens.tolist())), int(tokens.max())
+    grid = [longest, *(length >> halvings for halvings in range(length.bit_length()) if length >> halvings < longest)]
+    how: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": config.kernel}
+    table = []
+    for steps in grid:
+        row: dict[str, Any] = {"num_steps": steps, "calls": steps}
+        for schedule in ("linear", "cosine"):
+            drawn = row_draws(model, kept, index, num_steps=steps, schedule=schedule, **how)
+            value, error = ratio_with_stderr(drawn.nats.mean(dim=1), tokens)
+            row[schedule], row[f"{schedule}_stderr"] = value, error if math.isfinite(error) else None
+        table.append(row)
+    figures = {"prices": table, "length": length, "rows": len(kept), "tokens": int(tokens.sum())}
+    return finite({**figures, "draws": draws, "seed": seed})

@@ -79,8 +79,15 @@ class ModelArguments:
     backbone: str = field(
         default="nomic_bert", metadata={"help": "From scratch: nomic_bert, bert, roberta or modernbert."}
     )
-    process: str | None = field(default=None, metadata={"help": "mask (default) or substitute."})
+    process: str | None = field(default=None, metadata={"help": "mask (default), substitute or delete."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
+    gap_tokens: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Of delete: the network reads a [MASK] in every gap, which suits a pretrained masked LM; twice the "
+            "tokens."
+        },
+    )
     dropout: float = field(default=0.0, metadata={"help": "From scratch: dropout of the hidden layers."})
     attn_implementation: str | None = field(
         default=None,
@@ -225,7 +232,7 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
     """Raises ValueError where options of model and objective do not go together."""
     scratch = model_args.model in PRESETS
     if goal.objective == "ar":
-        for name in ("process", "kernel", "lora_rank"):
+        for name in ("process", "kernel", "gap_tokens", "lora_rank"):
             if (value := getattr(model_args, name)) is not None:
                 raise ValueError(f"--objective ar has no {name}, got {value!r}")
         if not scratch:
