@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from tests.helpers import assert_equal_weights
 from tests.models import CLS, FAMILIES, MASK, PAD, SEP, UNK, make_rows, make_udm
 from tests.oracle import strings as brute
+from tests.simulated_device import SimulatedDevice, values
 from tests.training_helpers import UNTRAINED, make_trainer, weights
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.evaluation import evaluate_bound, measure_curve, measure_prices
@@ -349,3 +350,17 @@ def test_the_price_of_fewer_steps_is_measured_step_by_step():
         measure_prices(make_udm("substitute"), rows)
     with pytest.raises(ValueError, match="no curve of prices is known of process 'delete'"):
         measure_curve(model, rows)
+
+
+def test_a_step_waits_for_no_device_and_gives_what_the_cpu_gives():
+    """Not one of its waits is that of a step: longer texts have as many."""
+    waits = []
+    for length in (2, 4, 9):  # the first sends what is sent once
+        model = make_udm("delete")
+        how = {"length": length, "num_return_sequences": 3, "seed": 0}
+        expected = model.generate(**how)
+        with SimulatedDevice() as device:
+            drawn = device.move(model).generate(**how)
+            waits.append(sum(device.waits.values()))
+        assert torch.equal(values(drawn), expected)
+    assert waits[1] == waits[2]

@@ -111,10 +111,18 @@ class Reading(NamedTuple):
     columns: Tensor
 
 
-def read(x: Tensor, editable: Tensor, attention_mask: Tensor, hole: int, gap_token: int | None = None) -> Reading:
+def read(
+    x: Tensor,
+    editable: Tensor,
+    attention_mask: Tensor,
+    hole: int,
+    gap_token: int | None = None,
+    width: int | None = None,
+) -> Reading:
     """The rows x (B, L) without their holes, those attended to.
 
     gap_token: a token that is put into every gap, and read there; None: a gap is read at the token to its left.
+    width: W, if the host knows it; None: it is read.
     """
     present = attention_mask.bool() & ~(editable & (x == hole))
     columns = present.cumsum(dim=1) - 1
@@ -123,7 +131,8 @@ def read(x: Tensor, editable: Tensor, attention_mask: Tensor, hole: int, gap_tok
         x = torch.stack((x, torch.full_like(x, gap_token)), dim=2).flatten(1)
         present = torch.stack((present, between), dim=2).flatten(1)
         columns = (present.cumsum(dim=1) - 1)[:, 1::2]
-    width = int(present.sum(dim=1).max()) if present.numel() else 0
+    if width is None:
+        width = int(present.sum(dim=1).max()) if present.numel() else 0
     order = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
     mask = present.gather(1, order)
     return Reading(x.gather(1, order).masked_fill(~mask, hole), mask, columns.clamp(min=0))

@@ -44,41 +44,58 @@ class InsertionPredictor(Predictor):
     def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
         super().begin(xt, grid)
         self.random.expect(2 * (len(grid) - 1))
+        self._count(xt, grid[0])
         # a step leaves out of x0 what it has not put in itself: nothing
         keys = torch.full(xt.shape, 0.5, dtype=torch.float64, device=xt.device).masked_fill(~self.editable, torch.inf)
         self._nothing_deleted = TokenNoise(keys, keys)
         tokens = (~self.forbidden).nonzero()[:, 0]
         self._only = int(tokens[0]) if len(tokens) == 1 else None
 
+    def _count(self, xt: Tensor, t: list[int]) -> None:
+        """Reads once what the host then knows of every step: how long a row is when t tokens are still to come."""
+        given, hole = self.attention_mask[: len(xt)] & ~self.editable, self.process.hole_id
+        places = gaps(xt, self.editable, hole)
+        present = given | holds(xt, self.editable, hole)
+        totals = torch.stack((present.sum(dim=1), places.sum(dim=1))).tolist()
+        self._final = [[number + left for number, left in zip(row, t, strict=True)] for row in totals]
+
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
-        wanted = [max(0, before - after) for before, after in zip(*self._counts(), strict=True)]
-        k, hole = max(wanted, default=0), self.process.hole_id
-        nothing = torch.zeros_like(s)
-        if not k:
+        before, after = self._counts()
+        k = max((a - b for a, b in zip(before, after, strict=True)), default=0)
+        hole, nothing = self.process.hole_id, torch.zeros_like(s)
+        if k < 1:
             return Prediction(xt, self._nothing_deleted, s=nothing)
+        if self.is_replaced:
+            self._count(xt, before)
         where, which = self.random.uniform(xt.shape[1]), self.random.uniform(xt.shape[1])
-        live = torch.arange(k, device=xt.device) < torch.tensor(wanted, device=xt.device)[:, None]
-        said = self._gaps(xt, t)
+        live = torch.arange(k, device=xt.device) < (t - s)[:, None]  # rows that rest, or put in fewer, draw in vain
+        said = self._gaps(xt, t, before)
         columns = self._draw_gaps(said.law, where[:, :k])
         rows = torch.arange(len(xt), device=xt.device)[:, None].expand_as(columns)
-        tokens = torch.zeros_like(columns)
-        tokens[live] = self._draw_tokens(said, xt, rows[live], columns[live], which[:, :k][live])
+        drawn = self._draw_tokens(said, xt, rows.flatten(), columns.flatten(), which[:, :k].flatten())
+        tokens = drawn.view_as(columns)
         put_in = insert(xt, self.editable, hole, columns, tokens, live)
         if self.is_replaced:
             lost = holds(put_in, self.editable, hole).sum(1) - holds(xt, self.editable, hole).sum(1) != live.sum(1)
             self.constraints.refuse(lost, "callback_on_step_end has left no room for the tokens that are still to come")
         return Prediction(put_in, self._nothing_deleted, s=nothing)
 
-    def _gaps(self, xt: Tensor, t: Tensor) -> Gaps:
-        """Asks the network about all gaps of the rows."""
+    def _gaps(self, xt: Tensor, t: Tensor, left: list[int]) -> Gaps:
+        """Asks the network about all gaps of the rows, to which `left` tokens are still to come."""
         self.num_calls += self.readings
         model, hole = self.model, self.process.hole_id
         rows = xt
         if self.condition is not None:
             rows = torch.cat((xt, xt.masked_fill(self.condition, model.config.mask_token_id)))
         editable = self.editable.repeat(self.readings, 1)
-        reading = read(rows, editable, self.attention_mask, hole, self.process.gap_token_id)
-        where = Positions.of(gaps(rows, editable, hole))
+        tokens, counted = (
+            [total - k for total, k in zip(totals, left, strict=True)] * self.readings for totals in self._final
+        )
+        marked = self.process.gap_token_id is not None
+        widths = [a + b * marked for a, b in zip(tokens, counted, strict=True)]
+        width = max(widths)
+        reading = read(rows, editable, self.attention_mask, hole, self.process.gap_token_id, width)
+        where = Positions.of(gaps(rows, editable, hole), counted)
         places = where.rows, reading.columns[where.places]
         head = language_head(model.backbone)
         keep = (
@@ -86,7 +103,7 @@ class InsertionPredictor(Predictor):
         )  # hidden states, whose logits can wait
         output = model(
             input_ids=reading.tokens,
-            attention_mask=reading.attention_mask.long(),
+            attention_mask=None if min(widths) == width else reading.attention_mask.long(),
             t=t.repeat(self.readings),
             num_editable=self.lengths,
             positions=places,
