@@ -21,6 +21,7 @@ from .common import choices, read_object
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
 from .processes import DeleteProcess, MaskProcess, SubstituteProcess
+from .widths import MOST_WIDTHS
 
 _POSITIONS_BEHIND_PADDING = frozenset(
     "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
@@ -134,6 +135,8 @@ class UDMConfig(PreTrainedConfig):
         step_curve (`list[float]`, *optional*): nats of a masked token where a share j/n of the row is masked, for j =
             1..n, as `udm evaluate --curve` measured it. Schedule `"optimal"` and the expected price of a generation
             need it; it is of these weights, and training drops it.
+        blank_widths (`int`, *optional*): N, the most tokens that a blank may stand for, of a model of masks with a
+            width head (widths.py); None: it has none, and no blank has an unknown width.
     """
 
     model_type = "udm"
@@ -153,6 +156,7 @@ class UDMConfig(PreTrainedConfig):
     gap_tokens: bool = False
     length_counts: list[int] | None = None
     step_curve: list[float] | None = None
+    blank_widths: int | None = None
     udm_version: int = CONFIG_VERSION
 
     _known_extras: ClassVar[frozenset[str]] = frozenset(
@@ -225,6 +229,21 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError("step_curve must hold at least one price, each a number of nats that is at least 0")
         self.prefix_token_ids = list(self.prefix_token_ids or [])
         self.suffix_token_ids = list(self.suffix_token_ids or [])
+        if self.blank_widths is not None:
+            self._check_blank_widths(self.blank_widths)
+
+    def _check_blank_widths(self, widest: int) -> None:
+        """Raises ValueError for a width head that this model cannot have."""
+        if self.process != "mask":
+            raise ValueError(
+                "a width head (blank_widths) needs process 'mask', since blanks are opened into [MASK], and this model "
+                f"has process {self.process!r}: leave it out"
+            )
+        longest = self.max_row_length
+        most = MOST_WIDTHS if longest is None else longest
+        if not 1 <= widest <= most:
+            reads = f"{MOST_WIDTHS}" if longest is None else f"{most}, the longest row that the model reads"
+            raise ValueError(f"blank_widths must lie in 1 to {reads}, got {widest}")
 
     @classmethod
     def _own_fields(cls) -> list[str]:
@@ -354,6 +373,7 @@ class UDMConfig(PreTrainedConfig):
         if own.get("process", config_dict.get("process")) != config_dict.get("process"):
             own.setdefault("time_conditioning", None)
             own.setdefault("step_curve", None)
+            own.setdefault("blank_widths", None)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         try:
             config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)

@@ -26,6 +26,42 @@ def read_typed(tokenizer: Any, text: str) -> Typed | None:
     return Typed(text, list(encoded["input_ids"]), [(start, end) for start, end in encoded["offset_mapping"]])
 
 
+def open_typed(typed: Typed, mask: int, blanks: Sequence[int], widths: Sequence[int]) -> Typed:
+    """A typed text with so many mask tokens in place of each blank, as the row has them.
+
+    Where a blank has none, one of the spaces around it goes with it, if that is no token of its own.
+
+    Args:
+        typed: the text with one mask token in place of each blank. mask: its id.
+        blanks: places of the blanks in `typed.source`, from left to right. widths: as many tokens each.
+    """
+    text, source, spans = typed
+    parts, new_source, new_spans, read, moved, done = [], [], [], 0, 0, 0
+    for place, width in zip(blanks, widths, strict=True):
+        kept = spans[done:place]
+        new_source += source[done:place]
+        new_spans += [(start + moved, end + moved) if end else (start, end) for start, end in kept]
+        start, end = spans[place]
+        said = text[start:end]
+        bare = said.strip()
+        if not width:
+            taken = max((end for _, end in spans[:place]), default=0)
+            if start > taken and text[start - 1].isspace() and (end == len(text) or text[end].isspace()):
+                start -= 1
+            said = ""
+        parts += [text[read:start], said + bare * (width - 1)]
+        at = sum(map(len, parts)) - len(parts[-1])
+        for i in range(width):
+            size = len(said) if i == 0 else len(bare)
+            new_spans.append((at, at + size))
+            at += size
+        new_source += [mask] * width
+        read, moved, done = end, at - end, place + 1
+    new_source += source[done:]
+    new_spans += [(start + moved, end + moved) if end else (start, end) for start, end in spans[done:]]
+    return Typed("".join([*parts, text[read:]]), new_source, new_spans)
+
+
 def _found_spans(tokenizer: Any, text: str, source: list[int]) -> list[Span] | None:
     """Where tokens stand in a text by what each of them says; None where one does not stand where it should.
 

@@ -23,12 +23,13 @@ from .decoding import COLDEST, find_order
 from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_options import refuse_foreign, refuse_pairs
-from .inputs import MOST_TOKENS, check_inputs, make_inputs
+from .inputs import MOST_TOKENS, check_inputs, find_blanks, make_inputs
 from .predictors import guided
 from .randomness import RowRandom
 from .samplers import Start, find_sampler
 from .schedules import counts, step_costs
 from .speculative import Drafts, check_speculation
+from .widths import check_blanks, drawn_widths, open_blanks
 
 _LENGTH_ARGUMENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
@@ -54,6 +55,9 @@ class UDMGenerateOutput(ModelOutput):
         expected_nats (`torch.DoubleTensor` of shape `(rows,)`, *optional*): what the model's `step_curve` says a
             generated token costs on this grid, in nats: NELBO_K, a bound for rows like those it was measured on. Only
             of the sampler that it prices: masks in random order, temperature 1, nothing truncated or forced.
+        widths (`torch.LongTensor` of shape `(rows, blanks)`, *optional*): where the model drew widths of blanks, those
+            of each row from left to right, -1 behind its last.
+        width_nats (`torch.DoubleTensor` of shape `(rows,)`, *optional*): -log p of these widths under the model, exact.
     """
 
     sequences: Tensor | None = None
@@ -65,6 +69,8 @@ class UDMGenerateOutput(ModelOutput):
     tokens_per_call: Tensor | None = None
     drafts: Drafts | None = None
     expected_nats: Tensor | None = None
+    widths: Tensor | None = None
+    width_nats: Tensor | None = None
 
 
 class UDMGenerationMixin:
@@ -115,6 +121,7 @@ class UDMGenerationMixin:
         *,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        blanks: Tensor | None = None,
         generator: torch.Generator | None = None,
         sample_index: Tensor | None = None,
         logits_processor: Callable[..., Tensor] | None = None,
@@ -127,10 +134,14 @@ class UDMGenerationMixin:
         Args:
             input_ids: (B, L) int64. None: rows from nothing, `num_return_sequences` of them. A row with [MASK]: the
                 masks are filled in. With `max_edits`: the rows are repaired (substitute process). Any other row is
-                continued, by `max_new_tokens`, to `length`, or to a length drawn from the training lengths.
+                continued, by `max_new_tokens`, to `length`, or to a length drawn from the training lengths; of a model
+                of prompts and answers with a width head, by as many tokens as it draws given the prompt.
             generation_config: see `UDMGenerationConfig`; every field of it may be given by name.
             attention_mask: (B, L), 1 where there is a token, then 0; None: up to the padding token.
             token_type_ids: (B, L), which BERT's tokenizers hand out; rows have one segment, so it may hold only zeros.
+            blanks: (B, L) bool, which [MASK] of input_ids are blanks, each of any number of tokens, none included, as
+                the model draws it (widths.py; models with `blank_widths`). They are opened from left to right before
+                anything is filled in, so the rows that come back have other lengths.
             generator: where a seed is drawn from if none is given (not both).
             sample_index: (B * num_return_sequences,) int64, what tells the randomness of the rows apart under one seed;
                 None: their place in the batch. A row's result depends on (its input, seed, sample index) only, up to
@@ -139,7 +150,8 @@ class UDMGenerationMixin:
                 row for each position asked about: input_ids (N, L), the whole xt it stands in, and scores (N, V).
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
                 the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
-                prompt, what precedes the first editable position, is told apart where there is a single row.
+                prompt, what precedes the first editable position, is told apart where there is a single row. Where
+                widths are drawn, one with `put_widths` gets them first, (rows, blanks) as in the output.
             callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step (with `speculate`, after each
                 round, s the masks that remain); may return {"xt": ...}, token ids of the shape of xt.
 
@@ -159,10 +171,14 @@ class UDMGenerationMixin:
             config.seed = None  # a stored seed gives way to the generator of the call
         device = model.get_input_embeddings().weight.device
         input_ids, attention_mask = check_inputs(model.config, input_ids, attention_mask, token_type_ids, device)
+        given = [name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None]
+        lengths = {name: getattr(config, name) for name in given if getattr(config, name) is not None}
+        blanks = check_blanks(model.config, input_ids, attention_mask, blanks, lengths)
         if input_ids is not None and attention_mask is not None:
             check_rows(len(input_ids) * config.num_return_sequences)
             input_ids = input_ids.repeat_interleave(config.num_return_sequences, dim=0)
             attention_mask = attention_mask.repeat_interleave(config.num_return_sequences, dim=0)
+            blanks = None if blanks is None else blanks.repeat_interleave(config.num_return_sequences, dim=0)
         rows = config.num_return_sequences if input_ids is None else len(input_ids)
         random = _row_random(rows, config.seed, generator, sample_index, device)
 
@@ -170,8 +186,16 @@ class UDMGenerationMixin:
         _resolve_defaults(config, model.config, process)
         if input_ids is not None and attention_mask is not None and not rows:
             return _no_rows(config, input_ids, attention_mask, streamer)
-        given = [name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None]
-        inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given)
+        widths, opened = None, None
+        found = find_blanks(model.config, config, input_ids, attention_mask, blanks, random)
+        if found is not None:
+            widths = open_blanks(model, *found[:3], drawn_widths(random, config.temperature), found.at_least_one)
+            input_ids, attention_mask, opened = widths.tokens, widths.attention_mask, found.blanks.any(dim=1)
+            if hasattr(streamer, "put_widths"):
+                streamer.put_widths(widths.widths)
+        inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given, opened)
+        if widths is not None and not bool(inputs.start.any()):
+            config.compile = False  # nothing is left to be filled in
         constraints = Constraints(model.config, config, inputs, logits_processor)
         predictor = process.predictor(model, config, inputs, random, constraints)
         config.compile = compiles(config, logits_processor, type(predictor))
@@ -197,10 +221,12 @@ class UDMGenerationMixin:
             editable=editable,
             steps=walk.steps,
             trajectory=tuple(watcher.trajectory) if config.output_trajectory else None,
-            num_calls=predictor.num_calls,
+            num_calls=predictor.num_calls + (0 if widths is None else widths.num_calls),
             tokens_per_call=walk.tokens_per_call / predictor.readings,
             drafts=walk.drafts,
-            expected_nats=step_costs(times, curve, tokens) / inputs.start if priced else None,
+            expected_nats=step_costs(times, curve, tokens) / inputs.start.clamp(min=1) if priced else None,
+            widths=None if widths is None else widths.widths,
+            width_nats=None if widths is None else widths.nats,
         )
 
 

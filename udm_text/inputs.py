@@ -71,10 +71,78 @@ def check_inputs(
     return input_ids, attention_mask
 
 
+class BlankRows(NamedTuple):
+    """Rows that hold blanks, or are given one: tokens (B, L) int64; attention_mask, blanks (B, L) bool.
+
+    at_least_one: (B,) bool, rows that were given one behind what they hold, which is not to be empty.
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    blanks: Tensor
+    at_least_one: Tensor
+
+
+def find_blanks(
+    model_config,
+    config,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    blanks: Tensor | None,
+    random: RowRandom,
+) -> BlankRows | None:
+    """The rows with their blanks; None where no width is to be drawn.
+
+    To a model of prompts and answers with a width head a row without [MASK] is a prompt and one blank, where neither
+    length nor max_new_tokens is given: the width of its answer depends on the prompt.
+
+    blanks: (B, L) bool, those that are given (`widths.check_blanks`). random: of the B rows.
+    """
+    free = config.length is None and config.max_new_tokens is None
+    if model_config.blank_widths is None or (blanks is None and not (model_config.prompted and free)):
+        return None
+    if input_ids is None or attention_mask is None:
+        prompts = [list(model_config.prefix_token_ids) for _ in random.rows]
+        marks: list[list[bool]] = [[False] * len(row) for row in prompts]
+    else:
+        prompts = [ids[keep].tolist() for ids, keep in zip(input_ids, attention_mask, strict=True)]
+        where = torch.zeros_like(attention_mask) if blanks is None else blanks
+        marks = [mark[keep].tolist() for mark, keep in zip(where, attention_mask, strict=True)]
+    grows = [model_config.prompted and free and model_config.mask_token_id not in row for row in prompts]
+    if blanks is None and not any(grows):
+        return None
+    suffix = model_config.suffix_token_ids
+    for i in (i for i, new in enumerate(grows) if new):
+        row, _ = _open_row(model_config, prompts[i])
+        prompts[i] = [*row, model_config.mask_token_id, *suffix]
+        marks[i] = [*[False] * len(row), True, *[False] * len(suffix)]
+    lengths = [len(row) for row in prompts]
+    _check_width(model_config, max(lengths))
+    if len(set(lengths)) > 1:
+        _demand_padding(model_config)
+    pad, filler = torch.nn.utils.rnn.pad_sequence, model_config.pad_token_id or 0
+    made = (
+        pad([torch.tensor(row, dtype=torch.int64) for row in prompts], batch_first=True, padding_value=filler),
+        pad([torch.ones(length, dtype=torch.bool) for length in lengths], batch_first=True),
+        pad([torch.tensor(mark, dtype=torch.bool) for mark in marks], batch_first=True),
+        torch.tensor(grows),
+    )
+    return BlankRows(*(part.to(random.rows.device) for part in made))
+
+
 def make_inputs(
-    model_config, config, input_ids, attention_mask, random: RowRandom, given_by_caller
+    model_config,
+    config,
+    input_ids,
+    attention_mask,
+    random: RowRandom,
+    given_by_caller,
+    opened: Tensor | None = None,
 ) -> GenerationInputs:
-    """The rows, and which of the four uses each of them is. given_by_caller: the length arguments of this very call."""
+    """The rows, and which of the four uses each of them is. given_by_caller: the length arguments of this very call.
+
+    opened: (B,) bool, rows whose blanks have been opened: they are filled in, if there is a [MASK] left in them.
+    """
     uniforms = random.uniform(1)[:, 0]  # for the lengths; drawn always, so that a row's later numbers are the same
     mask_id = model_config.mask_token_id
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
@@ -82,6 +150,8 @@ def make_inputs(
         _check_prompts(model_config, input_ids, masked)
     inserts = model_config.build_process().inserts
     infill = [] if masked is None else masked.any(dim=1).tolist()
+    if opened is not None:
+        infill = [a or b for a, b in zip(infill, opened.tolist(), strict=True)]
     if config.max_edits is not None:
         if input_ids is None:
             raise ValueError("max_edits repairs a given text: give input_ids")
@@ -107,7 +177,7 @@ def make_inputs(
     if inserts:  # blanks have room for more tokens than come
         widths = widths - inputs.editable.sum(dim=1) + inputs.start
     _check_width(model_config, int(widths.max()) if inputs.attention_mask.numel() else 0)
-    empty = (inputs.start == 0).nonzero()[:, 0]
+    empty = ((inputs.start == 0) & (True if opened is None else ~opened)).nonzero()[:, 0]
     if len(empty) and model_config.prompted and config.max_edits is not None:
         raise ValueError(
             f"row {int(empty[0])} of input_ids has no answer to repair: this model repairs what stands behind the "
@@ -130,6 +200,12 @@ def _check_width(model_config, width: int) -> None:
             f"input_ids with what is to be generated make a row of {width} tokens, and the model {reads}: shorten the "
             "input, or give a smaller length or max_new_tokens"
         )
+
+
+def _demand_padding(model_config) -> None:
+    """Raises ValueError where the model has nothing to put behind the shorter ones of rows of different lengths."""
+    if model_config.pad_token_id is None:
+        raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
 
 
 def _check_prompts(model_config, input_ids: Tensor, masked: Tensor) -> None:
@@ -196,8 +272,8 @@ def _extend(
         tokens.append(torch.tensor(row + [filler] * count + tail, dtype=torch.int64))
         changing = [whole and token == mask_id for token in row]
         editable.append(torch.tensor(changing + [True] * count + [False] * len(tail), dtype=torch.bool))
-    if len({len(row) for row in tokens}) > 1 and model_config.pad_token_id is None:
-        raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
+    if len({len(row) for row in tokens}) > 1:
+        _demand_padding(model_config)
     pad = torch.nn.utils.rnn.pad_sequence
     attended = pad([torch.ones(len(row), dtype=torch.bool) for row in tokens], batch_first=True)
     marked = pad(editable, batch_first=True)

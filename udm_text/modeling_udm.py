@@ -25,6 +25,7 @@ from .configuration_udm import PROCESSES, UDMConfig, check_sizes
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
+from .widths import WidthHead
 
 logger = logging.get_logger(__name__)
 
@@ -60,9 +61,17 @@ class TimeEmbedding(nn.Module):
 
 @dataclass
 class UDMOutput(MaskedLMOutput):
-    """As `MaskedLMOutput`; gap_logits: (M,), the scores of the gaps that were asked about."""
+    """
+    What the network says: a `MaskedLMOutput`, and what heads of our own say.
+
+    Args:
+        gap_logits (`torch.FloatTensor` of shape `(gaps,)`, *optional*): the scores of the gaps that were asked about.
+        width_logits (`torch.FloatTensor` of shape `(rows, N + 1)`, *optional*): of the width of the first blank of each
+            row, where `blanks` are given.
+    """
 
     gap_logits: Tensor | None = None
+    width_logits: Tensor | None = None
 
 
 _HEADS = (
@@ -175,6 +184,7 @@ class UDMPreTrainedModel(PreTrainedModel):
     backbone: PreTrainedModel
     time_embedding: TimeEmbedding | None
     gap_head: nn.Linear | None
+    width_head: WidthHead | None
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
@@ -194,6 +204,11 @@ class UDMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear) and time is not None and module in (time.hidden, time.output):
             std = 1.0 / math.sqrt(module.in_features) if module is time.hidden else 0.0
             init.normal_(module.weight, std=std)
+            init.zeros_(module.bias)
+        elif self.width_head is not None and module is self.width_head:
+            init.zeros_(module.blank_embedding)
+        elif self.width_head is not None and module is self.width_head.head:
+            init.zeros_(module.weight)
             init.zeros_(module.bias)
         else:  # a resized embedding; what is inside the backbone is initialised by the backbone itself
             self.backbone._init_weights(module)
@@ -225,6 +240,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             TimeEmbedding(embedding.embedding_dim, counts=inserts) if config.time_conditioning else None
         )
         self.gap_head = nn.Linear(backbone.config.hidden_size, 1) if inserts else None
+        self.width_head = None
+        if config.blank_widths is not None:
+            self.width_head = WidthHead(embedding.embedding_dim, backbone.config.hidden_size, config.blank_widths)
         self.post_init()
 
     @classmethod
@@ -250,7 +268,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             refuse_pickle(path, **where)
             stored_parameters = check_weights(path, **where)
             if stored_parameters is not None:
-                check_sizes(UDMConfig.from_dict({**stored, **own}).text_config, stored_parameters)
+                check_sizes(UDMConfig.from_dict(stored, **own).text_config, stored_parameters)
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
@@ -271,7 +289,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         config.name_or_path = path
         model = cls(config, backbone=backbone)
         weight = backbone.get_input_embeddings().weight
-        for part in (model.time_embedding, model.gap_head):
+        for part in (model.time_embedding, model.gap_head, model.width_head):
             if part is not None:
                 part.to(device=weight.device, dtype=weight.dtype)
         if generation_config is not None:
@@ -347,6 +365,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         inputs_embeds: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         apply_head: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
+        blanks: Tensor | None = None,
         **kwargs: Any,
     ) -> UDMOutput:
         """Logits of x0 given xt.
@@ -364,6 +383,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
             apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what
                 it gives stands in the output's logits. For losses that never hold all logits at once.
+            blanks: (B, L) bool, where a [MASK] is a blank of unknown width (widths.py); the output then holds
+                width_logits (B, N + 1) of the first one of each row.
 
         Returns:
             UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps.
@@ -381,6 +402,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 num_editable = self._count_editable(input_ids, attention_mask)
             told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
             inputs_embeds = inputs_embeds + told[:, None].to(inputs_embeds.dtype)
+        if blanks is not None:
+            if self.width_head is None:
+                raise ValueError("blanks need a width head, and blank_widths of this model is None")
+            plain = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+            inputs_embeds = self.width_head.mark(plain, blanks)
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
         inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:
@@ -389,7 +415,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if gaps is not None and self.gap_head is None:
             raise ValueError(f"gaps are scored by models of process 'delete', and this one has {self.config.process!r}")
         head = language_head(self.backbone) if positions is not None else None
-        if gaps is not None and head is None:
+        if (gaps is not None or blanks is not None) and head is None:
             inputs["output_hidden_states"] = True
         if apply_head is not None:
             if head is None or labels is not None:
@@ -422,12 +448,17 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 scores.flatten(0, -2), target.flatten(), ignore_index=-100, reduction=how
             )
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        width_logits = None
+        if blanks is not None and self.width_head is not None:
+            last = output.hidden_states[-1] if head is None else output.last_hidden_state
+            width_logits = self.width_head(last, blanks)
         return UDMOutput(
             loss=loss,
             logits=logits,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             gap_logits=gap_logits,
+            width_logits=width_logits,
         )
 
     def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

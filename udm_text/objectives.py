@@ -183,10 +183,9 @@ def asked_places(rows: CorruptedRows, positions: Positions) -> tuple[Tensor, Ten
     return positions.rows[number], positions.columns[number]
 
 
-def network_output(model: Any, **inputs: Any) -> Any:
-    """What a model says of the positions it is asked about: logits; with gaps= these and the scores of the gaps."""
-    output = model(**inputs)
-    return output.logits if "gaps" not in inputs else (output.logits, output.gap_logits)
+def said(output: Any) -> Any:
+    """What a network said of the positions it was asked about: logits; and, asked about gaps, the scores of these."""
+    return output.logits if output.gap_logits is None else (output.logits, output.gap_logits)
 
 
 def row_losses(

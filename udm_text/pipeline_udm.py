@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import UDMConfig
-from .detokenizing import Typed, read_typed, restore_text, unknown_parts
+from .detokenizing import Typed, open_typed, read_typed, restore_text, unknown_parts
 from .framing import continuation_tokens, report_share
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
@@ -24,16 +24,40 @@ from .generation_udm import check_rows
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
 
+BLANK = "<blank>"
+"""What stands in a text for any number of tokens, unless another string is given."""
+
 _LIKE_MASK = re.compile(r"\[mask\]|<mask>", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 logger = logging.get_logger(__name__)
 
 
+class _Opening:
+    """A streamer that is told what was typed once more when widths are drawn: with as many masks as the rows have."""
+
+    def __init__(self, streamer: Any, typed: list[Typed | None], blanks: torch.Tensor, mask: int):
+        self.streamer, self.typed, self.blanks, self.mask = streamer, typed, blanks, mask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.streamer, name)
+
+    def put_widths(self, widths: torch.Tensor) -> None:
+        rows = zip(self.typed, self.blanks, widths, strict=True)
+        self.streamer.put_typed([_opened(text, self.mask, *row) for text, *row in rows])
+
+
+def _opened(typed: Typed | None, mask: int, blanks: torch.Tensor, widths: torch.Tensor) -> Typed | None:
+    """A typed text with its blanks (L,) bool as wide as they were drawn, widths (m,) int64."""
+    places = blanks.nonzero()[:, 0].tolist()
+    return typed if typed is None else open_typed(typed, mask, places, widths[: len(places)].tolist())
+
+
 class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
-    What is done follows from the input: text with [MASK] is filled in; with `max_edits` a text is repaired (models of
+    What is done follows from the input: text with [MASK] is filled in, and so is text with <blank>, which stands for
+    any number of tokens (models trained with `udm train --blanks`); with `max_edits` a text is repaired (models of
     the substitute process); any other text is continued; an empty string is written from nothing. To a model that was
     trained on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or
     has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the
@@ -85,10 +109,16 @@ class UDMGenerationPipeline(Pipeline):
     def _sanitize_parameters(
         self, return_full_text: bool | None = None, return_tensors: bool | None = None, **kwargs: Any
     ):
+        before = {name: kwargs.pop(name) for name in ("blank_token",) if name in kwargs}
+        for token in before.values():
+            if token is not None and not (isinstance(token, str) and token.strip()):
+                raise ValueError(
+                    f"blank_token must be a string that stands for a blank, or None for no blanks, got {token!r}"
+                )
         known = (*UDMGenerationConfig._defaults, *self._calls)
         for name in kwargs:
             if name not in known:
-                known = (*known, "return_full_text", "return_tensors", "batch_size", "num_workers")
+                known = (*known, "return_full_text", "return_tensors", "blank_token", "batch_size", "num_workers")
                 raise ValueError(f"unknown argument {name!r} of udm-generation. Known: {', '.join(known)}")
         for name, flag in (("return_full_text", return_full_text), ("return_tensors", return_tensors)):
             if not isinstance(flag, bool | None):
@@ -101,7 +131,7 @@ class UDMGenerationPipeline(Pipeline):
             kwargs["allowed_tokens"] = named
         after = {"return_full_text": return_full_text, "return_tensors": return_tensors}
         after = {name: flag for name, flag in after.items() if flag is not None}
-        return {}, kwargs, after
+        return before, kwargs, after
 
     def _token_ids(self, name: str, tokens: Any) -> list[Any]:
         """Ids of tokens that are given by id, as the vocabulary writes them, or as texts of one token.
@@ -145,7 +175,8 @@ class UDMGenerationPipeline(Pipeline):
                 `logits_processor`, `streamer` (its `put_typed`, if it has one, gets a `detokenizing.Typed` or None for
                 each text first) and `callback_on_step_end` as in `generate`; `return_full_text=False`
                 gives what was generated alone, True the whole row, prompt included; by default the answer of a model
-                of prompts and answers, and the whole row of any other;
+                of prompts and answers, and the whole row of any other; `blank_token`, what stands in a text for any
+                number of tokens, "<blank>" unless given, None for nothing;
                 `return_tensors=True` gives beside the text `"generated_token_ids"`, the
                 tokens of the whole row, and `"generated"`, for each whether it was generated; `batch_size`.
 
@@ -155,7 +186,7 @@ class UDMGenerationPipeline(Pipeline):
             `output_trajectory=True` each also holds `"trajectory"`, that text before the first and after every step of
             its own, the tokenizer's mask token where nothing stands yet; with
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
-            the network for its batch, and `"expected_nats"` where `generate` gives them.
+            the network for its batch, and `"widths"` of its blanks and `"expected_nats"` where `generate` gives them.
         """
         for name, least in (("batch_size", 1), ("num_workers", 0)):
             if kwargs.get(name) is not None:
@@ -183,7 +214,9 @@ class UDMGenerationPipeline(Pipeline):
 
         return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
-    def preprocess(self, input_: str, **preprocess_parameters: Any) -> dict[str, Any]:
+    def preprocess(  # type: ignore[override]
+        self, input_: str, blank_token: str | None = BLANK, **preprocess_parameters: Any
+    ) -> dict[str, Any]:
         if not isinstance(input_, str):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
@@ -194,6 +227,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
         input_ = self._with_own_masks(input_)
+        input_, are_blanks = self._with_blanks(input_, blank_token)
         self._hint_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
         if new:
@@ -205,7 +239,19 @@ class UDMGenerationPipeline(Pipeline):
             )
         ids = self.tokenizer(input_, verbose=False)["input_ids"]  # what is too long, `generate` refuses
         input_ids = torch.tensor([ids], dtype=torch.int64)
-        return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
+        found = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
+        if self.model.config.blank_widths is None:
+            return found
+        blanks = torch.zeros_like(input_ids)
+        if any(are_blanks):
+            masks = (input_ids[0] == self.tokenizer.mask_token_id).nonzero()[:, 0]
+            if len(masks) != len(are_blanks):
+                raise ValueError(
+                    f"the tokenizer reads {len(masks)} mask tokens in a text with {len(are_blanks)} [MASK] and "
+                    f"{blank_token}: put spaces around them"
+                )
+            blanks[0, masks] = torch.tensor(are_blanks).long()
+        return {**found, "blanks": blanks}
 
     def _keys(self, input_tensors: dict[str, Any]) -> list[int]:
         """Of each input a number that depends on its tokens alone; 0 where nothing was typed, as `generate` counts."""
@@ -235,6 +281,21 @@ class UDMGenerationPipeline(Pipeline):
             return text
         return text.replace(MASK, own)
 
+    def _with_blanks(self, text: str, blank_token: str | None) -> tuple[str, list[bool]]:
+        """The text with a mask token in place of each blank, and of each mask token in it whether it is one."""
+        mask = self.tokenizer.mask_token
+        if not blank_token or blank_token not in text or mask is None or blank_token in self.tokenizer.get_vocab():
+            return text, []
+        if self.model.config.blank_widths is None:
+            raise ValueError(
+                f"the text holds {blank_token}, and this model has no width head to say how many tokens are missing: "
+                "train it with `udm train --blanks`, write as many [MASK], or give another blank_token to read it as "
+                "text"
+            )
+        parts = re.split(f"({re.escape(blank_token)}|{re.escape(mask)})", text)
+        are_blanks = [part == blank_token for part in parts[1::2]]
+        return "".join(mask if i % 2 else part for i, part in enumerate(parts)), are_blanks
+
     def _warn_repairer(self, input_ids: torch.Tensor) -> None:
         """Says once of a repairer that it is asked to write: rows that are all noise are none that it has seen."""
         mask = self.tokenizer.mask_token_id
@@ -260,14 +321,22 @@ class UDMGenerationPipeline(Pipeline):
         seeded = config.seed is not None and forward_parameters.get("generator") is None
         if seeded:  # under one seed a row is told apart by its input and its number among the samples of it
             index = torch.cat([key + torch.arange(number) for key in self._keys(input_tensors)])
+        blanks = input_tensors["blanks"].bool() if "blanks" in input_tensors else torch.zeros(0, dtype=torch.bool)
+        marked = {"blanks": blanks} if bool(blanks.any()) else {}
         streamer: Any = forward_parameters.get("streamer")
         if hasattr(streamer, "put_typed"):
             texts = input_tensors["text"]
-            streamer.put_typed([self._read(text) for text in ([texts] if isinstance(texts, str) else texts)])
+            typed = [self._read(text) for text in ([texts] if isinstance(texts, str) else texts)]
+            streamer.put_typed(typed)
+            if marked:
+                rows_typed = [text for text in typed for _ in range(number)]
+                where = blanks.repeat_interleave(number, dim=0)
+                forward_parameters["streamer"] = _Opening(streamer, rows_typed, where, self.tokenizer.mask_token_id)
         output = self.model.generate(
             input_tensors["input_ids"],
             attention_mask=input_tensors["attention_mask"],
             sample_index=index,
+            **marked,
             **{**forward_parameters, "return_dict_in_generate": True},
         )
 
@@ -276,6 +345,8 @@ class UDMGenerationPipeline(Pipeline):
 
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
         result["text"] = input_tensors["text"]
+        if output.widths is not None:
+            result |= {"widths": by_input(output.widths), **marked}
         if self.model.config.prompted:
             starts = self.model.config.answer_starts(output.sequences)[:, None]
             columns = torch.arange(output.sequences.shape[1], device=starts.device)
@@ -299,9 +370,13 @@ class UDMGenerationPipeline(Pipeline):
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
         if return_full_text is None:
             wanted = model_outputs.get("answer", wanted)
-        typed = self._read(model_outputs["text"])
+        given = self._read(model_outputs["text"])
         for i in range(model_outputs["sequences"].shape[1]):
             row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
+            typed = given
+            if "blanks" in model_outputs:
+                where, widths = model_outputs["blanks"][0], model_outputs["widths"][0, i]
+                typed = _opened(given, self.tokenizer.mask_token_id, where, widths)
             record: dict[str, Any] = {"generated_text": self._text_of(typed, row, shown)}
             if return_tensors:
                 there = model_outputs["attention_mask"][0, i].bool()
@@ -310,6 +385,8 @@ class UDMGenerationPipeline(Pipeline):
             if "num_calls" in model_outputs:
                 record["num_tokens"] = int(model_outputs["editable"][0, i].sum())
                 record |= {name: int(model_outputs[name][0, i]) for name in ("steps", "num_calls")}
+                if "widths" in model_outputs:
+                    record["widths"] = [width for width in model_outputs["widths"][0, i].tolist() if width >= 0]
                 if "expected_nats" in model_outputs:
                     record["expected_nats"] = float(model_outputs["expected_nats"][0, i])
             if "trajectory" in model_outputs:

@@ -204,14 +204,18 @@ def generate(
     text: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Prompts to continue, or texts with [MASK] to fill in; none: those of standard input, one a line, if "
-            "it is a file or a pipe with any, else texts from nothing."
+            help="Prompts to continue, or texts with [MASK] to fill in, or <blank> for any number of tokens; none: "
+            "those of standard input, one a line, if it is a file or a pipe with any, else texts from nothing."
         ),
     ] = None,
     *,
     source: Input = None,
     output: Output = None,
     text_column: InputColumn = None,
+    blank_token: Annotated[
+        str | None,
+        typer.Option(help="What stands for any number of tokens (models trained with blanks); default: <blank>."),
+    ] = None,
     score: Annotated[
         bool,
         typer.Option("--score", help="The bound on -log p of each text: nats, and nats a token of what was generated."),
@@ -255,6 +259,8 @@ def generate(
     if not options.get("forbidden_tokens"):
         options["forbidden_tokens"] = None
     options |= {"return_dict_in_generate": verbose or as_json, "output_trajectory": save is not None}
+    if blank_token is not None:
+        options["blank_token"] = blank_token
     if score:
         options["return_tensors"] = True
     started = time.perf_counter()

@@ -12,7 +12,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ..common import choices
 from ..corpus import load_corpus, make_rows
-from ..evaluation.bounds import nats_of_lengths, row_draws
+from ..evaluation.bounds import length_nats, row_draws
 from ..hub import find_file
 from ..training.arguments import DataArguments
 from ..training.resuming import resolved
@@ -127,11 +127,12 @@ def score_rows(
     drawn = row_draws(model, rows, [0] * len(rows), batch_size=64, **how)  # type: ignore[arg-type]
     counts = torch.tensor([sum(row["editable"]) for row in rows], dtype=torch.float64)
     every = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
-    lengths = nats_of_lengths(config, counts)
-    nats = drawn.nats.mean(dim=1) + torch.where(counts == every, lengths, torch.zeros_like(lengths))
+    nats = drawn.nats.mean(dim=1)
+    if whole := ((counts == every) & (counts > 0)).nonzero()[:, 0].tolist():
+        nats[whole] += length_nats(model, [{"input_ids": rows[i]["input_ids"]} for i in whole])
     return [
         {"nats": total, "nats_per_token": each}
-        for total, each in zip(nats.tolist(), (nats / counts).tolist(), strict=True)
+        for total, each in zip(nats.tolist(), (nats / counts.clamp(min=1)).tolist(), strict=True)
     ]
 
 

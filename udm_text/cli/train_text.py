@@ -166,6 +166,8 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     if goal.objective == "ar":
         return
     own = own_fields(model_args)
+    if model_args.blanks is not None:
+        own["blank_widths"] = 1  # a process without blanks refuses any
     if model_args.model not in PRESETS:
         stored, _ = UDMConfig.get_config_dict(model_args.model)
         own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
@@ -356,13 +358,16 @@ def build_model(
         if stored.get("time_conditioning"):  # what has learnt to be told goes on being told
             fields = {name: value for name, value in fields.items() if name != "time_conditioning"}
         own |= {name: value for name, value in fields.items() if name == "time_conditioning"}
+        if model_args.blanks is not None:
+            own["blank_widths"] = widest_blank(model_args.blanks, train_rows, UDMConfig.from_dict(stored, **own))
         own |= {
             "length_counts": length_counts(train_rows),
             "step_curve": None,
         }  # a curve is of the weights that it was measured on
         model, info = UDMForMaskedGeneration.from_pretrained(model_args.model, output_loading_info=True, **own)
-        if model_args.lora_rank is not None and (info["missing_keys"] or len(tokenizer) > model.config.vocab_size):
-            what = "no language-model head" if info["missing_keys"] else "fewer tokens than the tokenizer"
+        missing = [name for name in info["missing_keys"] if not name.startswith("width_head.")]
+        if model_args.lora_rank is not None and (missing or len(tokenizer) > model.config.vocab_size):
+            what = "no language-model head" if missing else "fewer tokens than the tokenizer"
             raise ValueError(
                 f"--lora_rank adapts what is trained, and {model_args.model} has {what}: train it whole first, without "
                 "--lora_rank"
@@ -395,7 +400,29 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
         **{name: getattr(tokenizer, name) for name in names},
         **dropout_fields(model_args),
     )
+    if model_args.blanks is not None:
+        own["blank_widths"] = widest_blank(model_args.blanks, train_rows)
     return UDMConfig(text_config=config, length_counts=counts, **tokenizer_fields(tokenizer), **fields, **own)
+
+
+def widest_blank(asked: int, train_rows, config: UDMConfig | None = None) -> int:
+    """The most tokens of a blank, of a model that is to have a width head.
+
+    asked: 0 takes that of the head that the model has, or twice the longest text, as far as the model reads. config: of
+    a model that is trained already.
+    """
+    if config is not None and config.blank_widths is not None:
+        if asked not in (0, config.blank_widths):
+            raise ValueError(
+                f"--blanks is {asked}, and the width head of --model knows widths up to {config.blank_widths}: give "
+                "--blanks without a number"
+            )
+        return config.blank_widths
+    if asked:
+        return asked
+    longest = None if config is None else config.max_row_length
+    most = 2 * max(train_rows["length"])
+    return most if longest is None else min(most, longest)
 
 
 def intermediate_size(backbone: str, hidden: int) -> int:

@@ -14,9 +14,10 @@ from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import most_corrupted, network_output, row_losses
+from ..objectives import most_corrupted, row_losses, said
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
+from ..widths import as_one_blank, width_nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +26,10 @@ class BoundReport:
 
     nelbo_nats_per_token counts the tokens and, where the model draws its lengths (`length_included`), the length of
     each row: a bound on -log p of the text itself. Of rows with a prompt it is the answer alone that is counted, given
-    the prompt. bits_per_char divides the same nats by the characters; None where
-    the rows do not say how many they have. The standard error covers both the choice of rows and the draws of the
-    noise; one row alone has none (nan). The bound is infinite where a row is longer than any length the model can draw,
-    or holds a token that it rules out; the perplexity bound is where a float64 cannot hold it.
+    the prompt, its length as well where the model has a width head. bits_per_char divides the same nats by the
+    characters; None where the rows do not say how many they have. The standard error covers both the choice of rows and
+    the draws of the noise; one row alone has none (nan). The bound is infinite where a row is longer than any length
+    the model can draw, or holds a token that it rules out; the perplexity bound is where a float64 cannot hold it.
     With num_steps it is the bound of the sampler with as many steps (NELBO_K), otherwise that of one token a step.
     """
 
@@ -129,7 +130,7 @@ def row_draws(
             grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
             def predict(mask: Tensor = mask, **inputs: Any) -> Any:
-                return network_output(model, **{"attention_mask": mask, **inputs})
+                return said(model(**{"attention_mask": mask, **inputs}))
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
@@ -191,7 +192,8 @@ def evaluate_bound(
     schedule = schedule or "linear"
     how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel}
     drawn = row_draws(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
-    report = summarise(model.config, kept, drawn.nats.mean(dim=1), **how)
+    lengths = length_nats(model, kept, batch_size=batch_size)
+    report = summarise(model.config, kept, drawn.nats.mean(dim=1), lengths, **how)
     return report if num_steps is None else dataclasses.replace(report, num_steps=num_steps, schedule=schedule)
 
 
@@ -220,15 +222,13 @@ def evaluate_loss(
 
 
 def summarise(
-    config, rows: Sequence[dict[str, Any]], nats: Tensor, *, draws: int, seed: int, kernel: str
+    config, rows: Sequence[dict[str, Any]], nats: Tensor, lengths: Tensor, *, draws: int, seed: int, kernel: str
 ) -> BoundReport:
-    """`BoundReport` from the NELBO estimate of each row."""
+    """`BoundReport` from the NELBO estimate of each row, and the nats of its length (`length_nats`)."""
     tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
-    length_nats = nats_of_lengths(config, tokens)
-    total = nats + length_nats
     return BoundReport(
-        **row_figures(rows, tokens, total, length_nats),
-        length_included=config.length_probabilities() is not None,
+        **row_figures(rows, tokens, nats + lengths, lengths),
+        length_included=answers_have_widths(config) or config.length_probabilities() is not None,
         process=config.process,
         kernel=kernel if config.build_process().kernels else None,
         draws=draws,
@@ -236,8 +236,35 @@ def summarise(
     )
 
 
+def answers_have_widths(config) -> bool:
+    """Whether the width of an answer is drawn by a width head, given its prompt."""
+    return config.prompted and config.blank_widths is not None
+
+
+def length_nats(model, rows: Sequence[dict[str, Any]], *, batch_size: int = 64) -> Tensor:
+    """(R,) float64: -log p of the length of each row as the model draws it.
+
+    Of a model of prompts and answers with a width head that of the answer, as the width of one blank behind the prompt;
+    else by the training lengths (`nats_of_lengths`). rows: each with an editable token.
+    """
+    config = model.config
+    tokens = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.int64)
+    if not answers_have_widths(config):
+        return nats_of_lengths(config, tokens.double())
+    device = model.get_input_embeddings().weight.device
+    nats = torch.zeros(len(rows), dtype=torch.float64)
+    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for start in range(0, len(rows), batch_size):
+        chosen = by_length[start : start + batch_size]
+        batch = collate([{"input_ids": rows[i]["input_ids"]} for i in chosen], config.pad_token_id, config.editable)
+        one = as_one_blank(config, batch["input_ids"].to(device), batch["attention_mask"].bool().to(device))
+        here = width_nats(model, one.tokens, one.attention_mask, one.blanks, tokens[chosen, None].to(device))
+        nats[chosen] = here.cpu()
+    return nats
+
+
 def nats_of_lengths(config, tokens: Tensor) -> Tensor:
-    """-log p of lengths (R,) float64 as the model draws them: 0 where it draws none, infinite where it never would."""
+    """-log p of lengths (R,) float64 by the training lengths: 0 where it draws none, infinite where it never would."""
     distribution = config.length_probabilities()
     if distribution is None:
         return torch.zeros_like(tokens)

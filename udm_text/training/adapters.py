@@ -15,7 +15,7 @@ def add_adapter(
 ) -> Any:
     """The model with low-rank adapters, which alone are trained (Hu et al. 2106.09685), as a `peft.PeftModel`.
 
-    Where the model is conditioned on time, that part is new and is trained whole.
+    Where the model is conditioned on time or has a width head, these parts are new and are trained whole.
 
     Args:
         model: a `UDMForMaskedGeneration` with trained weights. rank: of the adapters, at least 1.
@@ -28,8 +28,9 @@ def add_adapter(
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ImportError("LoRA needs peft: pip install '.[lora]' in the folder of udm-text") from None
+    heads = ("time_embedding", "gap_head", "width_head")
+    whole = [name for name in heads if getattr(model, name, None) is not None]
     names = None if target is None else [name.strip() for name in target.split(",")]
-    whole = [name for name in ("time_embedding", "gap_head") if getattr(model, name, None) is not None]
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,

@@ -88,6 +88,15 @@ class ModelArguments:
             "tokens."
         },
     )
+    blanks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Learn how wide a blank is, up to so many tokens (masks); without a number up to twice the longest "
+            "text. Blanks of unknown width can then be filled in, and the length of an answer depends on its prompt.",
+            "nargs": "?",
+            "const": 0,
+        },
+    )
     dropout: float = field(default=0.0, metadata={"help": "From scratch: dropout of the hidden layers."})
     attn_implementation: str | None = field(
         default=None,
@@ -157,7 +166,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "tokenizer": None,
         "vocab_size": None,
     },
-    "The model": {"model": None, "process": None, "max_corruption": None},
+    "The model": {"model": None, "process": None, "max_corruption": None, "blanks": None},
     "How long, and how": {
         "max_steps": "Steps; -1: by num_train_epochs or max_seconds.",
         "num_train_epochs": "Times that all rows are seen, where neither steps nor seconds are given.",
@@ -231,8 +240,10 @@ def check_data(data: DataArguments, goal: ObjectiveArguments, run: RunArguments)
 def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
     """Raises ValueError where options of model and objective do not go together."""
     scratch = model_args.model in PRESETS
+    if model_args.blanks is not None and model_args.blanks < 0:
+        raise ValueError(f"--blanks must be at least 1, or 0 for twice the longest text, got {model_args.blanks}")
     if goal.objective == "ar":
-        for name in ("process", "kernel", "gap_tokens", "lora_rank"):
+        for name in ("process", "kernel", "gap_tokens", "lora_rank", "blanks"):
             if (value := getattr(model_args, name)) is not None:
                 raise ValueError(f"--objective ar has no {name}, got {value!r}")
         if not scratch:

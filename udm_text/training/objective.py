@@ -13,18 +13,19 @@ from torch.nn.functional import pad
 from ..common import choices
 from ..corpus.rows import collate
 from ..devices import Sent
-from ..evaluation.bounds import ratio_with_stderr, row_draws, scored_rows, summarise
+from ..evaluation.bounds import length_nats, ratio_with_stderr, row_draws, scored_rows, summarise
 from ..objectives import (
     LOSS_WEIGHTINGS,
     LOSSES,
     TIME_LAWS,
     most_corrupted,
-    network_output,
     row_losses,
+    said,
     stratified_counts,
     training_weights,
 )
 from ..randomness import RowRandom, step_random
+from .blanks import BLANKS_SEED, WithQuestions, ask_widths
 from .packing import packed_predict
 
 DROP_SEED = 0x44524F5000000000
@@ -139,6 +140,8 @@ class TextObjective:
     @property
     def loss_is_bound(self) -> bool:
         """Whether the loss of training estimates the bound, lengths of rows not counted."""
+        if self.config.blank_widths is not None:  # widths of blanks are part of it
+            return False
         if (self.loss_weighting, self.time_law) != ("bound", "uniform"):
             return False
         return self.loss == "nelbo" or not self.process.kernels
@@ -160,6 +163,8 @@ class TextObjective:
         self, model, inputs: dict[str, Any], *, row_index: Tensor, total: int, step: int, seed: int
     ) -> Tensor:
         """(B,) nats of each row: corrupt t of its l editable positions, predict, weigh as `row_losses` says.
+
+        Where the model has a width head, the nats of the width of a blank in the clean row are added (blanks.py).
 
         inputs: of `collate_counted`. "num_editable" in them, l of each row as numbers of the host, spares reading it.
         """
@@ -183,6 +188,12 @@ class TextObjective:
         if self.pack_length is not None:
             attention = self.config.text_config._attn_implementation
             predict = packed_predict(model, self.config, mask, self.pack_length, attention)
+        asked: WithQuestions | None = None
+        if self.config.blank_widths is not None:
+            drawing = step_random(seed ^ BLANKS_SEED, step, row_index)
+            questions = ask_widths(self.config, x0, mask.bool(), editable, drawing)
+            reading = partial(_read, model, config=self.config if steady else None)
+            predict = asked = WithQuestions(self.config, reading, mask, questions)
         least = 0 if self.max_corruption < 1.0 else 1
         # on the host, which so knows how many positions there are
         most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
@@ -205,10 +216,10 @@ class TextObjective:
             steady=steady,
             attention_mask=mask,
         )
-        if self.loss_weighting == "bound":
-            return terms
-        weights = training_weights(drawn, torch.tensor(counts), self.loss_weighting, self.time_law)
-        return terms * weights.to(terms.device, terms.dtype, non_blocking=True)
+        if self.loss_weighting != "bound":
+            weights = training_weights(drawn, torch.tensor(counts), self.loss_weighting, self.time_law)
+            terms = terms * weights.to(terms.device, terms.dtype, non_blocking=True)
+        return terms if asked is None else terms + asked.nats().to(terms.dtype)
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:
         """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.
@@ -228,7 +239,8 @@ class TextObjective:
             lengths = torch.tensor(config.count_editable(row["input_ids"] for row in rows), dtype=torch.float64)
             loss, error = ratio_with_stderr(nats, lengths)
             return {"loss": loss, "loss_stderr": error}
-        report = summarise(config, rows, nats, **how)
+        lengths = length_nats(trainer.model, chosen, batch_size=self.eval_batch_size)
+        report = summarise(config, rows, nats, trainer.gather_rows(lengths, mine, len(rows)), **how)
         figures = {name: getattr(report, name) for name in (*_FIGURES, *(f"{name}_stderr" for name in _FIGURES))}
         return {name: value for name, value in figures.items() if value is not None} | {
             "loss": report.nelbo_nats_per_token,
@@ -242,10 +254,22 @@ def is_compiled(model: Any) -> bool:
     return any(isinstance(module, wrapped) or module._compiled_call_impl is not None for module in model.modules())
 
 
-def _predict(
-    model: Any, mask: Tensor, config: Any, *, input_ids: Tensor, attention_mask: Tensor | None = None, **wanted: Any
+def _predict(model: Any, mask: Tensor, config: Any, **wanted: Any) -> Any:
+    """What a model says of positions (`said`), see `_read`."""
+    return said(_read(model, mask, config, **wanted))
+
+
+def _read(
+    model: Any,
+    mask: Tensor,
+    config: Any,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    blanks: Tensor | None = None,
+    **wanted: Any,
 ) -> Any:
-    """What a model gives (`network_output`); of a compiled one (config is given) from rows padded to a few lengths.
+    """What a model gives; of a compiled one (config is given) from rows that are padded to a few lengths.
 
     It is compiled once for all numbers of positions, once more where lengths vary, and once where numbers of rows do.
     attention_mask: of rows that are not those of `mask`.
@@ -258,7 +282,9 @@ def _predict(
         rounded = -(-width // _LENGTH_BLOCK) * _LENGTH_BLOCK
         extra = (0, (rounded if longest is None else max(width, min(rounded, longest))) - width)
         input_ids, mask = pad(input_ids, extra, value=config.pad_token_id or 0), pad(mask, extra)
-    return network_output(model, attention_mask=mask, input_ids=input_ids, **wanted)
+        blanks = None if blanks is None else pad(blanks, extra)
+    marked = {} if blanks is None else {"blanks": blanks}
+    return model(attention_mask=mask, input_ids=input_ids, **marked, **wanted)
 
 
 def drop_prompts(

@@ -38,16 +38,15 @@ def best_optimizer(device: torch.device) -> str:
 
 
 def muon_matrices(model: nn.Module) -> list[str]:
-    """The names of the weights that Muon trains: the matrices of linear maps, but for the map to the vocabulary.
+    """The names of the weights that Muon trains: the matrices of linear maps, but for those to vocabulary and widths.
 
     A matrix that is also a table of embeddings, as a tied head is, is none of them.
     """
     tables = {
         id(part) for module in model.modules() if isinstance(module, nn.Embedding) for part in module.parameters()
     }
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if head is not None:
-        tables |= {id(part) for part in head.parameters()}
+    heads = getattr(model, "get_output_embeddings", lambda: None)(), getattr(model, "width_head", None)
+    tables |= {id(part) for head in heads if head is not None for part in head.parameters()}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
     return [name for name, part in model.named_parameters() if id(part) in linear and part.requires_grad]
 

@@ -42,6 +42,11 @@ def check_packing(model, length: int) -> None:
         )
     if (how := model.backbone.config._attn_implementation) not in _IMPLEMENTATIONS:
         raise ValueError(f"pack_rows goes with attn_implementation {' or '.join(_IMPLEMENTATIONS)}, got {how!r}")
+    if config.blank_widths is not None:
+        raise ValueError(
+            f"pack_rows goes with models without a width head, and blank_widths of this one is {config.blank_widths}: "
+            "leave pack_rows away"
+        )
     if config.time_conditioning:
         raise ValueError(
             "pack_rows goes with models without time_conditioning (the default of masks): rows of one sequence differ "
