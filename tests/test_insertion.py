@@ -1,18 +1,21 @@
 """Models of the delete process: what they learn from, what they write, and what they refuse."""
 
+import re
 from math import log
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import AutoTokenizer, pipeline
 
 from tests.helpers import assert_equal_weights
-from tests.models import CLS, FAMILIES, MASK, PAD, SEP, UNK, make_rows, make_udm
+from tests.models import CLS, FAMILIES, MASK, PAD, SEP, UNK, make_rows, make_udm, save_masked_lm, wake_time
 from tests.oracle import strings as brute
 from tests.simulated_device import SimulatedDevice, values
 from tests.training_helpers import UNTRAINED, make_trainer, weights
 from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.detokenizing import restore_text
 from udm_text.evaluation import evaluate_bound, measure_curve, measure_prices
 from udm_text.training.adapters import add_adapter, merge_adapter
 
@@ -364,3 +367,58 @@ def test_a_step_waits_for_no_device_and_gives_what_the_cpu_gives():
             waits.append(sum(device.waits.values()))
         assert torch.equal(values(drawn), expected)
     assert waits[1] == waits[2]
+
+
+# --- the pipeline ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    plain = save_masked_lm(tmp_path_factory.mktemp("delete") / "plain", "bert")
+    turned = UDMForMaskedGeneration.from_pretrained(plain, process="delete", length_counts=[0, 1, 0, 4, 5, 2])
+    path = plain.parent / "model"
+    wake_time(turned).save_pretrained(path)
+    AutoTokenizer.from_pretrained(plain).save_pretrained(path)
+    return pipeline("udm-generation", model=str(path), dtype=torch.float64)
+
+
+def test_blanks_in_a_text_may_be_written_either_way_and_keep_what_was_typed(pipe):
+    how = {"max_new_tokens": 3, "seed": 0, "num_return_sequences": 4}
+    text = "THE  cat [MASK] on ZZ [MASK] mat"
+    records = pipe(text, output_trajectory=True, return_tensors=True, **how)
+    for other in ("THE  cat <blank> on ZZ [MASK] [MASK] mat", "THE  cat [MASK][MASK] on ZZ <blank> mat"):
+        assert [r["generated_text"] for r in pipe(other, **how)] == [r["generated_text"] for r in records]
+    assert [r["generated_text"] for r in pipe(text.replace("[MASK]", "??"), blank_token="??", **how)] == [
+        r["generated_text"] for r in records
+    ]
+    for record in records:
+        assert re.fullmatch(r"THE  cat( .+)? on ZZ( .+)? mat", record["generated_text"])
+        assert record["trajectory"][0] == "THE  cat on ZZ mat" and len(record["trajectory"]) == 4
+        assert record["trajectory"][-1] == record["generated_text"] and sum(record["generated"]) == 3
+
+
+def test_what_was_put_in_is_told_from_what_was_given(pipe):
+    records = pipe("a red", max_new_tokens=3, seed=1, return_full_text=False, output_trajectory=True)
+    assert records[0]["trajectory"][0] == "" and records[0]["trajectory"][-1] == records[0]["generated_text"]
+    assert "a red" + records[0]["generated_text"] == pipe("a red", max_new_tokens=3, seed=1)[0]["generated_text"]
+
+
+def test_a_streamer_sees_the_texts_grow(pipe):
+    seen = []
+
+    class Streamer:
+        def put_typed(self, typed):
+            self.typed = typed
+
+        def put(self, value):
+            self.head = getattr(self, "head", value)
+
+        def put_draft(self, value):
+            row = [*self.head[0].tolist(), *value[0].tolist()]
+            seen.append(restore_text(pipe.tokenizer, *self.typed[0], row, [True] * len(row)))
+
+        def end(self):
+            pass
+
+    text = pipe("the [MASK] sat on [MASK] mat", max_new_tokens=2, seed=0, streamer=Streamer())[0]["generated_text"]
+    assert seen[0] == "the sat on mat" and seen[-1] == text and len(seen) == 3

@@ -138,6 +138,23 @@ def read(
     return Reading(x.gather(1, order).masked_fill(~mask, hole), mask, columns.clamp(min=0))
 
 
+class Closed(NamedTuple):
+    """Rows whose holes have gone to the end, all (B, L): tokens, holes there; where there is a token; and where one is
+    that stands at an editable position."""
+
+    tokens: Tensor
+    attention_mask: Tensor
+    editable: Tensor
+
+
+def close(x: Tensor, editable: Tensor, attention_mask: Tensor, hole: int) -> Closed:
+    """The rows x (B, L) as texts: side by side, and padding behind."""
+    present = attention_mask.bool() & ~(editable & (x == hole))
+    order = (~present).to(torch.uint8).argsort(dim=1, stable=True)
+    attended = present.gather(1, order)
+    return Closed(x.gather(1, order).masked_fill(~attended, hole), attended, editable.gather(1, order) & attended)
+
+
 class Actions(NamedTuple):
     """Tokens that a row lacks of another, as what puts them in: all (B, L), read where `missing` is true.
 

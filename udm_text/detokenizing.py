@@ -62,6 +62,21 @@ def open_typed(typed: Typed, mask: int, blanks: Sequence[int], widths: Sequence[
     return Typed("".join([*parts, text[read:]]), new_source, new_spans)
 
 
+def grown_typed(typed: Typed, mask: int, new: Sequence[bool]) -> Typed:
+    """A typed text with so many mask tokens in place of each of its own as a row has new tokens there.
+
+    new: of each token of the row, whether it was put in; the others are those that were typed, in their order.
+    """
+    places = [i for i, token in enumerate(typed.source) if token == mask]
+    before = [place - number for number, place in enumerate(places)]  # given tokens to the left of each
+    counts: dict[int, int] = {}
+    given = 0
+    for is_new in new:
+        counts[given] = counts.get(given, 0) + is_new
+        given += not is_new
+    return open_typed(typed, mask, places, [counts.get(number, 0) for number in before])
+
+
 def _found_spans(tokenizer: Any, text: str, source: list[int]) -> list[Span] | None:
     """Where tokens stand in a text by what each of them says; None where one does not stand where it should.
 

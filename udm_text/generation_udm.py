@@ -47,6 +47,8 @@ class UDMGenerateOutput(ModelOutput):
             that is done rests.
         trajectory (`tuple[torch.LongTensor]`, *optional*): every xt, from the start to the end (`output_trajectory`);
             of row i the entries up to `steps[i]` are its own.
+        trajectory_editable (`tuple[torch.BoolTensor]`, *optional*): of a process whose texts grow, which tokens of
+            every xt have been put in; xt are closed up there, with padding behind.
         num_calls (`int`): network calls of the batch; guidance reads it twice, which counts as two.
         tokens_per_call (`torch.DoubleTensor` of shape `(rows,)`): positions settled for each call of the row; 1 where a
             step takes one token and has one call.
@@ -69,6 +71,7 @@ class UDMGenerateOutput(ModelOutput):
     tokens_per_call: Tensor | None = None
     drafts: Drafts | None = None
     expected_nats: Tensor | None = None
+    trajectory_editable: tuple[Tensor, ...] | None = None
     widths: Tensor | None = None
     width_nats: Tensor | None = None
 
@@ -151,7 +154,8 @@ class UDMGenerationMixin:
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
                 the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
                 prompt, what precedes the first editable position, is told apart where there is a single row. Where
-                widths are drawn, one with `put_widths` gets them first, (rows, blanks) as in the output.
+                widths are drawn, one with `put_widths` gets them first, (rows, blanks) as in the output; where texts
+                grow, one with `put_new` gets, before each draft, which of its tokens have been put in, (rows, L) bool.
             callback_on_step_end: called as (model, step, s, {"xt": xt}) after each step (with `speculate`, after each
                 round, s the masks that remain); may return {"xt": ...}, token ids of the shape of xt.
 
@@ -204,7 +208,9 @@ class UDMGenerationMixin:
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)
         times = counts(config.schedule, inputs.start, config.num_steps, curve, tokens)
 
-        watcher = Watcher(self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory)
+        watcher = Watcher(
+            self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory, predictor.shown
+        )
         watcher.begin(xt)
         start = Start(process, predictor, xt, times, config, inputs.editable, random, watcher)
         with eval_mode(model):
@@ -221,6 +227,7 @@ class UDMGenerationMixin:
             editable=editable,
             steps=walk.steps,
             trajectory=tuple(watcher.trajectory) if config.output_trajectory else None,
+            trajectory_editable=tuple(watcher.new) if watcher.new else None,
             num_calls=predictor.num_calls + (0 if widths is None else widths.num_calls),
             tokens_per_call=walk.tokens_per_call / predictor.readings,
             drafts=walk.drafts,
@@ -237,8 +244,15 @@ class Watcher:
     """
 
     def __init__(
-        self, model: Any, editable: Tensor, streamer: Any, callback: Callable[..., Any] | None, keeps_trajectory: bool
+        self,
+        model: Any,
+        editable: Tensor,
+        streamer: Any,
+        callback: Callable[..., Any] | None,
+        keeps_trajectory: bool,
+        shown: Callable[[Tensor], tuple[Tensor, Tensor | None]],
     ):
+        self.shown, self.new = shown, list[Tensor]()
         self.model, self.streamer, self.callback, self.keeps_trajectory = model, streamer, callback, keeps_trajectory
         self.replaces = callback is not None
         self.prompt = int((~editable[0]).long().cumprod(0).sum()) if len(editable) == 1 else 0
@@ -283,8 +297,12 @@ class Watcher:
             self.streamer.end()
 
     def _show(self, xs: Tensor) -> None:
+        xs, new = self.shown(xs)
         if self.keeps_trajectory:
             self.trajectory.append(xs)
+            self.new += [] if new is None else [new]
+        if new is not None and hasattr(self.streamer, "put_new"):
+            self.streamer.put_new(new.cpu())
         if hasattr(self.streamer, "put_draft"):
             self.streamer.put_draft(xs[:, self.prompt :].cpu())
 

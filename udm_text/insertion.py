@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .canvas import gaps, holds, insert, read
+from .canvas import close, gaps, holds, insert, read
 from .core import Prediction
 from .decoding import COLDEST, NOT_FINITE, draw, guide, tempered, truncate
 from .modeling_udm import language_head
@@ -162,13 +162,12 @@ class InsertionPredictor(Predictor):
             scores = truncate(scores, config.top_k, config.top_p)
         return draw(scores, uniforms)
 
+    def shown(self, xs: Tensor) -> tuple[Tensor, Tensor | None]:
+        closed = close(xs, self.editable, self.attention_mask[: len(xs)], self.process.hole_id)
+        return closed.tokens, closed.editable
+
     def finish(self, sequences: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows without the holes that several blanks have left, what of them is attended to, and what was put in."""
-        hole = self.process.hole_id
-        if not bool((self.editable & (sequences == hole)).any()):
-            return sequences, attention_mask, self.editable
-        present = attention_mask & ~(self.editable & (sequences == hole))
-        order = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(present.sum(dim=1).max())]
-        attended = present.gather(1, order)
-        rows = sequences.gather(1, order).masked_fill(~attended, hole)
-        return rows, attended, self.editable.gather(1, order) & attended
+        """Rows without the holes that several blanks have left, as wide as the longest."""
+        closed = close(sequences, self.editable, attention_mask, self.process.hole_id)
+        width = int(closed.attention_mask.sum(dim=1).max())
+        return closed.tokens[:, :width], closed.attention_mask[:, :width], closed.editable[:, :width]

@@ -15,8 +15,8 @@ from transformers import Pipeline
 from transformers.utils import logging
 
 from .common import check_whole
-from .configuration_udm import UDMConfig
-from .detokenizing import Typed, open_typed, read_typed, restore_text, unknown_parts
+from .configuration_udm import PROCESSES, UDMConfig
+from .detokenizing import Typed, grown_typed, open_typed, read_typed, restore_text, unknown_parts
 from .framing import continuation_tokens, report_share
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
@@ -47,6 +47,24 @@ class _Opening:
         self.streamer.put_typed([_opened(text, self.mask, *row) for text, *row in rows])
 
 
+class _Growing:
+    """A streamer that is told before each draft what was typed, with as many masks in each blank as the rows have."""
+
+    def __init__(self, streamer: Any, typed: list[Typed | None], mask: int | None):
+        self.streamer, self.typed, self.mask = streamer, typed, mask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.streamer, name)
+
+    def put_new(self, new: torch.Tensor) -> None:
+        self.streamer.put_typed([_grown(typed, self.mask, row) for typed, row in zip(self.typed, new, strict=True)])
+
+
+def _grown(typed: Typed | None, mask: int | None, new: torch.Tensor) -> Typed | None:
+    """A typed text with its blanks as wide as a row has new tokens there, new (L,) bool; see `grown_typed`."""
+    return typed if typed is None or mask is None else grown_typed(typed, mask, new.tolist())
+
+
 def _opened(typed: Typed | None, mask: int, blanks: torch.Tensor, widths: torch.Tensor) -> Typed | None:
     """A typed text with its blanks (L,) bool as wide as they were drawn, widths (m,) int64."""
     places = blanks.nonzero()[:, 0].tolist()
@@ -57,11 +75,11 @@ class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
     What is done follows from the input: text with [MASK] is filled in, and so is text with <blank>, which stands for
-    any number of tokens (models trained with `udm train --blanks`); with `max_edits` a text is repaired (models of
-    the substitute process); any other text is continued; an empty string is written from nothing. To a model that was
-    trained on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or
-    has [MASK] to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the
-    model's own mask token is.
+    any number of tokens (models trained with `udm train --blanks`, and those of process delete, to which [MASK] is the
+    same); with `max_edits` a text is repaired (models of the substitute process); any other text is continued; an empty
+    string is written from nothing. To a model that was trained on prompts and answers a text is a prompt, and what
+    comes back is its answer; an answer that is begun, or has [MASK] to fill in, stands behind the separator: "prompt
+    [SEP] begun". [MASK] may be written so whatever the model's own mask token is.
 
     ```python
     >>> import udm_text
@@ -284,6 +302,10 @@ class UDMGenerationPipeline(Pipeline):
     def _with_blanks(self, text: str, blank_token: str | None) -> tuple[str, list[bool]]:
         """The text with a mask token in place of each blank, and of each mask token in it whether it is one."""
         mask = self.tokenizer.mask_token
+        if self._inserts and mask is not None:  # a run of masks is one blank there
+            if blank_token and blank_token not in self.tokenizer.get_vocab():
+                text = text.replace(blank_token, mask)
+            return re.sub(rf"{re.escape(mask)}(\s*{re.escape(mask)})+", lambda _: mask, text), []
         if not blank_token or blank_token not in text or mask is None or blank_token in self.tokenizer.get_vocab():
             return text, []
         if self.model.config.blank_widths is None:
@@ -295,6 +317,11 @@ class UDMGenerationPipeline(Pipeline):
         parts = re.split(f"({re.escape(blank_token)}|{re.escape(mask)})", text)
         are_blanks = [part == blank_token for part in parts[1::2]]
         return "".join(mask if i % 2 else part for i, part in enumerate(parts)), are_blanks
+
+    @property
+    def _inserts(self) -> bool:
+        """Whether the texts of the model grow, so that its blanks have no width of their own."""
+        return bool(PROCESSES[self.model.config.process].inserts)
 
     def _warn_repairer(self, input_ids: torch.Tensor) -> None:
         """Says once of a repairer that it is asked to write: rows that are all noise are none that it has seen."""
@@ -328,8 +355,10 @@ class UDMGenerationPipeline(Pipeline):
             texts = input_tensors["text"]
             typed = [self._read(text) for text in ([texts] if isinstance(texts, str) else texts)]
             streamer.put_typed(typed)
-            if marked:
-                rows_typed = [text for text in typed for _ in range(number)]
+            rows_typed = [text for text in typed for _ in range(number)]
+            if self._inserts:
+                forward_parameters["streamer"] = _Growing(streamer, rows_typed, self.tokenizer.mask_token_id)
+            elif marked:
                 where = blanks.repeat_interleave(number, dim=0)
                 forward_parameters["streamer"] = _Opening(streamer, rows_typed, where, self.tokenizer.mask_token_id)
         output = self.model.generate(
@@ -357,6 +386,8 @@ class UDMGenerationPipeline(Pipeline):
                 result["expected_nats"] = by_input(output.expected_nats)
         if output.trajectory is not None:
             result["trajectory"] = by_input(torch.stack(output.trajectory, dim=1))
+        if output.trajectory_editable is not None:
+            result["trajectory_editable"] = by_input(torch.stack(output.trajectory_editable, dim=1))
         return result
 
     def postprocess(  # type: ignore[override]
@@ -374,7 +405,9 @@ class UDMGenerationPipeline(Pipeline):
         for i in range(model_outputs["sequences"].shape[1]):
             row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
             typed = given
-            if "blanks" in model_outputs:
+            if self._inserts:
+                typed = _grown(given, self.tokenizer.mask_token_id, model_outputs["editable"][0, i])
+            elif "blanks" in model_outputs:
                 where, widths = model_outputs["blanks"][0], model_outputs["widths"][0, i]
                 typed = _opened(given, self.tokenizer.mask_token_id, where, widths)
             record: dict[str, Any] = {"generated_text": self._text_of(typed, row, shown)}
@@ -391,7 +424,14 @@ class UDMGenerationPipeline(Pipeline):
                     record["expected_nats"] = float(model_outputs["expected_nats"][0, i])
             if "trajectory" in model_outputs:
                 states = model_outputs["trajectory"][0, i][: model_outputs["steps"][0, i] + 1]
-                record["trajectory"] = [self._text_of(typed, xt, shown, self.tokenizer.mask_token) for xt in states]
+                if "trajectory_editable" in model_outputs:
+                    new = model_outputs["trajectory_editable"][0, i]
+                    texts = [
+                        self._grown_text(given, *state, return_full_text) for state in zip(states, new, strict=False)
+                    ]
+                else:
+                    texts = [self._text_of(typed, xt, shown, self.tokenizer.mask_token) for xt in states]
+                record["trajectory"] = texts
             records.append(record)
         return records
 
@@ -405,6 +445,15 @@ class UDMGenerationPipeline(Pipeline):
                 "stand, and they could not be found there: texts come back as it decodes them, not as they were typed"
             )
         return typed
+
+    def _grown_text(
+        self, given: Typed | None, row: torch.Tensor, new: torch.Tensor, return_full_text: bool | None
+    ) -> str:
+        """The text of a row (L,) that is still to grow, new (L,) bool the tokens that have been put in."""
+        shown = new if return_full_text is False else torch.ones_like(new)
+        if return_full_text is None and self.model.config.prompted:
+            shown = torch.arange(len(row)) >= int(self.model.config.answer_starts(row[None])[0])
+        return self._text_of(_grown(given, self.tokenizer.mask_token_id, new), row, shown)
 
     def _text_of(self, typed: Typed | None, row: torch.Tensor, shown: torch.Tensor, blank: str | None = None) -> str:
         """The text of a row (L,), what was typed as it was typed; blank: what is written for a mask that is open."""

@@ -157,6 +157,10 @@ class Predictor:
         """xt (B, L) before the first step, where nothing of the editable positions is given: a draw of the prior."""
         return self.process.prior(inputs.tokens, editable=inputs.editable, random=self.random)
 
+    def shown(self, xs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows xs (B, L) as those who look on see them; and, where texts grow, what of them is new, (B, L) bool."""
+        return xs, None
+
     def finish(self, sequences: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a walk ended with, as it is handed out: rows, what of them is attended to, and what was editable."""
         return sequences, attention_mask, self.editable
