@@ -18,7 +18,7 @@ def demo(tmp_path_factory):
 
 def test_the_demo_shows_bound_samples_infilling_repair_and_curve(demo):
     output, printed, *_ = demo
-    for words in ("bits/char", "never seen", "fill in", "repair", "loss.png", "░░"):
+    for words in ("bits/char", "never seen", "fill in", "repair", "grows", "any width", "loss.png", "░░"):
         assert words in printed, printed
     assert (output / "unicode-names" / "loss.png").stat().st_size > 5000
 
@@ -30,6 +30,9 @@ def test_the_demo_learns_even_in_a_few_steps(demo):
     assert abs(sum(shares[k]["share"] for k in ("seen", "unseen", "words", "other")) - 1) < 1e-9
     assert len(report["infilling"]["generated"]) == 5
     assert 0 <= report["repair"]["restored"] <= 1
+    grown = report["growing"]["grown"]
+    assert grown[0] == "" and len(grown) == 7
+    assert all(text.startswith("LATIN") and "WITH" in text for text in report["growing"]["generated"])
 
 
 def test_a_second_demo_uses_the_models_that_are_there(demo):

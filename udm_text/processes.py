@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .canvas import holds, justify, symbol_pair
+from .canvas import NO_LEFT, holds, justify, symbol_pair
 from .core import Process
 from .devices import Sent, demand
 from .kernels import KERNELS
@@ -410,6 +410,8 @@ class DeleteProcess:
                 "pad_token_id is not set: process 'delete' needs a padding token, which stands where a text has grown "
                 "shorter. Give `pad_token_id=...`"
             )
+        if not (config.prefix_token_ids or config.prompted):
+            raise ValueError(NO_LEFT)
         if (count := len(config.allowed_token_ids())) < 2:
             raise ValueError(
                 f"process 'delete' needs at least 2 tokens that may be put in, since behind itself none is, and the "

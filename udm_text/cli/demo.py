@@ -1,7 +1,8 @@
 """The demo: everything the package does, on real text, in minutes and through the public interface.
 
-Two models learn the names of Unicode characters. One of the mask process writes names from nothing and fills in blanks;
-one of the substitute process, on single letters, repairs misspellings. `unicodedata.lookup` says which names exist.
+Three models learn the names of Unicode characters. One of the mask process writes names from nothing and fills in
+blanks; one of the substitute process, on single letters, repairs misspellings; and a small one of the delete process
+puts tokens in, so that its names grow and its blanks are as wide as it likes. `unicodedata.lookup` says which exist.
 """
 
 from __future__ import annotations
@@ -50,13 +51,18 @@ REPAIR = [
     *("--process", "substitute", "--tokenizer", "char", "--max_corruption", "0.3", "--model", "mini"),
     *("--per_device_train_batch_size", "64", *SHORT),
 ]
-NAMES_STEPS, REPAIR_STEPS = 2200, 550
+GROWING = [
+    *("--process", "delete", "--model", "tiny", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
+    *("--per_device_train_batch_size", "128", *SHORT),
+]
+NAMES_STEPS, REPAIR_STEPS, GROWING_STEPS = 2200, 550, 1000
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
     "CYRILLIC SMALL LETTXR YA",
 ]
 BLANK = "LATIN SMALL LETTER [MASK] WITH [MASK]"
+WIDE_BLANK = "LATIN <blank> WITH <blank>"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -100,7 +106,7 @@ def verdict(name: str, seen: set[str], words: set[str]) -> str:
 
 
 def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train both models below `output`, print what they do; returns what is added to report.json."""
+    """Train the models below `output`, print what they do; returns what is added to report.json."""
     started = time.time()
     logging.disable_progress_bar()
     script = prepare_script()
@@ -109,9 +115,12 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
         counts = load_script(script).prepare(dataset)
         console.print(f"[bold]data[/]  {sum(counts.values())} names of Unicode characters -> {dataset}")
     names_dir, repair_dir = output / "unicode-names", output / "unicode-names-repair"
+    growing_dir = output / "unicode-names-growing"
     repair_steps = REPAIR_STEPS if steps is None else max(1, steps // 4)
+    growing_steps = GROWING_STEPS if steps is None else max(1, steps // 4)
     train(names_dir, dataset, NAMES, NAMES_STEPS if steps is None else steps, seed)
     train(repair_dir, dataset, REPAIR, repair_steps, seed)
+    train(growing_dir, dataset, GROWING, growing_steps, seed)
 
     splits = load_corpus(str(dataset))
     report = json.loads((names_dir / "report.json").read_text(encoding="utf-8"))
@@ -121,6 +130,7 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
         "samples": show_samples(pipe, splits["train"]["text"], seed),
         "infilling": show_infilling(pipe, seed),
         "repair": show_repair(repair_dir),
+        "growing": show_growing(growing_dir, seed),
         "demo_seconds": time.time() - started,
     }
     write_json(names_dir / "report.json", {**report, **shown})
@@ -181,6 +191,22 @@ def show_infilling(pipe, seed: int) -> dict[str, Any]:
     for text in texts:
         console.print(f"  {text}", markup=False)
     return {"input": BLANK, "seed": seed, "generated": texts}
+
+
+def show_growing(growing_dir: Path, seed: int) -> dict[str, Any]:
+    """A name that grows token by token, and blanks of any width."""
+    pipe = load_pipeline(str(growing_dir))
+    [first] = pipe("", seed=seed, length=6, output_trajectory=True)
+    console.print("\n[bold]a name grows, one token a step, wherever the model likes[/]")
+    for text in first["trajectory"]:
+        console.print(f"  {text}", markup=False)
+    texts = [record["generated_text"] for record in pipe(WIDE_BLANK, num_return_sequences=5, seed=seed)]
+    console.print(f"\n[bold]blanks of any width[/]  {WIDE_BLANK}")
+    for text in texts:
+        console.print(f"  {text}", markup=False)
+    report = json.loads((growing_dir / "report.json").read_text(encoding="utf-8"))
+    console.print(f"bound of the small model that grows its names  {describe(report['validation'])}")
+    return {"grown": first["trajectory"], "input": WIDE_BLANK, "seed": seed, "generated": texts}
 
 
 def show_repair(repair_dir: Path) -> dict[str, Any]:

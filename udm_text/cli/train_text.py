@@ -19,7 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..card import hub_name
 from ..common import check_place, choices
-from ..configuration_udm import PRESETS, UDMConfig
+from ..configuration_udm import PRESETS, PROCESSES, UDMConfig
 from ..corpus import (
     TOKENIZERS,
     Corpus,
@@ -171,7 +171,8 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     if model_args.model not in PRESETS:
         stored, _ = UDMConfig.get_config_dict(model_args.model)
         own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
-    TextObjective(UDMConfig(mask_token_id=0, pad_token_id=1, **own), **goal_fields(data, goal))  # with any backbone
+    config = UDMConfig(mask_token_id=0, pad_token_id=1, prefix_token_ids=[2], **own)  # with any backbone and tokenizer
+    TextObjective(config, **goal_fields(data, goal))
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -290,8 +291,8 @@ def choose_tokenizer(
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
     # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] tell
-    # its ends apart.
-    cls_sep = model_args.backbone in ROTARY
+    # its ends apart. And where texts grow, a gap before the first token is read at [CLS].
+    cls_sep = model_args.backbone in ROTARY or PROCESSES[model_args.process or "mask"].inserts
     how: dict[str, Any] = {"cls_sep": cls_sep, "separator": data.prompt_column is not None}
     how["min_frequency"] = data.min_frequency
     made = [train_tokenizer(kind, texts, data.vocab_size, **how) if state.is_main_process else None]
