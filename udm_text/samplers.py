@@ -120,6 +120,7 @@ def speculative(start: Start) -> Walk:
     return Walk(done.sequences, done.rounds, done.tokens_per_call, done.drafts)
 
 
+    how["everywhere"] = predictor.asks_everywhere
 SAMPLERS: dict[str, Sampler] = {"speculate": speculative, "threshold": by_threshold, "num_steps": step_by_step}
 """The one table of samplers, by the option that asks for them; the last one is asked for by none."""
 
