@@ -320,7 +320,12 @@ class MaskPredictor(Predictor):
                 else:
                     self.plan = self._make_plan(xt, grid, self.noise)
         if self.noise is None or self.adaptive is not None:
-            self.random.expect((len(grid) - 1) * _DRAWS)
+            self.random.expect((len(grid) - 1) * self._draws())
+
+    def _draws(self) -> int:
+        """Draws of a step: for its tokens, for noise on an adaptive order, for its noise and what is fresh of that."""
+        noise = 3 + 2 * bool(self.config.churn) if self.noise is None else 0
+        return 1 + bool(self.adaptive is not None and self.config.order_noise) + noise
 
     def replaced(self) -> None:
         super().replaced()
@@ -384,8 +389,7 @@ class MaskPredictor(Predictor):
             positions, own = self.plan.step(self._step - 1)
         else:
             noise, uniforms = self._static_step(xt, t, s, before, after)
-            known = None if self.noise is None else _falls(before, after)
-            positions = Positions.of(self.process.changing(xt, s, noise), known)
+            positions = self._revealed(xt, s, noise, before, after)
             own = uniforms[positions.places]
         if not positions.width:
             return Prediction(xt, noise)
@@ -408,6 +412,18 @@ class MaskPredictor(Predictor):
         if any(_falls(after, before)):
             self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
+    def _revealed(self, xt: Tensor, s: Tensor, noise: TokenNoise, before: list[int], after: list[int]) -> Positions:
+        """The positions that a step reveals, and where to learn which they are would keep a device waiting, others.
+
+        How many they are is known but for `churn`, whose fresh noise may hide others in their place. Then all that are
+        [MASK] are as many as the grid says; what is drawn where [MASK] stays is not used.
+        """
+        if self.noise is not None:
+            return Positions.of(self.process.changing(xt, s, noise), _falls(before, after))
+        if self._replaced or reads_are_free(xt.device):
+            return Positions.of(self.process.changing(xt, s, noise))
+        return Positions.of(self.process.corrupted(xt) & self.editable, before)
+
 
     def _by_adaptive_order(
         self, adaptive: Order, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
@@ -416,11 +432,11 @@ class MaskPredictor(Predictor):
         uniforms = self.random.uniform(length)
         gumbel = self.random.uniform(length) if config.order_noise else None
         corrupted = self.process.corrupted(xt) & self.editable
-        falling = [fall > 0 for fall in _falls(before, after)]
-        wanted = corrupted if all(falling) else corrupted & (t > s)[:, None]
-        known = None if self._replaced else [a if falls else 0 for a, falls in zip(before, falling, strict=True)]
-        positions = Positions.of(wanted, known if not config.churn else None)
-        here, keys = positions.places, self._nothing.masked_fill(corrupted, 0.0)
+        # a row that rests has no [MASK], unless somebody put it there
+        rests = self._replaced and not all(_falls(before, after))
+        wanted = corrupted & (t > s)[:, None] if rests else corrupted
+        positions = Positions.of(wanted, None if self._replaced else before)
+        here, keys = positions.places, self._nothing.masked_fill(corrupted, 0.0) if rests else self._nothing
         tokens = xt.new_zeros(0)
         if positions.width:
             tokens, scores = self._read(xt, t, positions, uniforms[here])
@@ -428,8 +444,7 @@ class MaskPredictor(Predictor):
                 scores = perturb(adaptive, scores, config.order_noise, gumbel[here])
             keys = keys.index_put(here, scores)  # the highest leaves first; a row that rests keeps all
             if config.threshold is not None:  # order by confidence: the scores are probabilities
-                sure = torch.zeros_like(t).index_add(0, positions.rows, (scores > config.threshold).long())
-                s = s.minimum(t - sure)
+                s = s.minimum((keys <= config.threshold).sum(dim=1))
         noise = self._noise(xt, t, keys) if self.noise is None else self.noise._replace(keys=keys)
         noise = self._remask_least_confident(noise, t, s, before, after)
         return Prediction(xt.index_put(here, tokens) if positions.width else xt, noise, s=s)
