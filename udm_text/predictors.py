@@ -36,7 +36,6 @@ from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
 from .kernels import KERNELS, Change, Kernel
-from .objectives import changes
 from .positions import Positions
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
@@ -412,6 +411,7 @@ class MaskPredictor(Predictor):
         if any(_falls(after, before)):
             self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
+
     def _revealed(self, xt: Tensor, s: Tensor, noise: TokenNoise, before: list[int], after: list[int]) -> Positions:
         """The positions that a step reveals, and where to learn which they are would keep a device waiting, others.
 
@@ -423,7 +423,6 @@ class MaskPredictor(Predictor):
         if self._replaced or reads_are_free(xt.device):
             return Positions.of(self.process.changing(xt, s, noise))
         return Positions.of(self.process.corrupted(xt) & self.editable, before)
-
 
     def _by_adaptive_order(
         self, adaptive: Order, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
@@ -530,16 +529,19 @@ class SubstitutePredictor(Predictor):
     def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
         super().begin(xt, grid)
         self._editable_counts: list[int] = self.editable.sum(dim=1).tolist()
+        self._all = Positions.of(self.editable, self._editable_counts)
+        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
+        self._unchanged = never, torch.zeros_like(never)
         self.random.expect((len(grid) - 1) * _DRAWS)
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         before, after = self._counts()
         uniforms = self.random.uniform(xt.shape[1])
-        wanted = self.editable & (t > s)[:, None]
-        asked = zip(self._editable_counts, before, after, strict=True)
-        positions = Positions.of(wanted, [count if a > b else 0 for count, a, b in asked])
-        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
-        blank = never, torch.zeros_like(never), xt
+        positions, falls = self._all, _falls(before, after)
+        if not all(falls):
+            own = [count if fall else 0 for count, fall in zip(self._editable_counts, falls, strict=True)]
+            positions = Positions.of(self.editable & (t > s)[:, None], own)
+        blank = *self._unchanged, xt
         change = Change(*blank)
         if positions.width:
             here = positions.places
@@ -592,14 +594,15 @@ def propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[
 def _propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `propose`, however sure."""
     log_probs = log_probabilities(logits, temperature=config.temperature or 1.0)
+    stay = log_probs.gather(-1, current[:, None])[:, 0].clamp(min=_MUST)
     others = log_probs.scatter(-1, current[:, None], -torch.inf)
     if config.temperature == 0:  # a change is judged by the best token it could bring
         best = others.max(dim=-1)
-        stay = log_probs.gather(-1, current[:, None])[:, 0]
-        return best.values.clamp(min=NEVER), stay.clamp(min=_MUST), best.indices
-    change = changes(log_probs, current, torch.ones_like(current, dtype=torch.bool))
-    tokens = draw(truncate(others, config.top_k, config.top_p), uniforms)
-    return change.log_change, change.log_stay.clamp(min=_MUST), tokens
+        return best.values.clamp(min=NEVER), stay, best.indices
+    change = others.logsumexp(dim=-1).clamp(min=NEVER)
+    if config.top_k is not None or config.top_p is not None:
+        others = truncate(others, config.top_k, config.top_p)
+    return change, stay, draw(others, uniforms)
 
 
 def make_changes(
@@ -610,6 +613,19 @@ def make_changes(
     t = t.minimum(able)
     s = s.minimum(t)
     prediction = kernel.draw(change, xt, t, s, config.churn, random, config.temperature == 0, most)
-    return prediction._replace(
+    prediction = prediction._replace(
         t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
     )
+    return prediction if config.churn else _settled(prediction, xt, random)
+
+
+def _settled(prediction: Prediction, xt: Tensor, random: Any) -> Prediction:
+    """The same step with s = 0: what the recovered noise would take back, s of the changes from xt to x0_hat, is taken
+    back here. Of that noise their order is all that is needed, and by the same numbers it is the same.
+    """
+    assert prediction.s is not None
+    numbers = [random.uniform(xt.shape[1]) for _ in range(4)]  # as many as `SubstituteProcess.invert_noise` draws
+    tie = numbers[1]
+    taken_back = ranks(tie.masked_fill(prediction.x0 == xt, torch.inf)) < prediction.s[:, None]
+    x0 = torch.where(taken_back, xt, prediction.x0)
+    return prediction._replace(x0=x0, noise=TokenNoise(tie, tie, xt), s=torch.zeros_like(prediction.s))
