@@ -45,14 +45,23 @@ FREE = {
     "revision": {"revise": 2},
     "cache": {"cache_refresh": 3},
     "cache, confidence": {"cache_refresh": 3, "order": "confidence"},
+    "churn": {"churn": 0.5},
+    "churn, confidence": {"churn": 0.5, "order": "confidence"},
 }
 """Generations by masks whose grid is known beforehand: no step waits."""
-ONE = {"threshold": {"threshold": 0.3}, "speculate": {"speculate": 2}, "churn": {"churn": 0.5}}
+ONE = {
+    "threshold": {"threshold": 0.5},
+    "speculate": {"speculate": 2},
+    "speculate, guidance": {"speculate": 2, "guidance_scale": 2.0},
+    "speculate, processor": {"speculate": 2, "logits_processor": lambda input_ids, scores: scores * 2},
+}
 """What a step finds out itself: one wait each."""
 BUDGET = 40
 """Launches of a step beyond those of the model's plain forward."""
 BUDGETED = ("random", "left_to_right", "confidence", "margin", "few steps", "greedy", "constraints")
-BUDGETED += ("entropy with noise", "guidance", "revision", "cache")
+BUDGETED += ("entropy with noise", "guidance", "revision", "cache", "churn", "threshold", "speculate")
+KERNEL_BUDGET = {"site": 62, "free": 56}
+"""The same of a step by substitution; `hamming` goes through the positions one by one."""
 
 
 @functools.cache
@@ -114,7 +123,7 @@ def test_masks_give_the_same_rows_and_no_step_waits(family, name, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", BUDGETED)
 def test_a_step_launches_little_more_than_the_plain_forward(family, name, monkeypatch):
-    how, model = FREE[name], model_of("mask", family, layers=3)
+    how, model = {**FREE, **ONE}[name], model_of("mask", family, layers=3)
     with SimulatedDevice() as device:
         there = moved(device, model)
         steps = Steps(monkeypatch, device)
@@ -124,6 +133,22 @@ def test_a_step_launches_little_more_than_the_plain_forward(family, name, monkey
         with torch.no_grad():
             there(**given)
         assert max(steps.launches) <= device.total + BUDGET
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kernel", KERNEL_BUDGET)
+def test_a_step_by_substitution_launches_so_many_more_than_the_plain_forward(family, kernel, monkeypatch):
+    model = model_of("substitute", family, layers=3)
+    with SimulatedDevice() as device:
+        there = moved(device, model)
+        steps = Steps(monkeypatch, device)
+        generated(there, None, length=6, num_return_sequences=3, kernel=kernel)
+        counts = device.move(torch.full((3,), 6))
+        given = {"input_ids": device.move(ALIKE), "attention_mask": device.move(torch.ones_like(ALIKE))}
+        device.reset()
+        with torch.no_grad():
+            there(**given, t=counts, num_editable=counts)
+        assert max(steps.launches) <= device.total + KERNEL_BUDGET[kernel]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

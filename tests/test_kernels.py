@@ -1,5 +1,7 @@
 """The three reverse kernels have the chances they claim, draw with them, and `site` is exact."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from udm_text.decoding import draw
 from udm_text.hamming import NEVER
 from udm_text.kernels import KERNELS, Change
 from udm_text.objectives import changes
+from udm_text.predictors import make_changes
 from udm_text.processes import SubstituteProcess
 from udm_text.randomness import RowRandom
 
@@ -299,6 +302,25 @@ def test_free_copies_nothing_where_x0_hat_equals_xt():
     )
     _, xs = step("free", change, xt, filled(3, xt), filled(1, xt))
     assert torch.equal(xs, xt)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", KERNELS)
+def test_what_a_predictor_takes_back_is_what_the_recovered_noise_would(name, temperature):
+    """By the same numbers, and as many of them; the step of the process then finds nothing to take back."""
+    change, xt = random_change(300, 9, never=(0, 5))
+    t = 1 + torch.arange(300) % 7
+    process, editable = SubstituteProcess(torch.arange(5)), change.log_change > NEVER / 2
+    config = SimpleNamespace(temperature=temperature, churn=0.0)
+    for s in (t - 1, t // 2, torch.zeros_like(t)):
+        by_noise, by_predictor = (RowRandom(0, torch.arange(300)) for _ in range(2))
+        drawn = KERNELS[name].draw(change, xt, t, s, 0.0, by_noise, temperature == 0)
+        counts = t if drawn.t is None else drawn.t, s if drawn.s is None else drawn.s
+        expected = reverse_step(process, xt, drawn.x0, *counts, editable=editable, random=by_noise)
+        made = make_changes(config, KERNELS[name], change, xt, t, s, by_predictor, 7)
+        assert by_predictor.draws == by_noise.draws and torch.equal(made.x0, expected)
+        assert torch.equal(reverse_step(process, xt, made.x0, made.t, made.s, noise=made.noise), expected)
+        assert (expected != xt).any()
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -45,7 +45,7 @@ TABLES = {"random": random_predictor, "sparse": sparse_predictor, "greedy": gree
 
 def marginals_of(table, num_tokens, calls=None):
     """The network that answers with the table; tokens are 0..V-1 and [MASK] is V."""
-    log_p = torch.tensor(table).log()
+    p = torch.tensor(table)
 
     def marginals(xt, t, positions):
         rows, columns, _ = positions
@@ -54,7 +54,7 @@ def marginals_of(table, num_tokens, calls=None):
         if calls is not None:
             calls.append(len(positions.asked))
         rank = (num_tokens + 1) ** torch.arange(xt.shape[1]).flip(0)
-        return lambda which: log_p[(xt @ rank)[rows[which]], columns[which]]
+        return lambda which: p[(xt @ rank)[rows[which]], columns[which]]
 
     return marginals
 
@@ -99,7 +99,7 @@ class RoundLaw:
     def __init__(self, table, num_tokens, order, k, drafts_from=None):
         self.num_tokens, self.length, self.order, self.k = num_tokens, len(order), list(order), k
         self.marginals = marginals_of(table, num_tokens)
-        self.log_p, self.other = torch.tensor(table).log(), drafts_from
+        self.p, self.other = torch.tensor(table), drafts_from
         self.seen = None
 
     def listen(self, xt, t, positions):
@@ -117,19 +117,17 @@ class RoundLaw:
         left = (xt == self.num_tokens).sum(1)
         assert (left == left[0]).all()
         done = self.length - int(left[0])
-        rank = torch.empty(self.length, dtype=torch.int64)
-        rank[self.order[done:] + self.order[:done]] = torch.arange(self.length)
+        turns = torch.tensor((self.order[done:] + [self.length] * (2 * self.k + 1))[: 2 * self.k + 1])
         ahead, ready = None, torch.full((len(xt),), done > 0)
         if done:
-            ahead = self.ahead(xt, done, self.log_p if self.other is None else torch.tensor(self.other).log())
+            ahead = self.ahead(xt, done, self.p if self.other is None else torch.tensor(self.other))
             ahead = torch.cat((ahead, ahead[:, :1].expand(-1, self.k - ahead.shape[1], -1)), dim=1)
-        after = speculative_round(
-            self.listen, xt, rank.expand(len(xt), -1), left, ahead, ready, (drafts, coins, again[:, None])
-        )
+        uniforms, counts = (drafts, coins, again[:, None]), [(self.length - done, done > 0)] * len(xt)
+        after = speculative_round(self.listen, xt, turns.expand(len(xt), -1), left, ahead, ready, uniforms, counts)
         assert torch.equal(after.ready, left > after.settled)
         for settled in after.settled[after.ready].unique().tolist():
             here = after.settled == settled
-            expected = self.ahead(after.xs[here], done + settled, self.log_p)
+            expected = self.ahead(after.xs[here], done + settled, self.p)
             assert torch.equal(after.ahead[here, : expected.shape[1]], expected), "the next drafts' laws"
         return after
 
@@ -376,6 +374,48 @@ def test_rows_with_nothing_to_fill_in_rest_and_a_round_of_one_is_refused():
         speculate(MaskProcess(2), marginals_of(table, 2), xt, 1, **settings)
     whole = speculate(MaskProcess(2), marginals_of(table, 2), xt[:1], 2, editable=settings["editable"][:1], random=None)
     assert whole.sequences.tolist() == [[0, 1, 0]]
+
+
+def careless_marginals_of(table, num_tokens):
+    """As `marginals_of`, of a network that may be asked about anything: rows with [MASK] or tokens out of turn, too."""
+    p, powers = torch.tensor(table), (num_tokens + 1) ** torch.arange(table.shape[1]).flip(0)
+
+    def marginals(xt, t, positions):
+        laws = p[(xt @ powers)[positions.rows], positions.columns]
+        return lambda which: laws if which is None else laws[which]
+
+    return marginals
+
+
+@pytest.mark.parametrize("replaces", [None, "fills", "masks", "watches"])
+@pytest.mark.parametrize(("kind", "k"), [("random", 2), ("sparse", 3), ("greedy", 5)])
+def test_asked_everywhere_it_is_the_same_text(kind, k, replaces):
+    """What a device does in order not to wait: rows of all lengths, whole rounds and rounds that are cut short."""
+    length, num_tokens = 6, 3
+    table = TABLES[kind](4**length, length, num_tokens, seed=k)
+    table = (table + table[-1:]) / 2
+    xt, editable = masks_of(60, num_tokens, length)
+    xt = xt.masked_fill(torch.from_numpy(all_rows(2, length)[:60]) == 1, 1)
+    editable[::7, 2] = False
+
+    def on_round(number, xs, left):
+        seen.append(left.tolist())
+        if replaces == "fills":
+            xs[number % 5 :: 5, 1] = 0
+        return xs.index_fill(1, torch.tensor([3]), num_tokens) if replaces == "masks" and number == 1 else None
+
+    on_round.replaces = replaces != "watches"
+    found = []
+    for everywhere in (False, True):
+        seen = []
+        how = {"editable": editable, "random": RowRandom(k, torch.arange(60)), "everywhere": everywhere}
+        how["on_round"] = on_round if replaces else None
+        done = speculate(MaskProcess(num_tokens), careless_marginals_of(table, num_tokens), xt, k, **how)
+        found.append([done.sequences, done.rounds, done.tokens, *done.drafts, torch.tensor(seen)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    sequences, rounds, _, tested, accepted, _ = found[0]
+    assert replaces == "masks" or not (sequences == num_tokens)[editable].any()
+    assert rounds.max() > 2 and (tested >= accepted).all() and accepted.any()
 
 
 def test_acceptance_is_counted_over_all_rows():

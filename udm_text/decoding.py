@@ -24,6 +24,9 @@ COLDEST = torch.finfo(torch.float64).tiny
 _BLOCK = 256
 """Tokens whose probabilities are summed before a block of them is searched."""
 
+_BELOW_ONE = 1.0 - 2.0**-53
+"""The largest uniform: times a sum, it is less than the sum, however it is rounded."""
+
 
 def log_probabilities(logits: Tensor, forbidden: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """(..., V) float64 log-probabilities of logits (..., V). The arguments are those of `tempered`."""
@@ -83,7 +86,11 @@ def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
 
     log_probs need not be normalised; the largest of each row must be finite.
     """
-    weights = (log_probs - log_probs.amax(dim=-1, keepdim=True)).exp_()
+    return draw_weighted(log_probs.softmax(dim=-1), uniforms)
+
+
+def draw_weighted(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens (...) int64 as `draw` gives them, from weights (..., V) float64, at least 0 and somewhere positive."""
     return _inverse_cdf(weights, uniforms.unsqueeze(-1)).squeeze(-1)
 
 
@@ -96,26 +103,24 @@ def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     weights: float64, at least 0 and somewhere positive. uniforms: (..., 1) float64 in (0, 1).
     """
     size, length = _BLOCK, weights.shape[-1]
+    uniforms = uniforms.clamp(max=_BELOW_ONE)
     if length < 4 * size:
         running = weights.cumsum(dim=-1)
-        return _search(running, uniforms * running[..., -1:])
+        return torch.searchsorted(running, uniforms * running[..., -1:], right=True)
     whole = length - length % size
     sums = weights[..., :whole].unflatten(-1, (-1, size)).sum(dim=-1)
     if whole < length:
         sums = torch.cat((sums, weights[..., whole:].sum(dim=-1, keepdim=True)), dim=-1)
     running = sums.cumsum(dim=-1)
     target = uniforms * running[..., -1:]
-    block = _search(running, target)
+    block = torch.searchsorted(running, target, right=True)
     before = torch.where(block > 0, running.gather(-1, (block - 1).clamp(min=0)), 0.0)
     place = block * size + torch.arange(size, device=weights.device)
     inside = weights.gather(-1, place.clamp(max=length - 1)).masked_fill(place >= length, 0.0)
-    return block * size + _search(inside.cumsum(dim=-1), target - before)
-
-
-def _search(running: Tensor, target: Tensor) -> Tensor:
-    """(..., 1): the first place of running sums (..., n) that exceeds target (..., 1), or the last that adds any."""
+    running = inside.cumsum(dim=-1)
+    # rounding may leave more to find than the block holds: then it is the last of it that adds any
     last = torch.searchsorted(running, running[..., -1:].contiguous())
-    return torch.searchsorted(running, target, right=True).minimum(last)
+    return block * size + torch.searchsorted(running, target - before, right=True).minimum(last)
 
 
 def confidence(log_probs: Tensor, tokens: Tensor) -> Tensor:

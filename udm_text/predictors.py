@@ -36,7 +36,6 @@ from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
 from .kernels import KERNELS, Change, Kernel
-from .objectives import changes
 from .positions import Positions
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
@@ -328,7 +327,12 @@ class MaskPredictor(Predictor):
                 else:
                     self.plan = self._make_plan(xt, grid, self.noise)
         if self.noise is None or self.adaptive is not None:
-            self.random.expect((len(grid) - 1) * _DRAWS)
+            self.random.expect((len(grid) - 1) * self._draws())
+
+    def _draws(self) -> int:
+        """Draws of a step: for its tokens, for noise on an adaptive order, for its noise and what is fresh of that."""
+        noise = 3 + 2 * bool(self.config.churn) if self.noise is None else 0
+        return 1 + bool(self.adaptive is not None and self.config.order_noise) + noise
 
     def replaced(self) -> None:
         super().replaced()
@@ -392,8 +396,7 @@ class MaskPredictor(Predictor):
             positions, own = self.plan.step(self._step - 1)
         else:
             noise, uniforms = self._static_step(xt, t, s, before, after)
-            known = None if self.noise is None else _falls(before, after)
-            positions = Positions.of(self.process.changing(xt, s, noise), known)
+            positions = self._revealed(xt, s, noise, before, after)
             own = uniforms[positions.places]
         if not positions.width:
             return Prediction(xt, noise)
@@ -417,6 +420,18 @@ class MaskPredictor(Predictor):
             self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
 
+    def _revealed(self, xt: Tensor, s: Tensor, noise: TokenNoise, before: list[int], after: list[int]) -> Positions:
+        """The positions that a step reveals, and where to learn which they are would keep a device waiting, others.
+
+        How many they are is known but for `churn`, whose fresh noise may hide others in their place. Then all that are
+        [MASK] are as many as the grid says; what is drawn where [MASK] stays is not used.
+        """
+        if self.noise is not None:
+            return Positions.of(self.process.changing(xt, s, noise), _falls(before, after))
+        if self._replaced or reads_are_free(xt.device):
+            return Positions.of(self.process.changing(xt, s, noise))
+        return Positions.of(self.process.corrupted(xt) & self.editable, before)
+
     def _by_adaptive_order(
         self, adaptive: Order, xt: Tensor, t: Tensor, s: Tensor, before: list[int], after: list[int]
     ) -> Prediction:
@@ -424,11 +439,11 @@ class MaskPredictor(Predictor):
         uniforms = self.random.uniform(length)
         gumbel = self.random.uniform(length) if config.order_noise else None
         corrupted = self.process.corrupted(xt) & self.editable
-        falling = [fall > 0 for fall in _falls(before, after)]
-        wanted = corrupted if all(falling) else corrupted & (t > s)[:, None]
-        known = None if self._replaced else [a if falls else 0 for a, falls in zip(before, falling, strict=True)]
-        positions = Positions.of(wanted, known if not config.churn else None)
-        here, keys = positions.places, self._nothing.masked_fill(corrupted, 0.0)
+        # a row that rests has no [MASK], unless somebody put it there
+        rests = self._replaced and not all(_falls(before, after))
+        wanted = corrupted & (t > s)[:, None] if rests else corrupted
+        positions = Positions.of(wanted, None if self._replaced else before)
+        here, keys = positions.places, self._nothing.masked_fill(corrupted, 0.0) if rests else self._nothing
         tokens = xt.new_zeros(0)
         if positions.width:
             tokens, scores = self._read(xt, t, positions, uniforms[here])
@@ -436,8 +451,7 @@ class MaskPredictor(Predictor):
                 scores = perturb(adaptive, scores, config.order_noise, gumbel[here])
             keys = keys.index_put(here, scores)  # the highest leaves first; a row that rests keeps all
             if config.threshold is not None:  # order by confidence: the scores are probabilities
-                sure = torch.zeros_like(t).index_add(0, positions.rows, (scores > config.threshold).long())
-                s = s.minimum(t - sure)
+                s = s.minimum((keys <= config.threshold).sum(dim=1))
         noise = self._noise(xt, t, keys) if self.noise is None else self.noise._replace(keys=keys)
         noise = self._remask_least_confident(noise, t, s, before, after)
         return Prediction(xt.index_put(here, tokens) if positions.width else xt, noise, s=s)
@@ -523,16 +537,19 @@ class SubstitutePredictor(Predictor):
     def begin(self, xt: Tensor, grid: list[list[int]]) -> None:
         super().begin(xt, grid)
         self._editable_counts: list[int] = self.editable.sum(dim=1).tolist()
+        self._all = Positions.of(self.editable, self._editable_counts)
+        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
+        self._unchanged = never, torch.zeros_like(never)
         self.random.expect((len(grid) - 1) * _DRAWS)
 
     def __call__(self, xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         before, after = self._counts()
         uniforms = self.random.uniform(xt.shape[1])
-        wanted = self.editable & (t > s)[:, None]
-        asked = zip(self._editable_counts, before, after, strict=True)
-        positions = Positions.of(wanted, [count if a > b else 0 for count, a, b in asked])
-        never = torch.full(xt.shape, NEVER, dtype=torch.float64, device=xt.device)
-        blank = never, torch.zeros_like(never), xt
+        positions, falls = self._all, _falls(before, after)
+        if not all(falls):
+            own = [count if fall else 0 for count, fall in zip(self._editable_counts, falls, strict=True)]
+            positions = Positions.of(self.editable & (t > s)[:, None], own)
+        blank = *self._unchanged, xt
         change = Change(*blank)
         if positions.width:
             here = positions.places
@@ -585,14 +602,15 @@ def propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[
 def _propose(config, logits: Tensor, current: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `propose`, however sure."""
     log_probs = log_probabilities(logits, temperature=config.temperature or 1.0)
+    stay = log_probs.gather(-1, current[:, None])[:, 0].clamp(min=_MUST)
     others = log_probs.scatter(-1, current[:, None], -torch.inf)
     if config.temperature == 0:  # a change is judged by the best token it could bring
         best = others.max(dim=-1)
-        stay = log_probs.gather(-1, current[:, None])[:, 0]
-        return best.values.clamp(min=NEVER), stay.clamp(min=_MUST), best.indices
-    change = changes(log_probs, current, torch.ones_like(current, dtype=torch.bool))
-    tokens = draw(truncate(others, config.top_k, config.top_p), uniforms)
-    return change.log_change, change.log_stay.clamp(min=_MUST), tokens
+        return best.values.clamp(min=NEVER), stay, best.indices
+    change = others.logsumexp(dim=-1).clamp(min=NEVER)
+    if config.top_k is not None or config.top_p is not None:
+        others = truncate(others, config.top_k, config.top_p)
+    return change, stay, draw(others, uniforms)
 
 
 def make_changes(
@@ -603,6 +621,19 @@ def make_changes(
     t = t.minimum(able)
     s = s.minimum(t)
     prediction = kernel.draw(change, xt, t, s, config.churn, random, config.temperature == 0, most)
-    return prediction._replace(
+    prediction = prediction._replace(
         t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
     )
+    return prediction if config.churn else _settled(prediction, xt, random)
+
+
+def _settled(prediction: Prediction, xt: Tensor, random: Any) -> Prediction:
+    """The same step with s = 0: what the recovered noise would take back, s of the changes from xt to x0_hat, is taken
+    back here. Of that noise their order is all that is needed, and by the same numbers it is the same.
+    """
+    assert prediction.s is not None
+    numbers = [random.uniform(xt.shape[1]) for _ in range(4)]  # as many as `SubstituteProcess.invert_noise` draws
+    tie = numbers[1]
+    taken_back = ranks(tie.masked_fill(prediction.x0 == xt, torch.inf)) < prediction.s[:, None]
+    x0 = torch.where(taken_back, xt, prediction.x0)
+    return prediction._replace(x0=x0, noise=TokenNoise(tie, tie, xt), s=torch.zeros_like(prediction.s))

@@ -110,8 +110,9 @@ class RowRandom:
         return block[self.draws - first :][:count]
 
     def expect(self, draws: int) -> None:
-        """So many calls of `uniform` will follow, all of one n: their numbers are made together where there is room."""
-        self._expected = draws
+        """So many calls of `uniform` will follow, or more, all of one n: their numbers are made together where there is
+        room."""
+        self._expected = max(self._expected, draws)
 
     def _uniform(self, first: int, count: int, n: int) -> Tensor:
         """(count, B, n): the draws from `first` on."""

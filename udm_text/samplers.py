@@ -91,30 +91,36 @@ def by_threshold(start: Start) -> Walk:
     row's steps depend on itself alone.
     """
     process, predictor, xt, times, _, editable, random, watch = start
-    first, steps = (process.corrupted(xt, xt) & editable).sum(dim=1), torch.zeros_like(times[0])
-    floors = times.tolist()
+    first = left = (process.corrupted(xt, xt) & editable).sum(dim=1)
+    floors, steps, none = times.tolist(), [0] * len(xt), torch.zeros_like(left)
+    predictor.begin(xt, floors)
     for step, floor in enumerate(times[1:]):
-        t = (process.corrupted(xt, xt) & editable).sum(dim=1)
-        before = t.tolist()  # how far the rows are is seen in them alone: the one read of a step
+        before = left.tolist()  # how far the rows are is seen in them alone: the one read of a step
         if not any(before):
             break
-        steps += t > 0
-        s = floor.minimum(t - 1).clamp(min=0)
+        steps = [taken + (count > 0) for taken, count in zip(steps, before, strict=True)]
         after = [max(0, min(a, b - 1)) for a, b in zip(floors[step + 1], before, strict=True)]
         predictor.begin(xt, [before, after])
 
         def on_step(_: int, xs: Tensor, prediction: Prediction, step: int = step) -> Tensor:
+            nonlocal left
             assert prediction.s is not None  # the predictor of a threshold says it
+            left = prediction.s
             return _watched(watch, predictor, step, xs, prediction.s)
 
-        xt = denoise(process, predictor, xt, [t, s], editable=editable, random=random, on_step=on_step)
-    return Walk(xt, steps, first.double() / steps.clamp(min=1))
+        grid = [left, (left - 1).clamp(none, floor)]
+        xt = denoise(process, predictor, xt, grid, editable=editable, random=random, on_step=on_step)
+        if predictor.is_replaced:
+            left = (process.corrupted(xt, xt) & editable).sum(dim=1)
+    taken = torch.tensor(steps, device=xt.device)
+    return Walk(xt, taken, first.double() / taken.clamp(min=1))
 
 
 def speculative(start: Start) -> Walk:
     """Rounds that draft `speculate` tokens and keep the law of one token a step; the grid is not needed."""
     process, predictor, xt, _, config, editable, random, watch = start
     how: dict[str, Any] = {"editable": editable, "random": random, "on_round": watch}
+    how["everywhere"] = predictor.asks_everywhere
     ordered = config.order == "left_to_right"
     done = speculate(process, predictor.marginals, xt, config.speculate, left_to_right=ordered, **how)
     return Walk(done.sequences, done.rounds, done.tokens_per_call, done.drafts)
