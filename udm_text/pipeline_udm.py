@@ -214,7 +214,9 @@ class UDMGenerationPipeline(Pipeline):
 
         return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
-    def preprocess(self, input_: str, blank_token: str | None = BLANK, **preprocess_parameters: Any) -> dict[str, Any]:
+    def preprocess(  # type: ignore[override]
+        self, input_: str, blank_token: str | None = BLANK, **preprocess_parameters: Any
+    ) -> dict[str, Any]:
         if not isinstance(input_, str):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
