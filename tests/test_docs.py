@@ -157,8 +157,9 @@ def place(tmp_path_factory):
 
     here = tmp_path_factory.mktemp("place")
     tokenizer = train_tokenizer("wordpiece", [" ".join(WORDS)] * 20, 200)
-    for name, process in (("unicode-names", "mask"), ("unicode-names-repair", "substitute")):
+    for name, process in (("unicode-names", "mask"), ("unicode-names-repair", "substitute"), ("blanks", "mask")):
         own = {key: value for key, value in tokenizer_fields(tokenizer).items()}
+        own |= {"blank_widths": 8} if name == "blanks" else {}
         make_udm(process, vocab_size=len(tokenizer), length_counts=COUNTS, **own).save_pretrained(here / "runs" / name)
         tokenizer.save_pretrained(here / "runs" / name)
     write_shapes(here / "corpus.txt")

@@ -181,7 +181,7 @@ Nothing was published of how this model was trained.
 
 ## Intended use and limits
 
-{{ kind.limits }} It was not aligned or filtered: it repeats what its data says, true or not, and may repeat rows of \
+{{ kind.limits }}{{ lengths }} It was not aligned or filtered: it repeats what its data says, true or not, and may repeat rows of \
 it. {{ process.card.limits }}
 
 ## Licence
@@ -228,8 +228,7 @@ _ANSWERER = Kind(
     "`prompt [SEP] answer with [MASK]`.",
     "Held-out prompts, and the answers of seed 0",
     "For prompts like those it was trained on: to any other it gives an answer of the same kind, and it follows no "
-    "instructions. How long an answer is is drawn from the lengths of the training answers, whatever the prompt says; "
-    "`length=` gives it by hand, the prompt counted.",
+    "instructions.",
     ("text2text-generation", "prompt-and-answer"),
     "text-generation",
     ("text2text-generation", "Answers to prompts"),
@@ -244,6 +243,21 @@ _REPAIRER = Kind(
     None,  # the Hub has no such task
     ("text-correction", "Repair of texts"),
 )
+
+
+_BY_HISTOGRAM = (
+    " How long an answer is is drawn from the lengths of the training answers, whatever the prompt says; "
+    "`length=` gives it by hand, the prompt not counted."
+)
+_BY_WIDTHS = " How long an answer is is drawn given the prompt; `length=` gives it by hand, the prompt not counted."
+_WITH_BLANKS = " `<blank>` in a text stands for any number of tokens, as many as the model draws."
+
+
+def words_on_lengths(kind: Kind, config: Any) -> str:
+    """What a card says of how many tokens a model puts where their number is not given; "" where nothing is special."""
+    has_widths = config.blank_widths is not None
+    answers = (_BY_WIDTHS if has_widths else _BY_HISTOGRAM) if kind is _ANSWERER else ""
+    return answers + (_WITH_BLANKS if has_widths else "")
 
 
 def kind_of(config: Any, report: dict[str, Any]) -> Kind:
@@ -740,6 +754,7 @@ def make_card(
         diverged=went_wrong(clean),
         figures=[(figure.words, figure.text) for figure in measured(clean)],
         held=clean.get("validation") or clean.get("repair"),
+        lengths=words_on_lengths(kind, model.config),
         source=source,
         again=evaluation_command(repo_id, clean),
         samples=samples,

@@ -267,7 +267,7 @@ def collapse(
     size = length + spans.shape[1]
     if model_config.max_row_length is not None:
         size = min(size, model_config.max_row_length)
-    if reads_are_free(tokens.device):
+    if reads_are_free(tokens.device) and rows:
         size = min(size, int(lengths.max()))
     # what goes, and what has no room, is written into a column that is cut off
     place = place.masked_fill(dropped, size).clamp(max=size)

@@ -1,8 +1,9 @@
-"""What trains a width head: blanks in clean rows, and one question about their widths a row and step.
+"""What trains a width head: blanks in clean rows, and a question about the width of one of them.
 
-Of each row spans are drawn at random and become blanks, or all of its text is one. One of the blanks is asked about,
-in the row as generation asks about it: those before it opened into [MASK], those behind it blanks still. The questions
-go through the network behind the corrupted rows, in the same call, so that a wrapper of it sees one call a step.
+A quarter of the rows of a step is asked about. Of such a row spans are drawn at random and become blanks, or all of its
+text is one. One of the blanks is asked about, in the row as generation asks about it: those before it opened into
+[MASK], those behind it blanks still. The questions go through the network behind the corrupted rows, in the same call,
+so that a wrapper of it sees one call a step.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ..widths import Collapsed, collapse, text_region, width_law
 
 BLANKS_SEED = 0x424C414E4B530000
 """Distinguishes the seed of the blanks in training from that of the noise."""
+ASKED_EVERY = 4
+"""One row of so many is asked about in a step, and what it costs counts as many times: a row more takes time."""
 MOST_BLANKS = 3
 """Blanks of a row, at most."""
 WHOLE_SHARE = {True: 0.5, False: 0.125}
@@ -107,16 +110,22 @@ def ask_widths(model_config: Any, x0: Tensor, attention_mask: Tensor, editable: 
     return Questions(rows, wanted, fits)
 
 
+def asked_rows(places: list[int], step: int) -> list[int]:
+    """Which of some rows are asked about in a step, by their places in its global batch: every fourth, in turn."""
+    return [i for i, place in enumerate(places) if (place + step) % ASKED_EVERY == 0]
+
+
 class WithQuestions:
     """predict(...) of corrupted rows, as `row_losses` calls it, that puts questions to the network in the same call.
 
     Args:
         read: called as read(mask, input_ids=..., blanks=..., ...), gives the output of the network.
         mask: (B, L), of the corrupted rows.
+        rows: (n,) int64, those of the batch that the questions are about.
     """
 
-    def __init__(self, model_config: Any, read: Callable[..., Any], mask: Tensor, questions: Questions):
-        self.config, self.read, self.mask, self.questions = model_config, read, mask, questions
+    def __init__(self, model_config: Any, read: Callable[..., Any], mask: Tensor, questions: Questions, rows: Tensor):
+        self.config, self.read, self.mask, self.questions, self.rows = model_config, read, mask, questions, rows
         self.logits: Tensor | None = None
 
     def __call__(self, *, input_ids: Tensor, t: Tensor, num_editable: Tensor, **wanted: Any) -> Tensor:
@@ -142,10 +151,13 @@ class WithQuestions:
         return output.logits
 
     def nats(self) -> Tensor:
-        """(B,) float64: -log p of the width that each row was asked about, 0 where it was not."""
+        """(B,) float64: an unbiased estimate of -log p of the width of a blank of each row, 0 where none was asked."""
         assert self.logits is not None  # after the call
         rows, widths, asked = self.questions
         attended = rows.attention_mask & asked[:, None]  # a row that is too long has no law
         law = width_law(self.config, rows.tokens, attended, rows.blanks, self.logits)
         known = torch.where(asked, widths, law.detach().argmax(dim=1))
-        return -law.gather(1, known[:, None])[:, 0].where(asked, torch.zeros_like(law[:, 0]))
+        nats = -law.gather(1, known[:, None])[:, 0].where(asked, torch.zeros_like(law[:, 0]))
+        return torch.zeros(len(self.mask), dtype=nats.dtype, device=nats.device).index_add(
+            0, self.rows, ASKED_EVERY * nats
+        )

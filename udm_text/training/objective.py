@@ -25,7 +25,7 @@ from ..objectives import (
     training_weights,
 )
 from ..randomness import RowRandom, step_random
-from .blanks import BLANKS_SEED, WithQuestions, ask_widths
+from .blanks import BLANKS_SEED, WithQuestions, ask_widths, asked_rows
 from .packing import packed_predict
 
 DROP_SEED = 0x44524F5000000000
@@ -190,10 +190,11 @@ class TextObjective:
             predict = packed_predict(model, self.config, mask, self.pack_length, attention)
         asked: WithQuestions | None = None
         if self.config.blank_widths is not None:
-            drawing = step_random(seed ^ BLANKS_SEED, step, row_index)
-            questions = ask_widths(self.config, x0, mask.bool(), editable, drawing)
+            some = torch.tensor(asked_rows(places.tolist(), step), dtype=torch.int64).to(x0.device, non_blocking=True)
+            drawing = step_random(seed ^ BLANKS_SEED, step, row_index[some])
+            questions = ask_widths(self.config, x0[some], mask[some].bool(), editable[some], drawing)
             reading = partial(_read, model, config=self.config if steady else None)
-            predict = asked = WithQuestions(self.config, reading, mask, questions)
+            predict = asked = WithQuestions(self.config, reading, mask, questions, some)
         least = 0 if self.max_corruption < 1.0 else 1
         # on the host, which so knows how many positions there are
         most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
