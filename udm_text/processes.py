@@ -388,7 +388,7 @@ class DeleteProcess:
     """
 
     time_conditioned: ClassVar[bool] = True
-    training: ClassVar[tuple[str, str]] = ("bound", "uniform")
+    training: ClassVar[tuple[str, str]] = ("sqrt", "bell")
     kernels: ClassVar[tuple[str, ...]] = ()
     inserts: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = True

@@ -134,14 +134,14 @@ class ObjectiveArguments:
         default=None,
         metadata={
             "help": "Weight of a row with t of l tokens corrupted: bound (l/t), sqrt of it, or mean (1); default: sqrt "
-            "for masks, else bound."
+            "for masks and delete, else bound."
         },
     )
     time_law: str | None = field(
         default=None,
         metadata={
-            "help": "How t is drawn in training: uniform, bell, or clipped (above l/10); default: bell for masks, else "
-            "uniform."
+            "help": "How t is drawn in training: uniform, bell, or clipped (above l/10); default: bell for masks and "
+            "delete, else uniform."
         },
     )
 
