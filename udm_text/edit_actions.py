@@ -222,7 +222,7 @@ def make_move(x: Tensor, editable: Tensor, move: Move, process: EditProcess) -> 
     """
     number = torch.arange(x.shape[1], device=x.device).expand_as(x)
     kinds, columns = move.kinds[:, None], move.columns[:, None]
-    token = process.allowed.to(x.device)[move.letters][:, None]
+    token = process.tokens_of(move.letters)[:, None]
     given = (~editable).long().cumsum(dim=1)  # alike within a segment
     of_segment = editable & (given == given.gather(1, columns))
     edge = torch.full_like(x[:, :1], process.hole_token_id)

@@ -19,7 +19,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..card import hub_name
 from ..common import check_place, choices
-from ..configuration_udm import PRESETS, UDMConfig
+from ..configuration_udm import PRESETS, PROCESSES, UDMConfig
 from ..corpus import (
     TOKENIZERS,
     Corpus,
@@ -388,6 +388,8 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
         room = longest_row(train_rows) + len(counts) + 1
     else:
         room = 2 * (len(counts) - 1) + len(tokenizer("")["input_ids"]) + 2
+    if own.get("process") in PROCESSES and PROCESSES[own["process"]].edits:
+        room *= 2  # a [MASK] is read in every gap
     names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
     config = AutoConfig.for_model(
         model_args.backbone,

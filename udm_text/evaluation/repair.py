@@ -206,7 +206,7 @@ def _by_number(these: _Noisy, repaired: Sequence[str], counts: Sequence[int]) ->
 def check_repairs(model) -> None:
     """Raises ValueError for a model whose process repairs no text."""
     if "max_edits" not in model.config.build_process().generation_options:
-        raise ValueError("repair needs a model of process 'substitute'")
+        raise ValueError("repair needs a model of process 'substitute' or 'edit'")
 
 
 class _Lines(NamedTuple):
