@@ -1,22 +1,13 @@
 """Repairers that insert and delete: what a network says is the table it says it is, and a small one learns to repair."""
 
-import random
-from collections import Counter
-
 import pytest
 import torch
-from scipy.stats import chisquare
 
-from tests.models import CLS, FIRST, MASK, PAD, SEP, UNK, VOCAB, make_rows, make_udm, text_config, wrap
-from tests.training_helpers import make_trainer
-from udm_text import UDMConfig, UDMForMaskedGeneration
-from udm_text.canvas import widen
-from udm_text.edit_actions import EditScores, Move, edit_losses, edit_rates, find_runs, make_move
-from udm_text.edits import EditProcess
+from tests.models import CLS, FIRST, MASK, PAD, SEP, UNK, make_rows, make_udm
+from udm_text.edit_actions import EditScores, edit_losses
 from udm_text.lattice import DELETE, INSERT, KEEP, SUBSTITUTE
-from udm_text.objectives import TIME_LAWS, row_losses, said, stratified_counts
+from udm_text.objectives import row_losses, said
 from udm_text.randomness import RowRandom
-from udm_text.training import TextObjective
 
 FALSE_ALARM = 1e-5
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)

@@ -119,8 +119,8 @@ class UDMConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
-        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"delete"` or `"edit"` (that of a
-            repairer).
+        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"delete"` or `"edit"` (of
+            repairers).
         mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for all.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a

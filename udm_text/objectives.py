@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .canvas import gaps, justify, read, single_insertions, symbol_pair
+from .canvas import close, gaps, justify, read, single_insertions, symbol_pair
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
 from .positions import Positions
@@ -195,6 +195,19 @@ def asked_places(rows: CorruptedRows, positions: Positions) -> tuple[Tensor, Ten
 def said(output: Any) -> Any:
     """What a network said of the positions it was asked about: logits; and, asked about gaps, the scores of these."""
     return output.logits if output.gap_logits is None else (output.logits, output.gap_logits)
+
+
+def wrong_rows(
+    process: Any, x0: Tensor, editable: Tensor, attention_mask: Tensor, t: Tensor, random: RowRandom
+) -> tuple[Tensor, Tensor]:
+    """Rows x0 (B, L) corrupted at t (B,) of their tokens, as a repairer would be given them, and their attention_mask."""
+    if process.edits:
+        x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
+    xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
+    if not process.edits:
+        return xt, attention_mask
+    closed = close(xt, editable, attention_mask, process.hole_token_id)
+    return closed.tokens, closed.attention_mask
 
 
 def row_losses(

@@ -50,7 +50,7 @@ class TokenProcess(Process, Protocol):
     """Whether its steps put tokens in, so that texts grow: its rows are canvases (canvas.py), and its networks say at
     which gap, beside the token."""
     edits: ClassVar[bool]
-    """Whether it repairs alone: a step edits a text that is there, whose length may change."""
+    """Whether it repairs alone: a step edits a text that is there, whose length may change. Its rows are canvases."""
     gap_scores: ClassVar[tuple[float, ...]]
     """The scores that its networks say of a position beside the logits, by what each begins at; () for none."""
     prices_steps: ClassVar[bool]

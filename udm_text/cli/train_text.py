@@ -557,7 +557,7 @@ def figures_of(
         model = UDMForMaskedGeneration.from_pretrained(output)
         texts = rows.tokenizer, data, goal.max_corruption, rows.held
         found["repair"] = measure_repairs(model, *texts, rows.validation)
-        text = describe_repair(found["repair"])
+        text = describe_repair(found["repair"], repairs_by(model.config))
     else:
         model = UDMForMaskedGeneration.from_pretrained(output)
         found["validation"] = evaluate_bound(model, rows.validation).to_dict()
@@ -566,6 +566,11 @@ def figures_of(
         text = "\n".join((describe(found["validation"], rows.vocabulary), *said))
     print(text, flush=True)
     return found
+
+
+def repairs_by(config: UDMConfig) -> str:
+    """What a repairer does to the tokens of a text, in a word."""
+    return "edits" if PROCESSES[config.process].edits else "substitution"
 
 
 def measure_repairs(
