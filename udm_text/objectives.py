@@ -200,7 +200,7 @@ def said(output: Any) -> Any:
 def wrong_rows(
     process: Any, x0: Tensor, editable: Tensor, attention_mask: Tensor, t: Tensor, random: RowRandom
 ) -> tuple[Tensor, Tensor]:
-    """Rows x0 (B, L) corrupted at t (B,) of their tokens, as a repairer would be given them, and their attention_mask."""
+    """Rows x0 (B, L) corrupted at t (B,) of their tokens, as a repairer is given them, and their attention_mask."""
     if process.edits:
         x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
     xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))

@@ -122,7 +122,7 @@ def show(text: str, error: bool = False) -> None:
 
 
 def marks(before: str, after: str) -> str:
-    """A line that points at where two texts differ: ^ below what is changed, - below what goes, + where something comes.
+    """A line that points at where two texts differ: ^ below what is changed, - below what goes, + where a part comes.
 
     Of texts of different length what comes stands behind the mark.
     """

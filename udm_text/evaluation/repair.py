@@ -29,7 +29,7 @@ MIXED = "mixed"
 
 @dataclasses.dataclass(frozen=True)
 class RepairReport:
-    """How a repairer (process substitute or edit) repairs texts, as shares with one standard error each (None: no figure).
+    """How a repairer (process substitute or edit) repairs texts: shares with one standard error each (None: no figure).
 
     restored: texts with errors that come back exactly. left_alone: clean texts that stay as they are.
     precision: of the edits that were made, those that are right. recall: of the edits that were needed, those that were
@@ -276,7 +276,7 @@ class _Lines(NamedTuple):
         """The repaired texts; those of rows that do not fit, and of those to skip, as they are."""
         config = self.model.config
         device = self.model.get_input_embeddings().weight.device
-        result = list(self.texts)
+        result, moves = list(self.texts), config.build_process().edits
         asked = [i for i in range(len(result)) if i not in skip and self.fits(i)]
         asked.sort(key=lambda i: len(self.rows[i]))
         for start in watched(range(0, len(asked), batch_size), "repairs"):
@@ -289,12 +289,13 @@ class _Lines(NamedTuple):
                 min_confidence=min_confidence,
                 seed=seed,
                 sample_index=torch.tensor(chosen),
-                return_dict_in_generate=True,
+                return_dict_in_generate=moves,
             )
-            ends = (out.attention_mask.sum(dim=1) - self.behind).tolist()
-            for i, row, end in zip(chosen, out.sequences.tolist(), ends, strict=True):
+            repaired = out.sequences if moves else out
+            lengths = out.attention_mask.sum(dim=1).tolist() if moves else [len(self.rows[i]) for i in chosen]
+            for i, row, length in zip(chosen, repaired.tolist(), lengths, strict=True):
                 begin = len(self.rows[i]) - self.behind - len(self.own[i])
-                result[i] = self._text(i, row[begin:end])
+                result[i] = self._text(i, row[begin : length - self.behind])
         return result
 
     def _text(self, i: int, tokens: list[int]) -> str:
