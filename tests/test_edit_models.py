@@ -496,13 +496,13 @@ def test_alignments_are_the_fewest_edits_and_in_order():
 @pytest.mark.parametrize(
     ("family", "typed", "target", "shown"),
     [
-        ("roberta", "the  cat sat", "the red cat sat", "the red  cat sat"),
+        ("roberta", "the  cat sat", "the red cat sat", "the red cat sat"),
         ("roberta", "the cat sat", "cat sat", "cat sat"),
         ("roberta", "hel lo", "hello", "hello"),
         ("roberta", "hello", "hel lo", "hel lo"),
         ("roberta", "na\u00efve cat", "nave cat", "nave cat"),
         ("roberta", "nave", "na\u00efve", "na\u00efve"),
-        ("bert", "the  cat\tsat", "the sat", "the  sat"),
+        ("bert", "the  cat\tsat", "the sat", "the \tsat"),
         ("bert", "cat", "the cat", "the cat"),
         ("bert", " the cat ", "cat", " cat "),
     ],
@@ -545,14 +545,7 @@ def test_the_command_trains_measures_and_repairs(tmp_path):
     assert "cannot be reached by edits of at most 6 tokens" in done.stdout
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["repair"]["loss_nats_per_token"] > 0 and report["process"] == "edit"
-    record = json.loads(udm_here("repair", out, "green red", "--json").stdout.splitlines()[-1])
+    [record] = json.loads(udm_here("repair", out, "green red", "--json").stdout)
     assert record["input"] == "green red" and record["edits"][0] == "green red"
     assert "cannot be reached by edits" in udm_here("evaluate", out).stdout
-    for arguments, words in (
-        (("generate", out, "--prompt", "red"), "repairs texts and cannot write"),
-        (
-            ("train", "--data", lines, "--output_dir", tmp_path / "x", "--process", "edit"),
-            "give max_corruption below 1",
-        ),
-    ):
-        assert words in udm(*arguments, code=1).stderr
+    assert "repairs texts and cannot write" in udm("generate", out, code=1).stderr

@@ -369,7 +369,7 @@ def test_another_weighting_multiplies_the_terms_of_a_row_and_leaves_the_measure_
 def test_weightings_and_laws_that_are_none_are_refused_by_name():
     for how, message in (
         ({"loss_weighting": "cubic"}, "loss_weighting must be 'bound', 'sqrt' or 'mean', got 'cubic'"),
-        ({"time_law": "late"}, "time_law must be 'uniform', 'bell' or 'clipped', got 'late'"),
+        ({"time_law": "late"}, "time_law must be 'uniform', 'bell', 'clipped' or 'geometric', got 'late'"),
     ):
         with pytest.raises(ValueError, match=message):
             TextObjective(make_udm().config, **how)
