@@ -359,7 +359,8 @@ def test_another_weighting_multiplies_the_terms_of_a_row_and_leaves_the_measure_
         runs[name] = found.detach(), t, trainer.evaluate(rows)["eval_loss"], goal.loss_is_bound
     (plain, t, measured, _), (weighed, _, again, is_bound) = runs["bound"], runs[weighting]
     lengths = trainer.data_collator(batch)["editable"].sum(1)
-    mean = (TIME_LAWS[law](torch.linspace(0.00005, 0.99995, 10000, dtype=torch.float64)) ** power).mean()
+    grid = torch.linspace(0.00005, 0.99995, 10000, dtype=torch.float64)
+    mean = (TIME_LAWS[law](grid, grid) ** power).mean()
     torch.testing.assert_close(weighed.double(), plain * (t / lengths).double() ** power / mean, rtol=1e-4, atol=0)
     assert measured == again and not is_bound
     assert TextObjective(make_udm().config).loss_is_bound
@@ -368,7 +369,7 @@ def test_another_weighting_multiplies_the_terms_of_a_row_and_leaves_the_measure_
 def test_weightings_and_laws_that_are_none_are_refused_by_name():
     for how, message in (
         ({"loss_weighting": "cubic"}, "loss_weighting must be 'bound', 'sqrt' or 'mean', got 'cubic'"),
-        ({"time_law": "late"}, "time_law must be 'uniform', 'bell' or 'clipped', got 'late'"),
+        ({"time_law": "late"}, "time_law must be 'uniform', 'bell', 'clipped' or 'geometric', got 'late'"),
     ):
         with pytest.raises(ValueError, match=message):
             TextObjective(make_udm().config, **how)

@@ -139,12 +139,33 @@ def read(
 
 
 class Closed(NamedTuple):
-    """Rows whose holes have gone to the end, all (B, L): tokens, holes there; where there is a token; and where one is
-    that stands at an editable position."""
+    """Rows as a whole, all (B, L): tokens, holes behind them; what is attended to; and what of that is editable.
+
+    Of `close` the holes have gone to the end, and no hole is attended to or editable.
+    """
 
     tokens: Tensor
     attention_mask: Tensor
     editable: Tensor
+
+
+def widen(x: Tensor, editable: Tensor, attention_mask: Tensor, room: Tensor, hole: int) -> Closed:
+    """The rows x (B, L) with `room` (B,) int64 more holes at the end of each of their segments, and holes behind.
+
+    Where a row's own positions go depends on its own room alone. Holes of segments are editable and attended to.
+    """
+    ends = editable.clone()
+    ends[:, :-1] &= ~editable[:, 1:]
+    before = ends.long().cumsum(dim=1) - ends.long()  # segments that end left of each position
+    added = room * ends.sum(dim=1)
+    width = x.shape[1] + (int(added.max()) if len(x) else 0)
+    target = torch.arange(x.shape[1], device=x.device) + room[:, None] * before
+    blank = torch.zeros(len(x), width, dtype=torch.bool, device=x.device)
+    taken = blank.scatter(1, target, True)
+    new = ~taken & (torch.arange(width, device=x.device) < x.shape[1] + added[:, None])
+    tokens = torch.full((len(x), width), hole, dtype=x.dtype, device=x.device).scatter(1, target, x)
+    attended = blank.scatter(1, target, attention_mask.bool()) | new
+    return Closed(tokens, attended, blank.scatter(1, target, editable) | new)
 
 
 def close(x: Tensor, editable: Tensor, attention_mask: Tensor, hole: int) -> Closed:

@@ -19,6 +19,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from .common import finite, read_object, share_in_words
 from .configuration_udm import PRESETS
+from .objectives import wrong_rows
 from .randomness import RowRandom
 from .schedules import counts, step_costs
 
@@ -244,6 +245,15 @@ _REPAIRER = Kind(
     ("text-correction", "Repair of texts"),
 )
 
+_EDITOR = _REPAIRER._replace(
+    use="A text comes back with at most `max_edits` of its tokens changed, put in or left out, and as it was where the "
+    "model finds no error.",
+    samples="Held-out texts with one random edit of a token, as in training, and their repairs by `max_edits=2`",
+    limits="For repairing texts like those it was trained on, in which few tokens are wrong, missing or too many. It "
+    "cannot write from nothing, continue a text or fill in a part of one.",
+)
+_REPAIRERS = _REPAIRER, _EDITOR
+
 
 _BY_HISTOGRAM = (
     " How long an answer is is drawn from the lengths of the training answers, whatever the prompt says; "
@@ -263,7 +273,7 @@ def words_on_lengths(kind: Kind, config: Any) -> str:
 def kind_of(config: Any, report: dict[str, Any]) -> Kind:
     """What a model was trained for: the report has its largest corruption, the configuration whether it has prompts."""
     if report.get("max_corruption", 1.0) < 1.0:
-        return _REPAIRER
+        return _EDITOR if config.build_process().edits else _REPAIRER
     return _ANSWERER if config.prompted else _GENERATOR
 
 
@@ -572,9 +582,9 @@ def write_samples(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[st
         return [record["generated_text"] for record in pipe("", num_return_sequences=NUM_SAMPLES, seed=0)]
     shown = []
     for given in example_texts(model, tokenizer, report):
-        how = {"max_edits": 2} if kind is _REPAIRER else {"seed": 0}
+        how = {"max_edits": 2} if kind in _REPAIRERS else {"seed": 0}
         [record] = pipe(given, **how)
-        heads = ("given:   ", "repaired:") if kind is _REPAIRER else ("prompt:", "answer:")
+        heads = ("given:   ", "repaired:") if kind in _REPAIRERS else ("prompt:", "answer:")
         shown.append(f"{heads[0]} {given}\n{heads[1]} {record['generated_text']}")
     return shown
 
@@ -596,12 +606,11 @@ def example_texts(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[st
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         if longest is not None and ids.shape[1] + room > longest:
             continue
-        if kind is _REPAIRER:
+        if kind in _REPAIRERS:
             if config.prompted or not bool((editable := config.editable(ids)).any()):
                 continue
             process, random = config.build_process(), RowRandom(0, torch.tensor([number]))
-            noise = process.sample_noise(ids, editable=editable, random=random)
-            wrong = process.corrupt(ids, torch.tensor([1]), noise)
+            wrong, _ = wrong_rows(process, ids, editable, torch.ones_like(editable), torch.tensor([1]), random)
             text = tokenizer.decode(wrong[0].tolist(), skip_special_tokens=True)
         texts.append(text)
     return texts
@@ -610,7 +619,7 @@ def example_texts(model: Any, tokenizer: Any, report: dict[str, Any]) -> list[st
 def example_calls(kind: Kind, config: Any, samples: list[str], given: list[str]) -> str:
     """The lines of Python that use a model, behind the one that loads it, and print what comes back."""
     edits = "max_edits" in config.build_process().generation_options
-    if kind is _REPAIRER:
+    if kind in _REPAIRERS:
         lines = [f'print(pipe({_literal(given, "a text with an error in it")}, max_edits=2)[0]["generated_text"])']
     elif kind is _ANSWERER:
         text = _literal(given, "a prompt like those it was trained on")

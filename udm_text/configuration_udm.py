@@ -18,6 +18,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.hub import cached_file
 
 from .common import choices, read_object
+from .edits import EditProcess
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
 from .kernels import KERNELS
 from .processes import DeleteProcess, MaskProcess, SubstituteProcess
@@ -35,7 +36,12 @@ CONFIG_VERSION = 1
 _INSTALLED = not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 """False in the copy of this file that a repository on the Hub carries."""
 
-PROCESSES: dict[str, Any] = {"mask": MaskProcess, "substitute": SubstituteProcess, "delete": DeleteProcess}
+PROCESSES: dict[str, Any] = {
+    "mask": MaskProcess,
+    "substitute": SubstituteProcess,
+    "delete": DeleteProcess,
+    "edit": EditProcess,
+}
 """The one table from a process's name to its class, a `TokenProcess`."""
 
 PRESETS = {
@@ -113,7 +119,8 @@ class UDMConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
-        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"` or `"delete"`.
+        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"delete"` or `"edit"` (of
+            repairers).
         mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for all.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
@@ -130,6 +137,7 @@ class UDMConfig(PreTrainedConfig):
             masks shows t).
         gap_tokens (`bool`, defaults to `False`): process delete: whether a network reads a [MASK] in every gap, twice
             as many tokens, which a pretrained masked LM knows to answer; else it reads a gap at the token to its left.
+            Of process edit always true.
         length_counts (`list[int]`, *optional*): `length_counts[l]` training rows had l editable tokens. Generation
             without a length draws one from it.
         step_curve (`list[float]`, *optional*): nats of a masked token where a share j/n of the row is masked, for j =
@@ -189,7 +197,9 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError(f"kernel must be {choices(KERNELS)}, got {self.kernel!r}")
         if self.time_conditioning is None:
             self.time_conditioning = PROCESSES[self.process].time_conditioned
-        if self.gap_tokens and not (PROCESSES[self.process].inserts and self.mask_token_id is not None):
+        if PROCESSES[self.process].edits:
+            self.gap_tokens = True
+        elif self.gap_tokens and not (PROCESSES[self.process].inserts and self.mask_token_id is not None):
             raise ValueError(
                 "gap_tokens=True puts [MASK] into the gaps that tokens are put into: it needs process 'delete' and "
                 f"mask_token_id, got process {self.process!r} and mask_token_id {self.mask_token_id}"
@@ -374,6 +384,7 @@ class UDMConfig(PreTrainedConfig):
             own.setdefault("time_conditioning", None)
             own.setdefault("step_curve", None)
             own.setdefault("blank_widths", None)
+            own.setdefault("gap_tokens", False)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         try:
             config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)

@@ -77,6 +77,118 @@ def grown_typed(typed: Typed, mask: int, new: Sequence[bool]) -> Typed:
     return open_typed(typed, mask, places, [counts.get(number, 0) for number in before])
 
 
+_PLACE = "\ufffc"
+"""Stands in a typed text where a token was put in; it is never shown."""
+
+
+def align(source: Sequence[int], row: Sequence[int]) -> list[int]:
+    """Of each token of a row the place of the token of `source` that it is or stands for, -1 where it was put in.
+
+    By the fewest substitutions, deletions and insertions that lead from the one to the other; of several ways the one
+    that substitutes rather than deletes and inserts, from the end. What both begin or end with stands.
+    """
+    begin, most = 0, min(len(source), len(row))
+    while begin < most and source[begin] == row[begin]:
+        begin += 1
+    end = 0
+    while end < most - begin and source[-1 - end] == row[-1 - end]:
+        end += 1
+    a, b = source[begin : len(source) - end], row[begin : len(row) - end]
+    costs = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, start=1):
+        above, costs_here = costs[-1], [i]
+        for j, y in enumerate(b, start=1):
+            costs_here.append(min(above[j - 1] + (x != y), above[j] + 1, costs_here[j - 1] + 1))
+        costs.append(costs_here)
+    found = [-1] * len(b)
+    i, j = len(a), len(b)
+    while i and j:
+        if costs[i][j] == costs[i - 1][j - 1] + (a[i - 1] != b[j - 1]):
+            i, j = i - 1, j - 1
+            found[j] = begin + i
+        elif costs[i][j] == costs[i - 1][j] + 1:
+            i -= 1
+        else:
+            j -= 1
+    return [*range(begin), *found, *range(len(source) - end, len(source))]
+
+
+def edited_typed(tokenizer: Any, typed: Typed, row: Sequence[int]) -> Typed:
+    """A typed text as one that has a token for each of a row that was made of it by edits.
+
+    What was deleted is gone, and with it one of the spaces around it, if that is no token of its own. What was put in
+    has a place, right behind the token before it. A character that was made of several tokens stays while one of them
+    does, and counts as changed.
+
+    Args:
+        row: the tokens of the row, without padding.
+    """
+    text, source, spans = typed
+    origins = align(source, row)
+    gone = sorted({*range(len(source))} - {*origins})
+    torn, cuts, read = set[int](), list[Span](), 0
+    for i in gone:
+        start, end = spans[i]
+        sharing = [j for j in (*range(i - 1, -1, -1), *range(i + 1, len(source))) if _share_characters(spans, i, j)]
+        torn.update(sharing)
+        if start >= end or any(j not in gone for j in sharing):
+            continue
+        before = max((last for _, last in spans[:i]), default=0)
+        after = next((text[first:last] for first, last in spans[i + 1 :] if first < last), "")
+        if not text[:start].strip() and after.strip():  # nothing stands before it
+            end = len(text) - len(text[end:].lstrip())
+        elif start > before and text[start - 1].isspace() and (end == len(text) or text[end].isspace()):
+            start -= 1
+        cuts.append((max(start, read), end))
+        read = max(read, end)
+    parts, new_source, new_spans = [], list[int](), list[Span]()
+    length = read = 0
+
+    def write(upto: int) -> None:
+        """The typed text up to there, but for what is cut."""
+        nonlocal length, read
+        while cuts and cuts[0][0] < upto:
+            start, end = cuts.pop(0)
+            parts.append(text[read : max(start, read)])
+            length += len(parts[-1])
+            read = max(read, end)
+        if upto > read:
+            parts.append(text[read:upto])
+            length += upto - read
+            read = upto
+
+    for n, origin in enumerate(origins):
+        if origin < 0:
+            parts.append(_PLACE)
+            new_source.append(-1)
+            new_spans.append((length, length + 1))
+            length += 1
+            follows = origins[n + 1] if n + 1 < len(origins) else -1
+            if not read and follows >= 0 and spans[follows][0] < spans[follows][1]:  # nothing typed stands before it
+                said = _said(tokenizer, [row[n]], [row[n + 1]])
+                space = said[: len(said) - len(said.lstrip())]
+                if not text[: spans[follows][1]][:1].isspace():
+                    parts.append(space)
+                    length += len(space)
+            continue
+        start, end = spans[origin]
+        new_source.append(-1 if origin in torn else source[origin])
+        if start >= end:
+            new_spans.append((0, 0))
+            continue
+        write(start)
+        at = length
+        write(end)
+        new_spans.append((at, length) if length > at else new_spans[-1] if new_spans else (0, 0))
+    write(len(text))
+    return Typed("".join(parts), new_source, new_spans)
+
+
+def _share_characters(spans: Sequence[Span], i: int, j: int) -> bool:
+    """Whether two tokens stand for the same characters of a typed text."""
+    return max(spans[i][0], spans[j][0]) < min(spans[i][1], spans[j][1])
+
+
 def _found_spans(tokenizer: Any, text: str, source: list[int]) -> list[Span] | None:
     """Where tokens stand in a text by what each of them says; None where one does not stand where it should.
 

@@ -102,17 +102,22 @@ def edit_rates(scores: EditScores, runs: Runs) -> EditRates:
     return EditRates(stop, substitute, delete, insert, every.logsumexp(dim=1))
 
 
-def undo_terms(rates: EditRates, runs: Runs, edited: Edited) -> tuple[Tensor, Tensor]:
-    """What undoing each of the edits of a row costs.
+class Undoing(NamedTuple):
+    """The canonical edits that undo those of a row, at the tokens of x0 that have one. All (B, L) int64.
 
-    Args:
-        rates, runs: of the rows `edited.xt`.
-        edited: what was done to x0.
-
-    Returns:
-        Two (B, L) float64, 0 where there is no edit: -log of the chance of the edit back, and log d, the logarithm of
-        the number of ways that the step of rows does not tell apart (docs/mathematics.md).
+    kinds: of the edit back: DELETE of an inserted token, INSERT of a deleted one, SUBSTITUTE, or KEEP (no edit).
+    columns: the column of xt of the edit back. letters: the index of the token that it brings.
+    wide: the number of ways that the step of rows does not tell apart (docs/mathematics.md), 1 where there is no edit.
     """
+
+    kinds: Tensor
+    columns: Tensor
+    letters: Tensor
+    wide: Tensor
+
+
+def find_undoing(runs: Runs, edited: Edited) -> Undoing:
+    """The edits back. runs: of the rows `edited.xt`; edited: what was done to x0."""
     width = edited.xt.shape[1]
     kinds, letters = edited.kinds, edited.letters
     at = edited.columns.clamp(max=width - 1)
@@ -129,15 +134,32 @@ def undo_terms(rates: EditRates, runs: Runs, edited: Edited) -> tuple[Tensor, Te
     wide = torch.ones_like(at)
     wide = wide + torch.where(like_left, at - gap, 0) + torch.where(like_right, last - at + 1, 0)
     wide = torch.where(came, (last - first + 1) * (1 + edited.ghosts), wide)
+    columns = torch.where(came, first.clamp(min=0), torch.where(changed, at, gap))
+    back = torch.where(came, DELETE, torch.where(went, INSERT, kinds))
+    return Undoing(back, columns, letters, wide.masked_fill(kinds == KEEP, 1))
+
+
+def undo_terms(rates: EditRates, runs: Runs, edited: Edited) -> tuple[Tensor, Tensor]:
+    """What undoing each of the edits of a row costs.
+
+    Args:
+        rates, runs: of the rows `edited.xt`.
+        edited: what was done to x0.
+
+    Returns:
+        Two (B, L) float64, 0 where there is no edit: -log of the chance of the edit back, and log d, the logarithm of
+        the number of ways that the step of rows does not tell apart (docs/mathematics.md).
+    """
+    kinds, columns, letters, wide = find_undoing(runs, edited)
 
     def of(table: Tensor, columns: Tensor) -> Tensor:
         """What a (B, L, V) table says of the tokens of x0 at the columns."""
         return table.flatten(1).gather(1, columns * table.shape[-1] + letters)
 
-    chosen = torch.where(came, rates.delete.gather(1, first.clamp(min=0)), of(rates.insert, gap))
-    chosen = torch.where(changed, of(rates.substitute, at), chosen)
+    chosen = torch.where(kinds == DELETE, rates.delete.gather(1, columns), of(rates.insert, columns))
+    chosen = torch.where(kinds == SUBSTITUTE, of(rates.substitute, columns), chosen)
     cost = (rates.total[:, None] - chosen).masked_fill(kinds == KEEP, 0.0)
-    return cost, wide.double().log().masked_fill(kinds == KEEP, 0.0)
+    return cost, wide.double().log()
 
 
 def edit_losses(scores: EditScores, edited: Edited, editable: Tensor, process: EditProcess) -> Tensor:
@@ -200,7 +222,7 @@ def make_move(x: Tensor, editable: Tensor, move: Move, process: EditProcess) -> 
     """
     number = torch.arange(x.shape[1], device=x.device).expand_as(x)
     kinds, columns = move.kinds[:, None], move.columns[:, None]
-    token = process.allowed.to(x.device)[move.letters][:, None]
+    token = process.tokens_of(move.letters)[:, None]
     given = (~editable).long().cumsum(dim=1)  # alike within a segment
     of_segment = editable & (given == given.gather(1, columns))
     edge = torch.full_like(x[:, :1], process.hole_token_id)

@@ -13,16 +13,20 @@ Source: derived in docs/mathematics.md, checked by enumeration in tests/test_edi
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .canvas import widen
 from .devices import Sent, demand
 from .hamming import NEVER
 from .lattice import DELETE, INSERT, KEEP, NOTHING, SUBSTITUTE, WALL, Steps, draw_alignment, lattice_table
-from .processes import corrupted_set, ranks
+from .processes import CardWords, corrupted_set, ranks
 from .randomness import RowRandom
+
+SHARES = 0.4, 0.3, 0.3
+"""Of substitutions, deletions and insertions, in the training of a model."""
 
 
 class EditNoise(NamedTuple):
@@ -114,9 +118,34 @@ class EditProcess:
         allowed_token_ids: (V,) int64, V >= 2: the tokens that may stand at an editable position.
         hole_token_id: what stands behind the tokens of a segment, up to its width; not among the allowed.
         shares: the chances of a substitution, a deletion and an insertion, sum 1.
+        gap_token_id: the token that a network reads in every gap, [MASK].
+        longest: tokens of a row at most, with what is inserted; None: any number.
     """
 
-    def __init__(self, allowed_token_ids: Tensor, hole_token_id: int, shares: tuple[float, float, float]):
+    time_conditioned: ClassVar[bool] = False  # nobody can tell a repairer how many errors there are
+    training: ClassVar[tuple[str, str]] = ("bound", "geometric")
+    kernels: ClassVar[tuple[str, ...]] = ()
+    inserts: ClassVar[bool] = False
+    edits: ClassVar[bool] = True
+    gap_scores: ClassVar[tuple[float, ...]] = (4.0, 0.0, 0.0)  # stop, delete, gap: a text of 18 words is left alone
+    prices_steps: ClassVar[bool] = False
+    has_curve: ClassVar[bool] = False
+    generation_options: ClassVar[frozenset[str]] = frozenset(("max_edits", "min_confidence"))
+    card: ClassVar[CardWords] = CardWords(
+        "edit-diffusion",
+        "by edits: tokens are substituted, deleted and inserted, and the model undoes it; it repairs texts, and writes "
+        "none",
+        "A repair takes the likeliest edits, one after the other, and is no sample of a law of texts.",
+    )
+
+    def __init__(
+        self,
+        allowed_token_ids: Tensor,
+        hole_token_id: int,
+        shares: tuple[float, float, float] = SHARES,
+        gap_token_id: int | None = None,
+        longest: int | None = None,
+    ):
         allowed = torch.as_tensor(allowed_token_ids, dtype=torch.int64).unique()
         if len(allowed) < 2:
             raise ValueError(f"allowed_token_ids must hold at least 2 tokens, got {len(allowed)}")
@@ -129,8 +158,56 @@ class EditProcess:
             )
         self.allowed, self._allowed_on = allowed, Sent(allowed)
         self.num_tokens, self.hole_token_id, self.shares = len(allowed), int(hole_token_id), shares
+        self.gap_token_id, self.longest = gap_token_id, longest
         alternatives = (self.num_tokens - 1, 1, self.num_tokens)
         self.steps = Steps(*(math.log(p / n) if p > 0 else NEVER for p, n in zip(shares, alternatives, strict=True)))
+
+    @classmethod
+    def from_config(cls, config: Any) -> EditProcess:
+        for name, what in (("pad_token_id", "stands where a text may grow"), ("mask_token_id", "is read in every gap")):
+            if getattr(config, name) is None:
+                raise ValueError(
+                    f"{name} is not set: process 'edit' needs such a token, which {what}; give `{name}=...`"
+                )
+        if config.pad_token_id == config.mask_token_id:
+            raise ValueError(
+                f"mask_token_id and pad_token_id are both {config.pad_token_id}, and process 'edit' tells the two "
+                "tokens apart: give another mask_token_id"
+            )
+        if config.time_conditioning:
+            raise ValueError(
+                "time_conditioning=True tells a model how many errors there are, which nobody knows of a text that is "
+                "to be repaired by process 'edit': give time_conditioning=False"
+            )
+        return cls(
+            config.allowed_token_ids(),
+            config.pad_token_id,
+            gap_token_id=config.mask_token_id,
+            longest=config.max_row_length,
+        )
+
+    def widen(
+        self, x: Tensor, editable: Tensor, attention_mask: Tensor | None, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rows x (B, L) with room for t (B,) edits in each of their segments: tokens, attention_mask, editable, t.
+
+        t falls to as many edits as a row has tokens less than `longest`.
+        """
+        attended = torch.ones_like(editable) if attention_mask is None else attention_mask.bool()
+        if self.longest is not None:
+            t = t.minimum((self.longest - attended.sum(dim=1)).clamp(min=0))
+        wide = widen(x, editable, attended, t, self.hole_token_id)
+        return wide.tokens, wide.attention_mask, wide.editable, t
+
+    def tokens_of(self, letters: Tensor) -> Tensor:
+        """The tokens of indices 0..V-1, int64 of any shape; -1 stays."""
+        (allowed,) = self._allowed_on(letters.device)
+        return torch.where(letters >= 0, allowed[letters.clamp(min=0)], letters)
+
+    def index_of(self, tokens: Tensor) -> Tensor:
+        """The indices 0..V-1 of tokens that may stand at an editable position, int64 of any shape."""
+        (allowed,) = self._allowed_on(tokens.device)
+        return torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> EditNoise:
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Independent of the tokens and of their number."""
@@ -161,10 +238,11 @@ class EditProcess:
         Raises:
             ValueError: where something else stands in a segment, or a hole in front of a token.
         """
-        (allowed,) = self._allowed_on(x.device)
         token = editable & (x != self.hole_token_id)
-        index = torch.searchsorted(allowed, x.contiguous()).clamp(max=self.num_tokens - 1)
-        demand((allowed[index] == x) | ~token, f"{name} holds a token that may not stand at an editable position")
+        index = self.index_of(x)
+        demand(
+            (self.tokens_of(index) == x) | ~token, f"{name} holds a token that may not stand at an editable position"
+        )
         torn = editable[:, 1:] & editable[:, :-1] & token[:, 1:] & ~token[:, :-1]
         demand(~torn, f"{name} has a hole in front of a token: in a segment the tokens stand first, and then the holes")
         return index.masked_fill(~token, -1)
@@ -339,6 +417,61 @@ class EditProcess:
             raise ValueError(f"churn must lie in [0, 1], got {churn}")
         swap = fresh.coins < churn
         return EditNoise(*(torch.where(swap, new, old) for new, old in zip(fresh, noise, strict=True)))
+
+    def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
+        """(B, L) bool: where the rows differ; an edit moves what stands behind it, so they are no count of edits."""
+        return xt != x0
+
+    def losses(
+        self, predict, rows, forbidden: Tensor, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None
+    ) -> Tensor:
+        """As in `TokenProcess`, of loss "cross_entropy": that of one edit back, or of stopping (`edit_losses`)."""
+        from .editing import network_losses
+
+        if loss != "cross_entropy":
+            raise ValueError(
+                f"loss {loss!r} bounds -log p of texts, and a model of process 'edit' has no law of texts, since it "
+                "repairs those it is given: take loss 'cross_entropy', or evaluate_repair"
+            )
+        return network_losses(predict, rows, forbidden, self)
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError for anything but the training of a repairer."""
+        if max_corruption >= 1.0:
+            raise ValueError(
+                f"process 'edit' trains repairers, of texts most of which stands: give max_corruption below 1, as "
+                f"0.15, got {max_corruption}"
+            )
+        if loss_chunk is not None:
+            raise ValueError(
+                f"loss_chunk={loss_chunk} is of losses that ask for a token at each position, and one of process "
+                "'edit' weighs all tokens of a row: leave loss_chunk away"
+            )
+
+    def predictor(self, model, config, inputs, random: RowRandom, constraints):
+        """An `EditPredictor`."""
+        from .editing import EditPredictor
+
+        return EditPredictor(model, self, config, inputs, random, constraints)
+
+    def resolve_options(self, config, model_config) -> None:
+        """Raises ValueError for anything but a repair of one edit a step."""
+        if config.max_edits is None:
+            raise ValueError(
+                "a model of process 'edit' repairs texts and cannot write, continue or fill in one: give a text and "
+                "max_edits, as max_edits=2"
+            )
+        for name, idle, why in (
+            ("num_steps", (None,), "a step makes one edit"),
+            ("churn", (0.0,), "a repair corrupts nothing"),
+            ("allowed_tokens", (None, {}), "it names positions, and an edit moves what stands behind it"),
+            ("guidance_scale", (None, 1), "all of the text is to be repaired"),
+            ("cache_refresh", (None, 1), "an edit moves what stands behind it"),
+        ):
+            if (value := getattr(config, name)) not in idle:
+                raise ValueError(
+                    f"{name}={value} does not go with a repair by process 'edit', since {why}: leave it out"
+                )
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
         """There is none: after l edits of a mixture some tokens of x0 still stand."""

@@ -20,8 +20,8 @@ class Option(NamedTuple):
     default: what holds where nothing is given. good: whether a value can be. wanted: what it must be, for messages.
     help: what it does, in sentences; the first is what the command's help says.
     kind: its type on the command line; None: it has no flag there. flags: their names, where not the option's own.
-    of: the process that it belongs to; a process takes the options of `generation_options` and those of none. instead:
-        what is said to a model of another process.
+    of: the process that it belongs to, or two joined by "or"; a process takes the options of `generation_options` and
+        those of none. instead: what is said to a model of another process.
     speculates: whether it means the same with speculative steps.
     compiles: whether steps with a value can be compiled.
     excludes: options that cannot be given beside it, with the reason.
@@ -263,15 +263,19 @@ OPTIONS: dict[str, Option] = {
         help="Tokens added behind the prompt, in place of length.",
     ),
     "max_edits": Option(
-        None, **_whole(1), of="substitute", help="Repair of a given text: at most so many tokens change."
+        None,
+        **_whole(1),
+        of="substitute or edit",
+        help="Repair of a given text: at most so many tokens change; by process edit they come and go, too.",
     ),
     "min_confidence": Option(
         None,
         **_real("a number in [0, 1] or None", lambda x: 0 <= x <= 1),
-        of="substitute",
-        help="Repair: a token is changed only where the model's probability of the new one, before temperature, top_k "
-        "and top_p, is at least this; where no change is so sure, the text rests. What forbidden_tokens or "
-        "allowed_tokens rule out is replaced all the same.",
+        of="substitute or edit",
+        help="Repair: a token is changed only where the model's probability of the new one (process edit: of the edit, "
+        "among all edits of the text and none), before temperature, top_k and top_p, is at least this; where no change "
+        "is so sure, the text rests. By substitution what forbidden_tokens or allowed_tokens rule out is replaced all "
+        "the same.",
     ),
     "num_return_sequences": Option(
         1,
@@ -308,8 +312,9 @@ def refuse_foreign(config: Any, process: Any, process_name: str) -> None:
     for name, option in OPTIONS.items():
         if option.of is None or name in process.generation_options or getattr(config, name) == option.default:
             continue
+        wanted = " or ".join(repr(one) for one in option.of.split(" or "))
         raise ValueError(
-            f"{name} is of the {option.of} process and needs a model of process {option.of!r}; this one has process "
+            f"{name} is of the {option.of} process and needs a model of process {wanted}; this one has process "
             f"{process_name!r}{option.instead}"
         )
 

@@ -290,8 +290,8 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     directory = check_new_folder(directory)
     if model.gap_head is not None:
         raise ValueError(
-            "a model of process 'delete' cannot be exported as a plain masked LM: the scores of its gaps would be "
-            "lost; `model.backbone.save_pretrained(...)` writes the rest"
+            f"a model of process {model.config.process!r} cannot be exported as a plain masked LM: the scores of its "
+            "gaps would be lost; `model.backbone.save_pretrained(...)` writes the rest"
         )
     time = model.time_embedding
     if time is not None and any(bool(parameter.any()) for parameter in time.output.parameters()):

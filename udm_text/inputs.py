@@ -12,6 +12,8 @@ from .randomness import RowRandom
 
 MOST_TOKENS = 1 << 20
 """Tokens of a row at most, of models that read rows of any length; and rows of a call at most."""
+_MOST_EDITS = 64
+"""Edits of a short text at most, where they put tokens in, too."""
 
 
 class GenerationInputs(NamedTuple):
@@ -148,7 +150,8 @@ def make_inputs(
     masked = None if input_ids is None or mask_id is None else (input_ids == mask_id) & attention_mask
     if masked is not None and model_config.prompted:
         _check_prompts(model_config, input_ids, masked)
-    inserts = model_config.build_process().inserts
+    process = model_config.build_process()
+    inserts = process.inserts
     infill = [] if masked is None else masked.any(dim=1).tolist()
     if opened is not None:
         infill = [a or b for a, b in zip(infill, opened.tolist(), strict=True)]
@@ -156,11 +159,15 @@ def make_inputs(
         if input_ids is None:
             raise ValueError("max_edits repairs a given text: give input_ids")
         if any(infill):
-            raise ValueError("max_edits repairs a text without [MASK]; leave max_edits away to fill the masks in")
+            instead = "give a text without it" if process.edits else "leave max_edits away to fill the masks in"
+            raise ValueError(f"max_edits repairs a text without [MASK]; {instead}")
         if config.max_new_tokens is not None or config.length is not None:
             raise ValueError("max_edits repairs a text, which keeps its length: max_new_tokens and length do not apply")
         editable = model_config.editable(input_ids, attention_mask)
-        start = editable.sum(1).clamp(max=config.max_edits)
+        most = editable.sum(1)
+        if process.edits:  # a text may be edited more often than it has tokens, but not without end
+            most = (2 * most).clamp(min=_MOST_EDITS) * (most > 0)
+        start = most.clamp(max=config.max_edits)
         inputs = GenerationInputs(input_ids, editable, attention_mask, start, True)
     else:
         if (
@@ -188,6 +195,9 @@ def make_inputs(
             f"row {int(empty[0])} of input_ids has no editable position: give [MASK] tokens to fill in, max_new_tokens "
             "to continue, or max_edits to repair a text"
         )
+    if process.edits:
+        tokens, attended, editable, _ = process.widen(inputs.tokens, inputs.editable, inputs.attention_mask, start)
+        inputs = inputs._replace(tokens=tokens, attention_mask=attended, editable=editable)
     return inputs
 
 

@@ -65,7 +65,8 @@ class UDMOutput(MaskedLMOutput):
     What the network says: a `MaskedLMOutput`, and what heads of our own say.
 
     Args:
-        gap_logits (`torch.FloatTensor` of shape `(gaps,)`, *optional*): the scores of the gaps that were asked about.
+        gap_logits (`torch.FloatTensor` of shape `(gaps,)`, *optional*): the scores of the gaps that were asked about;
+            of shape `(gaps, k)` where the process has k `gap_scores`.
         width_logits (`torch.FloatTensor` of shape `(rows, N + 1)`, *optional*): of the width of the first blank of each
             row, where `blanks` are given.
     """
@@ -200,7 +201,7 @@ class UDMPreTrainedModel(PreTrainedModel):
         time = self.time_embedding
         if module is self.gap_head:
             init.zeros_(module.weight)
-            init.zeros_(module.bias)
+            init.copy_(module.bias, torch.tensor(PROCESSES[self.config.process].gap_scores))
         elif isinstance(module, nn.Linear) and time is not None and module in (time.hidden, time.output):
             std = 1.0 / math.sqrt(module.in_features) if module is time.hidden else 0.0
             init.normal_(module.weight, std=std)
@@ -235,11 +236,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         config._attn_implementation_internal = backbone.config._attn_implementation
         self.backbone = backbone
         embedding: Any = self.backbone.get_input_embeddings()
-        inserts = PROCESSES[config.process].inserts
+        inserts, scores = PROCESSES[config.process].inserts, len(PROCESSES[config.process].gap_scores)
         self.time_embedding = (
             TimeEmbedding(embedding.embedding_dim, counts=inserts) if config.time_conditioning else None
         )
-        self.gap_head = nn.Linear(backbone.config.hidden_size, 1) if inserts else None
+        self.gap_head = nn.Linear(backbone.config.hidden_size, scores) if scores else None
         self.width_head = None
         if config.blank_widths is not None:
             self.width_head = WidthHead(embedding.embedding_dim, backbone.config.hidden_size, config.blank_widths)
@@ -379,7 +380,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             positions: (B, L) bool, where logits are wanted, or their rows and columns, a pair of (N,) int64; None:
                 everywhere.
             gaps: rows and columns, a pair of (M,) int64, of the gaps whose scores are wanted (process "delete"), each
-                named by the position that it is read at.
+                named by the position that it is read at; of process "edit" of any positions.
             num_items_in_batch: what the summed loss is divided by in place of the number of labels.
             apply_head: with positions, called as apply_head(head, hidden) in place of head(hidden), hidden (N, H); what
                 it gives stands in the output's logits. For losses that never hold all logits at once.
@@ -387,7 +388,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 width_logits (B, N + 1) of the first one of each row.
 
         Returns:
-            UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps.
+            UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps, or
+            (M, k) of k scores each.
         """
         if self.time_embedding is not None:
             if t is None:
@@ -413,7 +415,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             inputs["position_ids"] = position_ids
 
         if gaps is not None and self.gap_head is None:
-            raise ValueError(f"gaps are scored by models of process 'delete', and this one has {self.config.process!r}")
+            raise ValueError(
+                f"gaps are scored by models of process 'delete' or 'edit', this one has {self.config.process!r}"
+            )
         head = language_head(self.backbone) if positions is not None else None
         if (gaps is not None or blanks is not None) and head is None:
             inputs["output_hidden_states"] = True
@@ -436,7 +440,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         gap_logits = None
         if gaps is not None and self.gap_head is not None:
             last = output.last_hidden_state if head is not None else output.hidden_states[-1]
-            gap_logits = self.gap_head(last[gaps])[:, 0]
+            gap_logits = self.gap_head(last[gaps])
+            gap_logits = gap_logits[:, 0] if gap_logits.shape[1] == 1 else gap_logits
         loss = None
         if labels is not None:
             target = labels if positions is None else labels[positions]

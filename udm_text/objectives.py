@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .canvas import gaps, justify, read, single_insertions, symbol_pair
+from .canvas import close, gaps, justify, read, single_insertions, symbol_pair
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
 from .positions import Positions
@@ -33,14 +33,23 @@ if TYPE_CHECKING:
     from .processes import TokenProcess
 
 LOSSES = ("cross_entropy", "nelbo")
-TIME_LAWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "uniform": lambda u: u,
-    "bell": lambda u: 0.5 - torch.sin(torch.asin(1.0 - 2.0 * u) / 3.0),
-    "clipped": lambda u: 0.1 + 0.9 * u,
+FURTHER = 0.5
+"""The chance of one edit more, of the geometric law."""
+
+
+def _geometric(u: Tensor, number: Tensor) -> Tensor:
+    return (-u * -torch.expm1(number * math.log(FURTHER))).log1p() / (number * math.log(FURTHER))
+
+
+TIME_LAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "uniform": lambda u, number: u,
+    "bell": lambda u, number: 0.5 - torch.sin(torch.asin(1.0 - 2.0 * u) / 3.0),
+    "clipped": lambda u, number: 0.1 + 0.9 * u,
+    "geometric": _geometric,
 }
-"""Laws of the share t/l that training corrupts, as inverse distribution functions: uniform, which the bound is made of;
-the density 6 u (1 - u), which asks about middle shares; and uniform above a tenth, without the rows where next to
-nothing is missing."""
+"""Laws of the share of its `number` of counts that training takes, as inverse distribution functions of u: uniform,
+which the bound is made of; the density 6 u (1 - u), which asks about middle shares; uniform above a tenth, without the
+rows where next to nothing is missing; and of repairers the geometric law, half as many rows with each edit more."""
 LOSS_WEIGHTINGS = {"bound": 1.0, "sqrt": 0.5, "mean": 0.0}
 """p by name: training weighs a row with t of l corrupted positions by (l/t)^p, up to a constant."""
 
@@ -61,7 +70,7 @@ def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, ste
     source = RowRandom(seed, torch.tensor([step], device=lengths.device))
     stratum = source.uniform(total)[0].argsort()[index]
     inside = source.uniform(total)[0][index]
-    share = TIME_LAWS[law]((stratum + inside) / total)
+    share = TIME_LAWS[law]((stratum + inside) / total, lengths.double())
     return (share * lengths).long().clamp(max=lengths - 1) + 1
 
 
@@ -74,7 +83,7 @@ def training_weights(t: Tensor, lengths: Tensor, weighting: str, law: str = "uni
     """
     power = 1.0 - LOSS_WEIGHTINGS[weighting]
     grid = (torch.arange(1 << 12, dtype=torch.float64) + 0.5) / (1 << 12)
-    mean = (TIME_LAWS[law](grid) ** power).mean().item()
+    mean = (TIME_LAWS[law](grid, grid) ** power).mean().item()
     return (t.double() / lengths.clamp(min=1)) ** power / mean
 
 
@@ -188,6 +197,19 @@ def said(output: Any) -> Any:
     return output.logits if output.gap_logits is None else (output.logits, output.gap_logits)
 
 
+def wrong_rows(
+    process: Any, x0: Tensor, editable: Tensor, attention_mask: Tensor, t: Tensor, random: RowRandom
+) -> tuple[Tensor, Tensor]:
+    """Rows x0 (B, L) corrupted at t (B,) of their tokens, as a repairer is given them, and their attention_mask."""
+    if process.edits:
+        x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
+    xt = process.corrupt(x0, t, process.sample_noise(x0, editable=editable, random=random))
+    if not process.edits:
+        return xt, attention_mask
+    closed = close(xt, editable, attention_mask, process.hole_token_id)
+    return closed.tokens, closed.attention_mask
+
+
 def row_losses(
     predict: Callable[..., Tensor],
     process: TokenProcess,
@@ -211,8 +233,8 @@ def row_losses(
 
     Args:
         predict: called as predict(input_ids=xt, t=t, num_editable=l, positions=(rows, columns)), the latter (N,) int64;
-            gives logits (N, V). Of a process that `inserts` also with attention_mask= (B, W) and gaps=(rows, columns),
-            each (M,) int64; it gives then those and the scores (M,) of the gaps.
+            gives logits (N, V). Of a process with `gap_scores` also with attention_mask= (B, W) and
+            gaps=(rows, columns), each (M,) int64; it gives then those and the scores of these, (M,) or (M, k).
         x0: (B, L) int64 clean rows. editable: (B, L) bool. t: (B,) int64 in 1..l. forbidden: (V,) bool, never
             predicted.
         loss: "nelbo", an unbiased estimate of the bound on -log p(x0) (for `kernel`, where the process has kernels); or
@@ -228,6 +250,8 @@ def row_losses(
         s: (B,) int64 below t, where a step of several tokens leads; read by processes whose price of a step is not the
             sum of its tokens' (they insert).
     """
+    if process.edits:
+        x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
     noise = process.sample_noise(x0, editable=editable, random=random)
     xt = process.corrupt(x0, t, noise)
     if noisy is not None and paired is not None:

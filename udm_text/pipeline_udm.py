@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import PROCESSES, UDMConfig
-from .detokenizing import Typed, grown_typed, open_typed, read_typed, restore_text, unknown_parts
+from .detokenizing import Typed, edited_typed, grown_typed, open_typed, read_typed, restore_text, unknown_parts
 from .framing import continuation_tokens, report_share
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
@@ -60,6 +60,40 @@ class _Growing:
         self.streamer.put_typed([_grown(typed, self.mask, row) for typed, row in zip(self.typed, new, strict=True)])
 
 
+class _Editing:
+    """A streamer that is told before each draft what was typed as the rows have it, whose length may change."""
+
+    def __init__(self, streamer: Any, typed: list[Typed | None], tokenizer: Any):
+        self.streamer, self.typed, self.tokenizer = streamer, typed, tokenizer
+        self.head: torch.Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.streamer, name)
+
+    def put(self, value: torch.Tensor) -> None:
+        """What stands before the first token that may change, and at last the rest."""
+        if self.head is None:
+            self.head = value
+        else:
+            self._tell(self.head, value)
+        self.streamer.put(value)
+
+    def put_draft(self, value: torch.Tensor) -> None:
+        if self.head is not None and hasattr(self.streamer, "put_draft"):
+            self._tell(self.head, value)
+            self.streamer.put_draft(value)
+
+    def _tell(self, head: torch.Tensor, rest: torch.Tensor) -> None:
+        rows = torch.cat((head, rest), dim=1)
+        self.streamer.put_typed([_edited(self.tokenizer, *pair) for pair in zip(self.typed, rows, strict=True)])
+
+
+def _edited(tokenizer: Any, typed: Typed | None, row: torch.Tensor) -> Typed | None:
+    """A typed text with a token for each of a row (L,) that was made of it by edits; see `edited_typed`."""
+    ids = row[: int((row != tokenizer.pad_token_id).nonzero().max()) + 1].tolist()
+    return typed if typed is None else edited_typed(tokenizer, typed, ids)
+
+
 def _grown(typed: Typed | None, mask: int | None, new: torch.Tensor) -> Typed | None:
     """A typed text with its blanks as wide as a row has new tokens there, new (L,) bool; see `grown_typed`."""
     return typed if typed is None or mask is None else grown_typed(typed, mask, new.tolist())
@@ -76,10 +110,11 @@ class UDMGenerationPipeline(Pipeline):
 
     What is done follows from the input: text with [MASK] is filled in, and so is text with <blank>, which stands for
     any number of tokens (models trained with `udm train --blanks`, and those of process delete, to which [MASK] is the
-    same); with `max_edits` a text is repaired (models of the substitute process); any other text is continued; an empty
-    string is written from nothing. To a model that was trained on prompts and answers a text is a prompt, and what
-    comes back is its answer; an answer that is begun, or has [MASK] to fill in, stands behind the separator: "prompt
-    [SEP] begun". [MASK] may be written so whatever the model's own mask token is.
+    same); with `max_edits` a text is repaired (models of the substitute process, and those of the edit process, which
+    do nothing else); any other text is continued; an empty string is written from nothing. To a model that was trained
+    on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or has [MASK]
+    to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the model's own
+    mask token is.
 
     ```python
     >>> import udm_text
@@ -340,7 +375,7 @@ class UDMGenerationPipeline(Pipeline):
         config = self.model._prepare_generation_config(forward_parameters.get("generation_config"), **settings)
         if config.begin_suppress_tokens is None:
             forward_parameters["begin_suppress_tokens"] = self._continuation_tokens()
-        if config.max_edits is None:
+        if config.max_edits is None and not PROCESSES[self.model.config.process].edits:
             self._warn_repairer(input_tensors["input_ids"])
         number, rows = config.num_return_sequences, len(input_tensors["input_ids"])
         check_rows(number * rows)
@@ -358,6 +393,8 @@ class UDMGenerationPipeline(Pipeline):
             rows_typed = [text for text in typed for _ in range(number)]
             if self._inserts:
                 forward_parameters["streamer"] = _Growing(streamer, rows_typed, self.tokenizer.mask_token_id)
+            elif PROCESSES[self.model.config.process].edits:
+                forward_parameters["streamer"] = _Editing(streamer, rows_typed, self.tokenizer)
             elif marked:
                 where = blanks.repeat_interleave(number, dim=0)
                 forward_parameters["streamer"] = _Opening(streamer, rows_typed, where, self.tokenizer.mask_token_id)
@@ -401,12 +438,14 @@ class UDMGenerationPipeline(Pipeline):
         wanted = model_outputs["attention_mask"] if return_full_text is not False else model_outputs["editable"]
         if return_full_text is None:
             wanted = model_outputs.get("answer", wanted)
-        given = self._read(model_outputs["text"])
+        given, edits = self._read(model_outputs["text"]), PROCESSES[self.model.config.process].edits
         for i in range(model_outputs["sequences"].shape[1]):
             row, shown = model_outputs["sequences"][0, i], wanted[0, i].bool()
             typed = given
             if self._inserts:
                 typed = _grown(given, self.tokenizer.mask_token_id, model_outputs["editable"][0, i])
+            elif edits:
+                typed = _edited(self.tokenizer, given, row)
             elif "blanks" in model_outputs:
                 where, widths = model_outputs["blanks"][0], model_outputs["widths"][0, i]
                 typed = _opened(given, self.tokenizer.mask_token_id, where, widths)
@@ -429,6 +468,8 @@ class UDMGenerationPipeline(Pipeline):
                     texts = [
                         self._grown_text(given, *state, return_full_text) for state in zip(states, new, strict=False)
                     ]
+                elif edits:
+                    texts = [self._edited_text(given, xt, return_full_text) for xt in states]
                 else:
                     texts = [self._text_of(typed, xt, shown, self.tokenizer.mask_token) for xt in states]
                 record["trajectory"] = texts
@@ -454,6 +495,15 @@ class UDMGenerationPipeline(Pipeline):
         if return_full_text is None and self.model.config.prompted:
             shown = torch.arange(len(row)) >= int(self.model.config.answer_starts(row[None])[0])
         return self._text_of(_grown(given, self.tokenizer.mask_token_id, new), row, shown)
+
+    def _edited_text(self, given: Typed | None, row: torch.Tensor, return_full_text: bool | None) -> str:
+        """The text of a row (L,) on the way of a repair, padding behind."""
+        config = self.model.config
+        there = row != self.tokenizer.pad_token_id
+        shown = config.editable(row[None], there[None])[0] if return_full_text is False else there
+        if return_full_text is None and config.prompted:
+            shown = there & (torch.arange(len(row)) >= int(config.answer_starts(row[None])[0]))
+        return self._text_of(_edited(self.tokenizer, given, row), row, shown)
 
     def _text_of(self, typed: Typed | None, row: torch.Tensor, shown: torch.Tensor, blank: str | None = None) -> str:
         """The text of a row (L,), what was typed as it was typed; blank: what is written for a mask that is open."""

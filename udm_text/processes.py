@@ -1,4 +1,4 @@
-"""The three corruptions of token rows: [MASK], substitution by a different token, and deletion.
+"""Three corruptions of token rows: [MASK], substitution by a different token, and deletion. A fourth is in edits.py.
 
 For a row with l editable positions, t in {0..l} counts the corrupted ones, exactly. The noise is a uniform random
 ranking of the editable positions, carried as i.i.d. uniform keys; substitution adds one shift for each position. F_t
@@ -49,6 +49,10 @@ class TokenProcess(Process, Protocol):
     inserts: ClassVar[bool]
     """Whether its steps put tokens in, so that texts grow: its rows are canvases (canvas.py), and its networks say at
     which gap, beside the token."""
+    edits: ClassVar[bool]
+    """Whether it repairs alone: a step edits a text that is there, whose length may change. Its rows are canvases."""
+    gap_scores: ClassVar[tuple[float, ...]]
+    """The scores that its networks say of a position beside the logits, by what each begins at; () for none."""
     prices_steps: ClassVar[bool]
     """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K."""
     has_curve: ClassVar[bool]
@@ -75,6 +79,11 @@ class TokenProcess(Process, Protocol):
         chunk: int | None = None,
     ) -> Tensor:
         """(B,) losses of corrupted rows in nats, see `objectives.row_losses`."""
+
+    def widen(
+        self, x: Tensor, editable: Tensor, attention_mask: Tensor | None, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Asked only where it `edits`: rows with room for t edits, see `EditProcess.widen`."""
 
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for arguments of `TextObjective` that it cannot be trained with."""
@@ -157,6 +166,8 @@ class MaskProcess:
     training: ClassVar[tuple[str, str]] = ("sqrt", "bell")
     kernels: ClassVar[tuple[str, ...]] = ()
     inserts: ClassVar[bool] = False
+    edits: ClassVar[bool] = False
+    gap_scores: ClassVar[tuple[float, ...]] = ()
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = True
     generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
@@ -229,7 +240,7 @@ class MaskProcess:
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1: what is not [MASK] is never corrected."""
         if max_corruption < 1.0:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute' or 'edit'")
 
     def predictor(self, model, config, inputs, random: RowRandom, constraints):
         """A `MaskPredictor`, or with `speculate` one that reads drafts, too."""
@@ -256,6 +267,8 @@ class SubstituteProcess:
     training: ClassVar[tuple[str, str]] = ("bound", "uniform")
     kernels: ClassVar[tuple[str, ...]] = tuple(KERNELS)
     inserts: ClassVar[bool] = False
+    edits: ClassVar[bool] = False
+    gap_scores: ClassVar[tuple[float, ...]] = ()
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))
@@ -391,6 +404,8 @@ class DeleteProcess:
     training: ClassVar[tuple[str, str]] = ("sqrt", "bell")
     kernels: ClassVar[tuple[str, ...]] = ()
     inserts: ClassVar[bool] = True
+    edits: ClassVar[bool] = False
+    gap_scores: ClassVar[tuple[float, ...]] = (0.0,)
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset()
@@ -488,7 +503,7 @@ class DeleteProcess:
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1: a text that lacks little is still written by all the counts."""
         if max_corruption < 1.0:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute'")
+            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute' or 'edit'")
 
     def predictor(self, model, config, inputs, random: RowRandom, constraints):
         """An `InsertionPredictor`."""

@@ -307,9 +307,9 @@ def repair(
         list[str] | None,
         typer.Argument(help="Texts to repair; none: the lines of standard input, if it is a file or a pipe."),
     ] = None,
-    max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed at most.")] = 2,
+    max_edits: Annotated[int, typer.Option(min=1, help="Tokens changed, put in or left out at most.")] = 2,
     min_confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Change a token only where the new one is at least so probable.")
+        float | None, typer.Option(min=0, max=1, help="Make only edits that are at least so probable.")
     ] = None,
     seed: Seed = 0,
     source: Input = None,
@@ -321,8 +321,8 @@ def repair(
     trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Repair texts by a model of the substitute process, one edit at a time; shows every edit of those that are given
-    here, of the lines of a file the repaired line alone."""
+    """Repair texts by a model of the substitute or the edit process, one edit at a time; shows every edit of those that
+    are given here, of the lines of a file the repaired line alone."""
     texts = find_texts(text, source, text_column)
     if texts.source is None and not texts.texts:
         raise ValueError("there is no text to repair: give texts, --input FILE, or lines by standard input")
@@ -407,7 +407,7 @@ def evaluate(
     from ..training.callbacks import terminal_bar
     from .reports import describe, describe_repair
     from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
-    from .train_text import measure_repairs
+    from .train_text import measure_repairs, repairs_by
 
     register()
     check_device(device)
@@ -456,7 +456,7 @@ def evaluate(
         share = report.get("max_corruption", 1.0)
         with watching(terminal_bar):
             figures = measure_repairs(network, tokenizer, how, share, texts, scored, **measuring)
-        text = describe_repair(figures)
+        text = describe_repair(figures, repairs_by(network.config))
     else:
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
         with watching(terminal_bar):

@@ -78,8 +78,8 @@ def describe_context(context: dict[str, Any], losses: Sequence[float] = (), voca
     ]
 
 
-def describe_repair(rates: dict[str, Any]) -> str:
-    """Some lines on how well a repairer does: all errors together, then by their kind and number."""
+def describe_repair(rates: dict[str, Any], by: str = "substitution") -> str:
+    """Some lines on how well a repairer does: all errors together, then by their kind and number. by: what it does."""
 
     def share(figures: dict[str, Any], name: str) -> str:
         if figures[name] is None:
@@ -92,7 +92,7 @@ def describe_repair(rates: dict[str, Any]) -> str:
     what = f"texts with {spread} typing errors" if numbers else "noisy texts"
     lines = [
         f"of {rates['rows']} held-out {what} {share(rates, 'restored')} are restored exactly ({rates['out_of_reach']} "
-        f"cannot be reached by substitution of at most {rates['max_edits']} tokens); of those without an error "
+        f"cannot be reached by {by} of at most {rates['max_edits']} tokens); of those without an error "
         f"{share(rates, 'left_alone')} are left alone",
         f"  edits: precision {share(rates, 'precision')}, recall {share(rates, 'recall')}",
     ]
@@ -100,7 +100,7 @@ def describe_repair(rates: dict[str, Any]) -> str:
         total = sum(cell["rows"] for cell in cells.values())
         unreached = sum(cell["out_of_reach"] for cell in cells.values())
         restored = ", ".join(f"{n}: {share(cell, 'restored')}" for n, cell in cells.items())
-        beyond = f" (cannot be reached by substitution: {unreached} of {total})" if unreached else ""
+        beyond = f" (cannot be reached by {by}: {unreached} of {total})" if unreached else ""
         lines.append(f"  {kind}, by the number of errors: {restored}{beyond}")
     if rates.get("loss_nats_per_token") is not None:
         loss, error = rates["loss_nats_per_token"], rates["loss_nats_per_token_stderr"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -121,10 +122,17 @@ def show(text: str, error: bool = False) -> None:
 
 
 def marks(before: str, after: str) -> str:
-    """A line that points at where two texts of equal length differ; the new text where they are not of equal length."""
-    if len(before) != len(after):
-        return f"-> {after}"
-    return "".join("^" if a != b else " " for a, b in zip(before, after, strict=True)).rstrip()
+    """A line that points at where two texts differ: ^ below what is changed, - below what goes, + where a part comes.
+
+    Of texts of different length what comes stands behind the mark.
+    """
+    if len(before) == len(after):
+        return "".join("^" if a != b else " " for a, b in zip(before, after, strict=True)).rstrip()
+    head = len(os.path.commonprefix((before, after)))
+    tail = len(os.path.commonprefix((before[head:][::-1], after[head:][::-1])))
+    gone, comes = before[head : len(before) - tail], after[head : len(after) - tail]
+    sign = "+" if not gone else ("^" if comes else "-") * len(gone)
+    return " " * head + sign + (f" {comes}" if comes else "")
 
 
 def as_text(table: Any) -> str:

@@ -389,6 +389,8 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
         room = longest_row(train_rows) + len(counts) + 1
     else:
         room = 2 * (len(counts) - 1) + len(tokenizer("")["input_ids"]) + 2
+    if own.get("process") in PROCESSES and PROCESSES[own["process"]].edits:
+        room *= 2  # a [MASK] is read in every gap
     names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
     config = AutoConfig.for_model(
         model_args.backbone,
@@ -556,7 +558,7 @@ def figures_of(
         model = UDMForMaskedGeneration.from_pretrained(output)
         texts = rows.tokenizer, data, goal.max_corruption, rows.held
         found["repair"] = measure_repairs(model, *texts, rows.validation)
-        text = describe_repair(found["repair"])
+        text = describe_repair(found["repair"], repairs_by(model.config))
     else:
         model = UDMForMaskedGeneration.from_pretrained(output)
         found["validation"] = evaluate_bound(model, rows.validation).to_dict()
@@ -565,6 +567,11 @@ def figures_of(
         text = "\n".join((describe(found["validation"], rows.vocabulary), *said))
     print(text, flush=True)
     return found
+
+
+def repairs_by(config: UDMConfig) -> str:
+    """What a repairer does to the tokens of a text, in a word."""
+    return "edits" if PROCESSES[config.process].edits else "substitution"
 
 
 def measure_repairs(

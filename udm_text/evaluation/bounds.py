@@ -14,7 +14,7 @@ from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import most_corrupted, row_losses, said
+from ..objectives import TIME_LAWS, most_corrupted, row_losses, said
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
 from ..widths import as_one_blank, width_nats
@@ -101,7 +101,7 @@ def row_draws(
     """Each row is corrupted `draws` times, its t stratified over {1..l}; the mean of a row's nats estimates its bound.
 
     With max_corruption below 1 (and loss "cross_entropy", see `row_losses`) t goes from 0 as far as in the training of
-    a repairer, and the mean estimates that loss.
+    a repairer, by the law that its process learns most by, and the mean estimates that loss.
 
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
@@ -134,7 +134,8 @@ def row_draws(
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
-                t = (u * counted).long().clamp(max=counted - 1) + least
+                share = u if least else TIME_LAWS[process.training[1]](u, counted.double())
+                t = (share * counted).long().clamp(max=counted - 1) + least
                 behind = None
                 if grid is not None:
                     drawn, t = t, torch.where(grid >= t, grid, lengths).amin(dim=0)

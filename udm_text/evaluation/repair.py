@@ -1,4 +1,4 @@
-"""How well a model of the substitute process repairs: texts with errors, typed or given, and rows it corrupts itself.
+"""How well a repairer (process substitute or edit) repairs: texts with errors, typed or given, and rows it corrupts.
 
 An edit is a character that is replaced, left out or put in on the way from one text to another, by the alignment of the
 two that needs the fewest. Of a text with errors those on the way to the clean text are needed and those on the way to
@@ -17,7 +17,8 @@ import torch
 
 from ..common import check_whole, finite, watched
 from ..corpus.rows import RowCutter, collate
-from ..detokenizing import restore_text
+from ..detokenizing import Typed, edited_typed, restore_text
+from ..objectives import wrong_rows
 from ..randomness import RowRandom
 from .bounds import ratio_with_stderr
 from .typos import KINDS, make_typos
@@ -28,15 +29,15 @@ MIXED = "mixed"
 
 @dataclasses.dataclass(frozen=True)
 class RepairReport:
-    """How a model of the substitute process repairs texts, as shares with one standard error each (None: no figure).
+    """How a repairer (process substitute or edit) repairs texts: shares with one standard error each (None: no figure).
 
     restored: texts with errors that come back exactly. left_alone: clean texts that stay as they are.
     precision: of the edits that were made, those that are right. recall: of the edits that were needed, those that were
         made (see the head of the module). Both over the texts with errors; the standard error is one over texts.
     left_alone_rows, edits_made, edits_needed: of how many left_alone, precision and recall are the shares; restored is
         one of `rows`.
-    out_of_reach: texts with errors that cannot be reached by substitution: they have another number of tokens than the
-        clean ones, or more wrong tokens than `max_edits`. They count as not restored.
+    out_of_reach: texts with errors that cannot be reached: they are more edits of a token away than `max_edits`, or by
+        substitution have another number of tokens than the clean ones. They count as not restored.
     by_kind: of each kind of error (`typos.KINDS`, and "mixed" for all of them together, which the figures above are
         of), and of each number of errors: restored, restored_stderr, rows, out_of_reach. Empty where the noisy texts
         were given.
@@ -206,7 +207,7 @@ def _by_number(these: _Noisy, repaired: Sequence[str], counts: Sequence[int]) ->
 def check_repairs(model) -> None:
     """Raises ValueError for a model whose process repairs no text."""
     if "max_edits" not in model.config.build_process().generation_options:
-        raise ValueError("repair needs a model of process 'substitute'")
+        raise ValueError("repair needs a model of process 'substitute' or 'edit'")
 
 
 class _Lines(NamedTuple):
@@ -275,7 +276,7 @@ class _Lines(NamedTuple):
         """The repaired texts; those of rows that do not fit, and of those to skip, as they are."""
         config = self.model.config
         device = self.model.get_input_embeddings().weight.device
-        result = list(self.texts)
+        result, moves = list(self.texts), config.build_process().edits
         asked = [i for i in range(len(result)) if i not in skip and self.fits(i)]
         asked.sort(key=lambda i: len(self.rows[i]))
         for start in watched(range(0, len(asked), batch_size), "repairs"):
@@ -288,24 +289,29 @@ class _Lines(NamedTuple):
                 min_confidence=min_confidence,
                 seed=seed,
                 sample_index=torch.tensor(chosen),
+                return_dict_in_generate=moves,
             )
-            for i, row in zip(chosen, out.tolist(), strict=True):
-                end = len(self.rows[i]) - self.behind
-                result[i] = self._text(i, row[end - len(self.own[i]) : end])
+            repaired = out.sequences if moves else out
+            lengths = out.attention_mask.sum(dim=1).tolist() if moves else [len(self.rows[i]) for i in chosen]
+            for i, row, length in zip(chosen, repaired.tolist(), lengths, strict=True):
+                begin = len(self.rows[i]) - self.behind - len(self.own[i])
+                result[i] = self._text(i, row[begin : length - self.behind])
         return result
 
     def _text(self, i: int, tokens: list[int]) -> str:
         """Text i with other tokens in place of its own."""
         if not self.spans:
             return self.texts[i] if tokens == self.own[i] else self.tokenizer.decode(tokens, skip_special_tokens=True)
-        everything = [True] * len(tokens)
-        return restore_text(self.tokenizer, self.texts[i], self.own[i], self.spans[i], tokens, everything)
+        typed = Typed(self.texts[i], self.own[i], self.spans[i])
+        if self.model.config.build_process().edits:
+            typed = edited_typed(self.tokenizer, typed, tokens)
+        return restore_text(self.tokenizer, *typed, tokens, [True] * len(tokens))
 
 
 class _Noisy(NamedTuple):
     """Texts with errors, without those that have none: their lines, and of each the place of its clean text.
 
-    out_of_reach: which of them no substitution of so many tokens restores.
+    out_of_reach: which of them no so many edits of the model's process restore.
     """
 
     lines: _Lines
@@ -319,7 +325,10 @@ class _Noisy(NamedTuple):
         place = [i for i in kept if texts[i] is not None and texts[i] != clean.texts[i]]
         lines = clean.of([texts[i] or "" for i in place], place)
         pairs = [(a, clean.own[i]) for a, i in zip(lines.own, place, strict=True)]
-        out = {at for at, (a, b) in enumerate(pairs) if len(a) != len(b) or sum(map(operator.ne, a, b)) > max_edits}
+        if clean.model.config.build_process().edits:
+            out = {at for at, (a, b) in enumerate(pairs) if len(edits(a, b)) > max_edits}
+        else:
+            out = {at for at, (a, b) in enumerate(pairs) if len(a) != len(b) or sum(map(operator.ne, a, b)) > max_edits}
         return cls(lines, place, [clean.texts[i] for i in place], out)
 
     def restored(self, repaired: Sequence[str]) -> list[bool]:
@@ -357,8 +366,9 @@ def edit_counts(noisy: str, clean: str, repaired: str) -> tuple[int, int, int]:
     return len(made), len(needed), len(made & needed)
 
 
-def edits(source: str, target: str) -> set[tuple[int, int, str]]:
-    """The fewest edits of characters that make `target` of `source` (Levenshtein), as (place, number, character).
+def edits(source: Sequence[Any], target: Sequence[Any]) -> set[tuple[int, int, Any]]:
+    """The fewest edits of characters that make `target` of `source` (Levenshtein), as (place, number, character); of
+    lists of tokens likewise.
 
     A character of the source that is replaced is (its place, 0, the new one), one that is left out (its place, 0, "");
     the n-th that is put in before place i is (i, n, the new one), n from 1. Of several alignments the one that replaces
@@ -377,9 +387,9 @@ def edits(source: str, target: str) -> set[tuple[int, int, str]]:
         for j, y in enumerate(b, start=1):
             row.append(min(above[j - 1] + (x != y), above[j] + 1, row[j - 1] + 1))
         costs.append(row)
-    found: set[tuple[int, int, str]] = set()
+    found: set[tuple[int, int, Any]] = set()
     i, j = len(a), len(b)
-    put_in: list[str] = []
+    put_in: list[Any] = []
 
     def write() -> None:
         found.update((begin + i, n, c) for n, c in enumerate(reversed(put_in), start=1))
@@ -432,11 +442,14 @@ def evaluate_token_repair(
         batch = collate(fit[start : start + batch_size], config.pad_token_id, config.editable)
         clean, mask, editable = (batch[name].to(device) for name in ("input_ids", "attention_mask", "editable"))
         random = RowRandom(seed, torch.arange(start, start + len(clean), device=device))
-        noise = process.sample_noise(clean, editable=editable, random=random)
-        wrong = process.corrupt(clean, torch.full((len(clean),), errors, device=device), noise)
-        for name, given in (("restored", wrong), ("left_alone", clean)):
-            repaired = model.generate(given, attention_mask=mask, max_edits=errors, seed=seed)
-            counts[name] += int((repaired == clean).all(dim=1).sum())
+        number = torch.full((len(clean),), errors, device=device)
+        wrong, attended = wrong_rows(process, clean, editable, mask, number, random)
+        for name, given, there in (("restored", wrong, attended), ("left_alone", clean, mask)):
+            out = model.generate(given, attention_mask=there, max_edits=errors, seed=seed, return_dict_in_generate=True)
+            ends = out.attention_mask.sum(dim=1).tolist()
+            rows_out = [row[:end] for row, end in zip(out.sequences.tolist(), ends, strict=True)]
+            wanted = [row[:end] for row, end in zip(clean.tolist(), mask.sum(dim=1).tolist(), strict=True)]
+            counts[name] += sum(map(operator.eq, rows_out, wanted))
     shares = {name: count / len(fit) for name, count in counts.items()}
     error = {f"{name}_stderr": math.sqrt(share * (1 - share) / len(fit)) for name, share in shares.items()}
     return TokenRepairReport(**shares, **error, errors=errors, rows=len(fit), seed=seed)

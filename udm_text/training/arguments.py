@@ -79,7 +79,7 @@ class ModelArguments:
     backbone: str = field(
         default="nomic_bert", metadata={"help": "From scratch: nomic_bert, bert, roberta or modernbert."}
     )
-    process: str | None = field(default=None, metadata={"help": "mask (default), substitute or delete."})
+    process: str | None = field(default=None, metadata={"help": "mask (default), substitute, delete or edit."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
     gap_tokens: bool | None = field(
         default=None,
@@ -125,7 +125,9 @@ class ObjectiveArguments:
     )
     max_corruption: float = field(
         default=1.0,
-        metadata={"help": "Largest corrupted share of a row in training; below 1 a substitute model learns to repair."},
+        metadata={
+            "help": "Largest corrupted share of a row in training; below 1 a substitute or edit model learns to repair."
+        },
     )
     loss_chunk: int | None = field(
         default=None, metadata={"help": "Rows of logits held at a time; saves memory where the vocabulary is large."}
@@ -140,8 +142,8 @@ class ObjectiveArguments:
     time_law: str | None = field(
         default=None,
         metadata={
-            "help": "How t is drawn in training: uniform, bell, or clipped (above l/10); default: bell for masks and "
-            "delete, else uniform."
+            "help": "How t is drawn in training: uniform, bell, clipped (above l/10), or geometric (few errors); "
+            "default: bell for masks and delete, geometric for edits, else uniform."
         },
     )
 

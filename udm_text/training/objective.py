@@ -57,6 +57,8 @@ def check_loss(
         raise ValueError(f"loss must be {choices(LOSSES)}, got {loss!r}")
     if not 0.0 < max_corruption <= 1.0:
         raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
+    if max_corruption == 1.0 and time_law == "geometric":
+        raise ValueError("time_law 'geometric' is of few errors in a row: it goes with max_corruption below 1")
     if max_corruption < 1.0 and loss != "cross_entropy":
         raise ValueError("max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts")
     if loss_chunk is not None and loss_chunk < 1:
@@ -79,7 +81,8 @@ class TextObjective:
         config: the model's `UDMConfig`.
         loss: "cross_entropy" or "nelbo" (they differ for the substitute process only, see `objectives.row_losses`).
         max_corruption: largest share of a row that is corrupted in training, in (0, 1]. Below 1 the model becomes a
-            repairer of texts that may be right already: t is drawn from 0 on.
+            repairer of texts that may be right already: t is drawn from 0 on. Process "edit" needs that; its terms are
+            the nats of one edit back, or of stopping.
         noisy_share: of rows with "noisy_ids", how many in a step, each by a draw of its own, stand corrupted as these
             have them in place of by the process. Their t is the number of tokens that differ, and a token that is
             special or unknown in either row is not scored.
@@ -112,17 +115,18 @@ class TextObjective:
         self.process.check_training(loss, max_corruption, loss_chunk)
         if not 0.0 <= noisy_share <= 1.0:
             raise ValueError(f"noisy_share must lie in [0, 1], got {noisy_share}")
-        if noisy_share and "max_edits" not in self.process.generation_options:
+        if noisy_share and (self.process.edits or "max_edits" not in self.process.generation_options):
             raise ValueError(
                 "noisy texts train a repairer, which needs process 'substitute', and this model has process "
                 f"{config.process!r}"
             )
         if noisy_share and loss != "cross_entropy":
             raise ValueError("noisy texts go with loss 'cross_entropy': the NELBO is of the noise of the process alone")
-        if loss_weighting not in (None, "bound") and loss != "nelbo" and self.process.kernels:
+        if loss_weighting not in (None, "bound") and loss != "nelbo" and (self.process.kernels or self.process.edits):
+            instead = "leave it out" if self.process.edits else "give loss 'nelbo' or leave it out"
             raise ValueError(
                 f"loss_weighting={loss_weighting!r} changes the weights of a bound, and loss {loss!r} of process "
-                f"{config.process!r} is none: give loss 'nelbo' or leave it out"
+                f"{config.process!r} is none: {instead}"
             )
         own_weighting, own_law = self.process.training
         self.loss_weighting = own_weighting if loss_weighting is None else loss_weighting
@@ -140,7 +144,7 @@ class TextObjective:
     @property
     def loss_is_bound(self) -> bool:
         """Whether the loss of training estimates the bound, lengths of rows not counted."""
-        if self.config.blank_widths is not None:  # widths of blanks are part of it
+        if self.config.blank_widths is not None or self.process.edits:  # widths of blanks are part of it, or no text
             return False
         if (self.loss_weighting, self.time_law) != ("bound", "uniform"):
             return False
