@@ -181,8 +181,8 @@ Nothing was published of how this model was trained.
 
 ## Intended use and limits
 
-{{ kind.limits }}{{ lengths }} It was not aligned or filtered: it repeats what its data says, true or not, and may repeat rows of \
-it. {{ process.card.limits }}
+{{ kind.limits }}{{ lengths }} It was not aligned or filtered: it repeats what its data says, true or not, and may \
+repeat rows of it. {{ process.card.limits }}
 
 ## Licence
 
