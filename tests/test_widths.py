@@ -9,6 +9,8 @@ from transformers import AutoTokenizer, pipeline
 
 from tests.helpers import assert_close_weights, assert_equal_weights, udm_here
 from tests.models import CLS, COUNTS, FIRST, MASK, PAD, SEP, UNK, VOCAB, make_rows, make_udm, save_masked_lm
+from tests.simulated_device import SimulatedDevice, values
+from tests.test_devices import moved
 from tests.training_helpers import UNTRAINED, history, make_trainer, weights
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
 from udm_text.cli.train_text import parse, train_text
@@ -22,7 +24,16 @@ from udm_text.training.adapters import add_adapter, merge_adapter
 from udm_text.training.blanks import BLANKS_SEED, MOST_BLANKS, ask_widths, asked_rows, draw_spans
 from udm_text.training.objective import DROP_SEED, drop_prompts
 from udm_text.training.optimizers import muon_matrices
-from udm_text.widths import as_one_blank, collapse, open_first, read_widths, text_region, width_law, width_nats
+from udm_text.widths import (
+    as_one_blank,
+    collapse,
+    is_all_there_is,
+    open_first,
+    read_widths,
+    text_region,
+    width_law,
+    width_nats,
+)
 
 
 def make_blank_udm(most=3, **fields):
@@ -213,7 +224,8 @@ def test_a_question_is_the_row_with_its_spans_as_blanks_those_before_it_opened(p
     random = step_random(1 ^ BLANKS_SEED, 2, torch.arange(600))
     spans = draw_spans(config, x0, attended, editable, random)
     again = step_random(1 ^ BLANKS_SEED, 2, torch.arange(600))
-    (tokens, mask, blanks, lengths), widths, asked = ask_widths(config, x0, attended, editable, again)
+    (tokens, mask, blanks, lengths), widths, asked, alone = ask_widths(config, x0, attended, editable, again)
+    assert torch.equal(alone, is_all_there_is(config, tokens, mask, blanks))
     counts, wholes, empty = torch.zeros(MOST_BLANKS + 1), 0, 0
     for i, row in enumerate(rows):
         ids, begin = row["input_ids"], row["input_ids"].index(SEP) + 1 if prompted else 1
@@ -257,7 +269,7 @@ def test_rows_without_room_are_not_asked_about_and_no_row_grows_past_what_the_mo
     batch = collate([row] * 200, PAD, model.config.editable)
     how = {"row_index": torch.arange(200), "total": 200, "step": 0, "seed": 0}
     drawing = step_random(BLANKS_SEED, 0, torch.arange(200))
-    rows, widths, asked = ask_widths(
+    rows, widths, asked, _ = ask_widths(
         model.config, batch["input_ids"], batch["attention_mask"].bool(), batch["editable"], drawing
     )
     assert rows.tokens.shape[1] <= 40 and 20 < int(asked.sum()) < 180
@@ -429,12 +441,30 @@ def test_a_model_with_a_width_head_is_saved_and_loaded_and_another_process_drops
     new = UDMForMaskedGeneration.from_pretrained(tmp_path / "plain", blank_widths=4)
     assert not any(bool(p.any()) for p in new.width_head.parameters())  # as a new one is: every width as likely
     tokens, attended, blanks = marked([[CLS, 7, -1, SEP]])
-    law = width_law(new.config, tokens, attended, blanks, read_widths(new, tokens, attended, blanks))
+    law = width_law(read_widths(new, tokens, attended, blanks), torch.tensor([False]), attended.sum(1), 40)
     torch.testing.assert_close(law.exp(), torch.full((1, 5), 0.2, dtype=torch.float64))
     assert torch.equal(new(tokens, blanks=blanks).logits, make_udm()(tokens).logits)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time_conditioning", [False, True])
+def test_the_loss_on_an_accelerator_is_that_of_the_cpu_and_waits_only_for_constants(time_conditioning):
+    model = make_blank_udm(most=24, separator_token_ids=[SEP], time_conditioning=time_conditioning)
+    objective = TextObjective(model.config)
+    batch, index = objective.collate(clean_rows(12, True)), torch.arange(12)
+    how = {"row_index": index, "total": 12, "step": 4, "seed": 1}
+    expected = objective.row_terms(model, batch, **how).detach()
+    with SimulatedDevice() as device:
+        there = moved(device, model)
+        inputs = {name: device.move(x) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+        objective.row_terms(there, inputs, **how)
+        device.reset()
+        found = objective.row_terms(there, inputs, **how).detach()
+        assert all("sent" in kind or where.startswith("udm_text/modeling_udm.py:") for kind, where in device.waits)
+        assert sum(count for (kind, _), count in device.waits.items() if "sent" not in kind) == 1  # as without blanks
+    torch.testing.assert_close(values(found), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["bert", "nomic_bert"])
@@ -466,9 +496,11 @@ def test_the_nats_of_one_width_are_added_to_those_of_a_row(family, how):
         MASK,
     )
     drawing = step_random(4 ^ BLANKS_SEED, 3, torch.arange(24))
-    rows, widths, asked = ask_widths(model.config, shown, batch["attention_mask"].bool(), batch["editable"], drawing)
+    rows, widths, asked, alone = ask_widths(
+        model.config, shown, batch["attention_mask"].bool(), batch["editable"], drawing
+    )
     with torch.no_grad():
-        law = width_law(model.config, *rows[:3], read_widths(model, *rows[:3]))
+        law = width_law(read_widths(model, *rows[:3]), alone, rows.lengths, 40)
     nats = -law.gather(1, widths[:, None])[:, 0]
     assert bool(asked.all()) and bool((nats > 0).all())
     turn = (torch.arange(24) + 3) % 4 == 0  # every fourth row of the third step, counted fourfold
@@ -501,8 +533,19 @@ def test_a_run_with_blanks_is_the_same_resumed_and_however_its_steps_are_split(t
     assert whole.evaluate(rows)["eval_length_nats_per_token"] == pytest.approx(report.length_nats_per_token)
 
 
-def test_a_model_learns_that_its_prompt_says_how_long_the_answer_is(tmp_path):
+def test_a_compiled_network_has_the_same_losses(tmp_path):
+    torch._dynamo.reset()
+    plain = blank_trainer(tmp_path, max_steps=6)
+    plain.train()
+    compiled = blank_trainer(tmp_path, max_steps=6, torch_compile=True, torch_compile_backend="eager")
+    compiled.train()
+    torch.testing.assert_close(history(compiled, "loss"), history(plain, "loss"), rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_a_model_learns_that_its_prompt_says_how_long_the_answer_is(tmp_path, monkeypatch):
     """The prompt is one of four words, and the answer has as many tokens as the number of the word."""
+    monkeypatch.setattr("udm_text.training.blanks.ASKED_EVERY", 1)  # each row, for fewer steps
     rows = [{"input_ids": [CLS, FIRST + n, SEP, *[12] * (n + 1), SEP]} for n in range(4)] * 12
     model = make_udm(scale=UNTRAINED, blank_widths=8, separator_token_ids=[SEP], length_counts=[0, 12, 12, 12, 12])
     trainer = make_trainer(

@@ -74,35 +74,33 @@ def read_widths(model: Any, tokens: Tensor, attention_mask: Tensor, blanks: Tens
     ).width_logits
 
 
-def width_law(
-    model_config: Any,
-    tokens: Tensor,
-    attention_mask: Tensor,
-    blanks: Tensor,
-    logits: Tensor,
-    at_least_one: Tensor | None = None,
-) -> Tensor:
+def width_law(logits: Tensor, at_least_one: Tensor, lengths: Tensor, longest: int | None) -> Tensor:
     """(B, N + 1) float64: log p of the widths 0..N of each row's first blank.
 
-    A width that would make the row longer than the model reads is impossible, and so is 0 where nothing would be left
-    that may change: there is no empty text. A row without any possible width has no law (nan).
+    A width that would make the row longer than the model reads is impossible, and so is 0 where there must be a token.
+    A row without any possible width has no law (nan).
 
     Args:
-        tokens: (B, L) int64. attention_mask, blanks: (B, L) bool. logits: (B, N + 1), of `read_widths`.
-        at_least_one: (B,) bool, rows whose blank is not empty for another reason.
+        logits: (B, N + 1), of `read_widths`. at_least_one: (B,) bool, see `is_all_there_is`.
+        lengths: (B,) int64, tokens of each row, its blanks one each. longest: what the model reads; None: any.
+    """
+    number = torch.arange(logits.shape[1], device=logits.device)
+    possible = number >= at_least_one[:, None]
+    if longest is not None:
+        possible &= number <= (longest + 1 - lengths)[:, None]
+    return logits.double().masked_fill(~possible, -torch.inf).log_softmax(dim=-1)
+
+
+def is_all_there_is(model_config: Any, tokens: Tensor, attention_mask: Tensor, blanks: Tensor) -> Tensor:
+    """(B,) bool: rows with one blank and nothing else that may change. It is not empty: there is no empty text.
+
+    tokens: (B, L) int64. attention_mask, blanks: (B, L) bool.
     """
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     masks = (tokens == model_config.mask_token_id) & ~blanks & attention_mask
     masks &= columns >= model_config.answer_starts(tokens)[:, None]
     held = (model_config.editable(tokens, attention_mask) | masks).any(dim=1)
-    not_empty = ~held & (blanks.sum(dim=1) == 1)
-    if at_least_one is not None:
-        not_empty = not_empty | at_least_one
-    number = torch.arange(logits.shape[1], device=tokens.device)
-    possible = number >= not_empty[:, None]
-    if model_config.max_row_length is not None:
-        possible &= number <= (model_config.max_row_length + 1 - attention_mask.sum(dim=1))[:, None]
-    return logits.double().masked_fill(~possible, -torch.inf).log_softmax(dim=-1)
+    return ~held & (blanks.sum(dim=1) == 1)
 
 
 class Opened(NamedTuple):
@@ -138,7 +136,7 @@ def open_blanks(
         model: a `UDMForMaskedGeneration` with a width head.
         tokens: (B, L) int64, [MASK] where there is a blank. attention_mask, blanks: (B, L) bool.
         choose: says the width of each. One that is impossible costs infinite nats, and the likeliest takes its place.
-        at_least_one: see `width_law`.
+        at_least_one: (B,) bool, rows whose blanks are not empty for a reason of the caller's.
 
     Raises:
         ValueError: where the logits of the network are no law.
@@ -151,7 +149,9 @@ def open_blanks(
             rows = tokens[asked], attention_mask[asked], blanks[asked]
             logits = read_widths(model, *rows)
             demand(logits.isfinite(), NOT_FINITE)
-            law = width_law(config, *rows, logits, None if at_least_one is None else at_least_one[asked])
+            filled = is_all_there_is(config, *rows)
+            filled = filled if at_least_one is None else filled | at_least_one[asked]
+            law = width_law(logits, filled, rows[1].sum(dim=1), config.max_row_length)
             width = choose(law, asked, len(widths))
             price = -law.gather(1, width.clamp(max=law.shape[1] - 1)[:, None])[:, 0]
             price = price.masked_fill(width >= law.shape[1], torch.inf)
@@ -222,7 +222,7 @@ def text_region(model_config: Any, tokens: Tensor, attention_mask: Tensor) -> tu
     It lies between what the tokenizer puts around it. A row of a model of prompts without a separator has none.
     """
     ends = attention_mask.sum(dim=1)
-    suffix = torch.tensor(model_config.suffix_token_ids, dtype=torch.int64, device=tokens.device)
+    suffix = torch.tensor(model_config.suffix_token_ids, dtype=torch.int64).to(tokens.device, non_blocking=True)
     last = (ends[:, None] - len(suffix) + torch.arange(len(suffix), device=tokens.device)).clamp(min=0)
     ends = ends - len(suffix) * (tokens.gather(1, last) == suffix).all(dim=1)
     if model_config.prompted:

@@ -43,13 +43,14 @@ class Spans(NamedTuple):
 class Questions(NamedTuple):
     """Rows with blanks (see `Collapsed`); the width of the first blank of each, (B,) int64; whether it is asked, (B,).
 
-    A row is not asked about where it, or what comes of it, is longer than the model reads, and where a width is above
-    the largest.
+    at_least_one: (B,) bool, rows where it is all there is. A row is not asked about where it, or what comes of it, is
+    longer than the model reads, and where a width is above the largest.
     """
 
     rows: Collapsed
     widths: Tensor
     asked: Tensor
+    at_least_one: Tensor
 
 
 def draw_spans(model_config: Any, x0: Tensor, attention_mask: Tensor, editable: Tensor, random: RowRandom) -> Spans:
@@ -98,16 +99,18 @@ def ask_widths(model_config: Any, x0: Tensor, attention_mask: Tensor, editable: 
     opened = used & (number < asked[:, None])
     inside = (columns >= starts[..., None]) & (columns < (starts + widths)[..., None]) & opened[..., None]
     shown = x0.masked_fill(inside.any(dim=1), model_config.mask_token_id)
-    rows = collapse(model_config, shown, attention_mask, starts, widths, used & ~opened)
+    closed = used & ~opened
+    rows = collapse(model_config, shown, attention_mask, starts, widths, closed)
     # the text as one blank is as long as what of it may change
     lengths, spans = editable.sum(dim=1), widths.gather(1, asked[:, None])[:, 0]
     whole = (used.sum(dim=1) == 1) & (spans >= lengths)
     wanted = torch.where(whole, lengths, spans)
+    alone = (closed.sum(dim=1) == 1) & (lengths <= (widths * closed).sum(dim=1))
     fits = (wanted <= model_config.blank_widths) & (lengths > 0)
     if model_config.max_row_length is not None:
         longest = rows.lengths.maximum(rows.lengths - 1 + wanted)
         fits &= longest <= model_config.max_row_length
-    return Questions(rows, wanted, fits)
+    return Questions(rows, wanted, fits, alone)
 
 
 def asked_rows(places: list[int], step: int) -> list[int]:
@@ -130,21 +133,22 @@ class WithQuestions:
 
     def __call__(self, *, input_ids: Tensor, t: Tensor, num_editable: Tensor, **wanted: Any) -> Tensor:
         """The logits of the corrupted rows; those of the widths are kept."""
-        tokens, attended, blanks, _ = self.questions.rows
+        config, (tokens, attended, blanks, _) = self.config, self.questions.rows
         width = max(input_ids.shape[1], tokens.shape[1])
 
         def together(one: Tensor, other: Tensor, value: Any = 0) -> Tensor:
             parts = (pad(part, (0, width - part.shape[1]), value=value) for part in (one, other))
             return torch.cat(tuple(parts))
 
-        masks = tokens == self.config.mask_token_id
-        lengths = (self.config.editable(tokens, attended) | masks).sum(dim=1)
+        masks = tokens == config.mask_token_id
+        if config.time_conditioning:
+            own = (config.editable(tokens, attended) | masks).sum(dim=1)
+            wanted["num_editable"] = torch.cat((num_editable, own))
         output = self.read(
             together(self.mask, attended.to(self.mask.dtype)),
-            input_ids=together(input_ids, tokens, self.config.pad_token_id or 0),
+            input_ids=together(input_ids, tokens, config.pad_token_id or 0),
             blanks=together(torch.zeros_like(input_ids, dtype=torch.bool), blanks),
             t=torch.cat((t, masks.sum(dim=1))),
-            num_editable=torch.cat((num_editable, lengths)),
             **wanted,
         )
         self.logits = output.width_logits[len(input_ids) :]
@@ -153,9 +157,9 @@ class WithQuestions:
     def nats(self) -> Tensor:
         """(B,) float64: an unbiased estimate of -log p of the width of a blank of each row, 0 where none was asked."""
         assert self.logits is not None  # after the call
-        rows, widths, asked = self.questions
-        attended = rows.attention_mask & asked[:, None]  # a row that is too long has no law
-        law = width_law(self.config, rows.tokens, attended, rows.blanks, self.logits)
+        rows, widths, asked, at_least_one = self.questions
+        lengths = rows.lengths.masked_fill(~asked, 0)  # a row that is too long has no law
+        law = width_law(self.logits, at_least_one, lengths, self.config.max_row_length)
         known = torch.where(asked, widths, law.detach().argmax(dim=1))
         nats = -law.gather(1, known[:, None])[:, 0].where(asked, torch.zeros_like(law[:, 0]))
         return torch.zeros(len(self.mask), dtype=nats.dtype, device=nats.device).index_add(
