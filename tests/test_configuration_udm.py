@@ -67,7 +67,7 @@ def test_time_conditioning_is_on_for_substitute_and_off_for_masks_unless_told():
     ("fields", "message"),
     [
         ({"proces": "mask"}, "unknown argument 'proces'"),
-        ({"process": "noise"}, "process must be 'mask', 'substitute' or 'delete', got 'noise'"),
+        ({"process": "noise"}, "process must be 'mask', 'substitute', 'delete' or 'edit', got 'noise'"),
         ({"kernel": "best"}, "kernel must be 'site', 'hamming' or 'free', got 'best'"),
         ({"mask_token_id": 24}, r"mask_token_id must lie in \[0, 24\)"),
         ({"mask_token_id": -1}, r"mask_token_id must lie in \[0, 24\)"),

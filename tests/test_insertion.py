@@ -293,7 +293,7 @@ def test_a_saved_model_is_the_same_and_an_encoder_becomes_one(tmp_path):
         ({"order": "confidence"}, "order is of the mask process"),
         ({"speculate": 2}, "speculate is of the mask process"),
         ({"threshold": 0.5}, "threshold is of the mask process"),
-        ({"max_edits": 2}, "max_edits is of the substitute process"),
+        ({"max_edits": 2}, "max_edits is of the substitute or edit process"),
         ({"schedule": "optimal", "num_steps": 2}, "schedule 'optimal' follows the measured price"),
     ],
     ids=lambda x: x if isinstance(x, str) else str(x),

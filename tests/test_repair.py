@@ -11,7 +11,6 @@ import pytest
 import torch
 from datasets import Dataset
 from scipy.stats import binomtest
-from transformers.modeling_outputs import MaskedLMOutput
 
 from udm_text import UDMForMaskedGeneration
 from udm_text.card import measured
@@ -22,6 +21,7 @@ from udm_text.corpus import CorpusError, collate, load_corpus, make_rows, train_
 from udm_text.evaluation import evaluate_loss, evaluate_repair, make_typos
 from udm_text.evaluation.repair import edit_counts, edits, repair_figures
 from udm_text.evaluation.typos import KEYBOARD, KINDS
+from udm_text.modeling_udm import UDMOutput
 from udm_text.training import TextObjective
 from udm_text.training.arguments import check_data
 
@@ -148,7 +148,7 @@ class _Knows(torch.nn.Module):
         for i, (token, sure) in enumerate(zip(self.ids, self.sure, strict=True)):
             if i < logits.shape[1]:
                 logits[:, i, token] = sure
-        return MaskedLMOutput(logits=logits[positions])
+        return UDMOutput(logits=logits[positions])
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_the_held_out_loss_of_a_repairer_is_the_mean_over_the_counts_of_its_trai
         told.asked |= set(t.tolist())
         clean = torch.full((*input_ids.shape, 24), 0.0)
         clean[..., 9] = 2.0
-        return MaskedLMOutput(logits=clean[positions])
+        return UDMOutput(logits=clean[positions])
 
     told.asked = set()
     monkeypatch.setattr(model, "forward", told)
@@ -283,7 +283,7 @@ def _three(monkeypatch):
     table[1:4, 7:10] = world.log()
 
     def forward(input_ids=None, positions=None, **_):
-        return MaskedLMOutput(logits=table.expand(len(input_ids), 5, 24)[positions])
+        return UDMOutput(logits=table.expand(len(input_ids), 5, 24)[positions])
 
     monkeypatch.setattr(model, "forward", forward)
     return model

@@ -63,7 +63,7 @@ def finished(toy, tmp_path_factory):
             "process 'substitute', and this model has process 'mask'",
         ),
         (["--max_corruption", 0.2], "max_corruption below 1 trains a repairer, which needs process 'substitute'"),
-        (["--process", "nosuch"], "process must be 'mask', 'substitute' or 'delete', got 'nosuch'"),
+        (["--process", "nosuch"], "process must be 'mask', 'substitute', 'delete' or 'edit', got 'nosuch'"),
         (["--process", "substitute", "--kernel", "x"], "kernel must be 'site', 'hamming' or 'free', got 'x'"),
         (
             ["--process", "substitute", "--loss", "nelbo", "--loss_chunk", 3],

@@ -359,8 +359,7 @@ def test_another_weighting_multiplies_the_terms_of_a_row_and_leaves_the_measure_
         runs[name] = found.detach(), t, trainer.evaluate(rows)["eval_loss"], goal.loss_is_bound
     (plain, t, measured, _), (weighed, _, again, is_bound) = runs["bound"], runs[weighting]
     lengths = trainer.data_collator(batch)["editable"].sum(1)
-    grid = torch.linspace(0.00005, 0.99995, 10000, dtype=torch.float64)
-    mean = (TIME_LAWS[law](grid, grid) ** power).mean()
+    mean = (TIME_LAWS[law](torch.linspace(0.00005, 0.99995, 10000, dtype=torch.float64)) ** power).mean()
     torch.testing.assert_close(weighed.double(), plain * (t / lengths).double() ** power / mean, rtol=1e-4, atol=0)
     assert measured == again and not is_bound
     assert TextObjective(make_udm().config).loss_is_bound

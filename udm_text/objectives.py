@@ -33,23 +33,16 @@ if TYPE_CHECKING:
     from .processes import TokenProcess
 
 LOSSES = ("cross_entropy", "nelbo")
-FURTHER = 0.5
-"""The chance of one edit more, of the geometric law."""
-
-
-def _geometric(u: Tensor, number: Tensor) -> Tensor:
-    return (-u * -torch.expm1(number * math.log(FURTHER))).log1p() / (number * math.log(FURTHER))
-
-
-TIME_LAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "uniform": lambda u, number: u,
-    "bell": lambda u, number: 0.5 - torch.sin(torch.asin(1.0 - 2.0 * u) / 3.0),
-    "clipped": lambda u, number: 0.1 + 0.9 * u,
-    "geometric": _geometric,
+TIME_LAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": lambda u: u,
+    "bell": lambda u: 0.5 - torch.sin(torch.asin(1.0 - 2.0 * u) / 3.0),
+    "clipped": lambda u: 0.1 + 0.9 * u,
 }
-"""Laws of the share of its `number` of counts that training takes, as inverse distribution functions of u: uniform,
-which the bound is made of; the density 6 u (1 - u), which asks about middle shares; uniform above a tenth, without the
-rows where next to nothing is missing; and of repairers the geometric law, half as many rows with each edit more."""
+"""Laws of the share t/l that training corrupts, as inverse distribution functions: uniform, which the bound is made of;
+the density 6 u (1 - u), which asks about middle shares; and uniform above a tenth, without the rows where next to
+nothing is missing."""
+GEOMETRIC = "geometric"
+"""A law of the number of errors, for repairers: with each error more half as many rows."""
 LOSS_WEIGHTINGS = {"bound": 1.0, "sqrt": 0.5, "mean": 0.0}
 """p by name: training weighs a row with t of l corrupted positions by (l/t)^p, up to a constant."""
 
@@ -62,7 +55,7 @@ def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, ste
     Args:
         lengths: (B,) int64, l >= 1 of each row. index: (B,) int64 in 0..total-1, the rows' places in the global batch.
         seed, step: what the permutation and the place inside the stratum depend on.
-        law: one of `TIME_LAWS`; "uniform" makes every t of a row as likely.
+        law: one of `TIME_LAWS`, or `GEOMETRIC`; "uniform" makes every t of a row as likely.
 
     Returns:
         (B,) int64 in 1..l.
@@ -70,8 +63,17 @@ def stratified_counts(lengths: Tensor, index: Tensor, total: int, seed: int, ste
     source = RowRandom(seed, torch.tensor([step], device=lengths.device))
     stratum = source.uniform(total)[0].argsort()[index]
     inside = source.uniform(total)[0][index]
-    share = TIME_LAWS[law]((stratum + inside) / total, lengths.double())
+    share = share_of_counts((stratum + inside) / total, lengths, law)
     return (share * lengths).long().clamp(max=lengths - 1) + 1
+
+
+def share_of_counts(u: Tensor, number: Tensor, law: str) -> Tensor:
+    """The share of a row's `number` of counts that a law draws by u in (0, 1): rounded down, share * number is a count
+    in 0..number - 1, the first being the smallest t. u, number: of one shape; law: of `TIME_LAWS`, or `GEOMETRIC`."""
+    if law != GEOMETRIC:
+        return TIME_LAWS[law](u)
+    number = number.double()
+    return (-u * -torch.expm1(-number * math.log(2))).log1p() / (-number * math.log(2))
 
 
 def training_weights(t: Tensor, lengths: Tensor, weighting: str, law: str = "uniform") -> Tensor:
@@ -83,7 +85,7 @@ def training_weights(t: Tensor, lengths: Tensor, weighting: str, law: str = "uni
     """
     power = 1.0 - LOSS_WEIGHTINGS[weighting]
     grid = (torch.arange(1 << 12, dtype=torch.float64) + 0.5) / (1 << 12)
-    mean = (TIME_LAWS[law](grid, grid) ** power).mean().item()
+    mean = (TIME_LAWS[law](grid) ** power).mean().item()
     return (t.double() / lengths.clamp(min=1)) ** power / mean
 
 

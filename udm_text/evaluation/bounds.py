@@ -14,7 +14,7 @@ from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import TIME_LAWS, most_corrupted, row_losses, said
+from ..objectives import most_corrupted, row_losses, said, share_of_counts
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
 from ..widths import as_one_blank, width_nats
@@ -134,7 +134,7 @@ def row_draws(
 
             for stratum in range(draws):
                 u = (stratum + random.uniform(1)[:, 0]) / draws
-                share = u if least else TIME_LAWS[process.training[1]](u, counted.double())
+                share = u if least else share_of_counts(u, counted, process.training[1])
                 t = (share * counted).long().clamp(max=counted - 1) + least
                 behind = None
                 if grid is not None:

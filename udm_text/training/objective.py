@@ -15,6 +15,7 @@ from ..corpus.rows import collate
 from ..devices import Sent
 from ..evaluation.bounds import length_nats, ratio_with_stderr, row_draws, scored_rows, summarise
 from ..objectives import (
+    GEOMETRIC,
     LOSS_WEIGHTINGS,
     LOSSES,
     TIME_LAWS,
@@ -49,7 +50,7 @@ def check_loss(
     """Raises ValueError for arguments of `TextObjective` that no model can be trained with."""
     for name, given, known in (
         ("loss_weighting", loss_weighting, LOSS_WEIGHTINGS),
-        ("time_law", time_law, TIME_LAWS),
+        ("time_law", time_law, (*TIME_LAWS, GEOMETRIC)),
     ):
         if given is not None and given not in known:
             raise ValueError(f"{name} must be {choices(known)}, got {given!r}")
@@ -57,7 +58,7 @@ def check_loss(
         raise ValueError(f"loss must be {choices(LOSSES)}, got {loss!r}")
     if not 0.0 < max_corruption <= 1.0:
         raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
-    if max_corruption == 1.0 and time_law == "geometric":
+    if max_corruption == 1.0 and time_law == GEOMETRIC:
         raise ValueError("time_law 'geometric' is of few errors in a row: it goes with max_corruption below 1")
     if max_corruption < 1.0 and loss != "cross_entropy":
         raise ValueError("max_corruption below 1 goes with loss 'cross_entropy': the NELBO is a sum over all counts")
@@ -90,8 +91,8 @@ class TextObjective:
         loss_weighting: of a row with t of l corrupted positions in training: "bound", l/t; "sqrt", (l/t)^0.5; "mean",
             1 (`objectives.LOSS_WEIGHTINGS`). But for "bound" the training loss is a weighted mean of cross-entropies
             and estimates no bound, so it goes with losses that do otherwise. None: what the process learns most by.
-        time_law: that training draws t by, one of `objectives.TIME_LAWS`; None: what the process learns most by.
-            Evaluation knows nothing of either.
+        time_law: that training draws t by, one of `objectives.TIME_LAWS`, or of a repairer "geometric"; None: what the
+            process learns most by. Evaluation knows nothing of either.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
     """
 
