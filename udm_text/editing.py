@@ -24,6 +24,7 @@ from .devices import demand, reads_are_free
 from .edit_actions import Move, Runs, find_runs, find_undoing, make_move
 from .edits import EditNoise, EditProcess
 from .hamming import NEVER
+from .inputs import GenerationInputs
 from .lattice import DELETE, INSERT, KEEP, SUBSTITUTE
 from .modeling_udm import language_head
 from .objectives import CorruptedRows
@@ -282,8 +283,8 @@ class EditPredictor(Predictor):
     def shown(self, xs: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._closed(xs, self.attention_mask).tokens, None
 
-    def finish(self, sequences: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(self, sequences: Tensor, inputs: GenerationInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Rows without holes, as wide as the longest."""
-        closed = self._closed(sequences, attention_mask)
+        closed = self._closed(sequences, inputs.attention_mask)
         width = int(closed.attention_mask.sum(dim=1).max())
         return closed.tokens[:, :width], closed.attention_mask[:, :width], closed.editable[:, :width]

@@ -216,7 +216,7 @@ class UDMGenerationMixin:
         with eval_mode(model):
             walk = find_sampler(config)(start)
         constraints.check()
-        sequences, attended, editable = predictor.finish(walk.sequences, inputs.attention_mask)
+        sequences, attended, editable = predictor.finish(walk.sequences, inputs)
         watcher.end(sequences)
         if not (config.return_dict_in_generate or config.output_trajectory):
             return sequences

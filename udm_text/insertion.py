@@ -16,6 +16,7 @@ from torch import Tensor
 from .canvas import close, gaps, holds, insert, read
 from .core import Prediction
 from .decoding import COLDEST, NOT_FINITE, draw, guide, tempered, truncate
+from .inputs import GenerationInputs
 from .modeling_udm import language_head
 from .positions import Positions
 from .predictors import Predictor
@@ -166,8 +167,8 @@ class InsertionPredictor(Predictor):
         closed = close(xs, self.editable, self.attention_mask[: len(xs)], self.process.hole_id)
         return closed.tokens, closed.editable
 
-    def finish(self, sequences: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish(self, sequences: Tensor, inputs: GenerationInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Rows without the holes that several blanks have left, as wide as the longest."""
-        closed = close(sequences, self.editable, attention_mask, self.process.hole_id)
+        closed = close(sequences, inputs.editable, inputs.attention_mask, self.process.hole_id)
         width = int(closed.attention_mask.sum(dim=1).max())
         return closed.tokens[:, :width], closed.attention_mask[:, :width], closed.editable[:, :width]

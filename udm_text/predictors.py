@@ -160,9 +160,10 @@ class Predictor:
         """Rows xs (B, L) as those who look on see them; and, where texts grow, what of them is new, (B, L) bool."""
         return xs, None
 
-    def finish(self, sequences: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a walk ended with, as it is handed out: rows, what of them is attended to, and what was editable."""
-        return sequences, attention_mask, self.editable
+    def finish(self, sequences: Tensor, inputs: GenerationInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """What a walk from `inputs` ended with, as it is handed out: rows, where there is a token, and where it could
+        change."""
+        return sequences, inputs.attention_mask, inputs.editable
 
     def graph_needs(self) -> GraphNeeds:
         """After `begin`: what a graph of its steps needs."""
