@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.modeling_udm import UDMOutput
 from udm_text.randomness import RowRandom
 
 # The alphabet of models without a tokenizer: 0 [PAD], 1 [UNK], 2 [CLS], 3 [SEP], 4 [MASK], then words.
@@ -229,7 +229,7 @@ def fixed_logits(monkeypatch, model: UDMForMaskedGeneration, table: torch.Tensor
         asked[positions] = True
         calls.append({"input_ids": input_ids.clone(), "positions": asked, "t": t.clone()})
         whole = table[: input_ids.shape[1]].expand(len(input_ids), -1, -1)
-        return SimpleNamespace(logits=whole[positions])
+        return UDMOutput(logits=whole[positions])
 
     monkeypatch.setattr(model, "forward", forward)
     return calls

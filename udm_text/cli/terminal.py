@@ -157,7 +157,7 @@ def describe_prices(figures: dict[str, Any]) -> str:
         cells = ((row[name], row[f"{name}_stderr"]) for name in schedules)
         shown = (f"{a:.4f} +- {'unknown' if b is None else format(b, '.4f')}" for a, b in cells)
         table.add_row(str(row["calls"]), *shown)
-    measured = "curve" not in figures  # then of the rows as they are, and not of one of their median length
+    measured = "optimal" not in schedules  # without a curve: the rows as they are, and not one of their median length
     what = f"rows of {figures['length']} tokens in the median" if measured else f"a row of {figures['length']} tokens"
     return (
         f"Expected price in nats/token of {what} (bound NELBO_K, +- one standard error;\n"
