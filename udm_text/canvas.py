@@ -44,15 +44,15 @@ def justify(x: Tensor, keep: Tensor, editable: Tensor, hole: int) -> Tensor:
     return x.masked_fill(gone, hole).gather(1, order)
 
 
-def symbols(x: Tensor, editable: Tensor, hole: int, padding: int = NO_SYMBOL) -> tuple[Tensor, Tensor]:
+def symbols(x: Tensor, editable: Tensor, hole: int) -> tuple[Tensor, Tensor]:
     """The tokens of the segments of x (B, L) as one sequence, equal only where token and segment are.
 
-    Returns (B, L) int64 symbols, then `padding`; and (B, L) int64, the column that each of them has in x.
+    Returns (B, L) int64 symbols, then `NO_SYMBOL`; and (B, L) int64, the column that each of them has in x.
     """
     held = holds(x, editable, hole)
     order = (~held).to(torch.uint8).argsort(dim=1, stable=True)
     coded = (segments(editable) << 32) + x
-    return coded.masked_fill(~held, padding).gather(1, order), order
+    return coded.masked_fill(~held, NO_SYMBOL).gather(1, order), order
 
 
 def symbol_pair(whole: Tensor, part: Tensor, editable: Tensor, hole: int) -> tuple[Tensor, Tensor, Tensor]:

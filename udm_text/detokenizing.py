@@ -81,25 +81,33 @@ _PLACE = "\ufffc"
 """Stands in a typed text where a token was put in; it is never shown."""
 
 
+def edit_costs(source: Sequence[Any], target: Sequence[Any]) -> tuple[int, int, list[list[int]]]:
+    """How many items two sequences begin and end with alike; and of what is between, entry [i][j] of the table, the
+    fewest substitutions, deletions and insertions from its first i items to the first j (Levenshtein)."""
+    begin, most = 0, min(len(source), len(target))
+    while begin < most and source[begin] == target[begin]:
+        begin += 1
+    end = 0
+    while end < most - begin and source[-1 - end] == target[-1 - end]:
+        end += 1
+    a, b = source[begin : len(source) - end], target[begin : len(target) - end]
+    costs = [list(range(len(b) + 1))]
+    for i, x in enumerate(a, start=1):
+        above, row = costs[-1], [i]
+        for j, y in enumerate(b, start=1):
+            row.append(min(above[j - 1] + (x != y), above[j] + 1, row[j - 1] + 1))
+        costs.append(row)
+    return begin, end, costs
+
+
 def align(source: Sequence[int], row: Sequence[int]) -> list[int]:
     """Of each token of a row the place of the token of `source` that it is or stands for, -1 where it was put in.
 
     By the fewest substitutions, deletions and insertions that lead from the one to the other; of several ways the one
     that substitutes rather than deletes and inserts, from the end. What both begin or end with stands.
     """
-    begin, most = 0, min(len(source), len(row))
-    while begin < most and source[begin] == row[begin]:
-        begin += 1
-    end = 0
-    while end < most - begin and source[-1 - end] == row[-1 - end]:
-        end += 1
+    begin, end, costs = edit_costs(source, row)
     a, b = source[begin : len(source) - end], row[begin : len(row) - end]
-    costs = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, start=1):
-        above, costs_here = costs[-1], [i]
-        for j, y in enumerate(b, start=1):
-            costs_here.append(min(above[j - 1] + (x != y), above[j] + 1, costs_here[j - 1] + 1))
-        costs.append(costs_here)
     found = [-1] * len(b)
     i, j = len(a), len(b)
     while i and j:

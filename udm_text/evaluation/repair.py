@@ -17,7 +17,7 @@ import torch
 
 from ..common import check_whole, finite, watched
 from ..corpus.rows import RowCutter, collate
-from ..detokenizing import Typed, edited_typed, restore_text
+from ..detokenizing import Typed, edit_costs, edited_typed, restore_text
 from ..objectives import wrong_rows
 from ..randomness import RowRandom
 from .bounds import ratio_with_stderr
@@ -374,19 +374,8 @@ def edits(source: Sequence[Any], target: Sequence[Any]) -> set[tuple[int, int, A
     the n-th that is put in before place i is (i, n, the new one), n from 1. Of several alignments the one that replaces
     rather than leaves out and puts in, from the end of the texts; what they begin or end with alike is not touched.
     """
-    begin, most = 0, min(len(source), len(target))
-    while begin < most and source[begin] == target[begin]:
-        begin += 1
-    end = 0
-    while end < most - begin and source[-1 - end] == target[-1 - end]:
-        end += 1
+    begin, end, costs = edit_costs(source, target)
     a, b = source[begin : len(source) - end], target[begin : len(target) - end]
-    costs = [list(range(len(b) + 1))]
-    for i, x in enumerate(a, start=1):
-        above, row = costs[-1], [i]
-        for j, y in enumerate(b, start=1):
-            row.append(min(above[j - 1] + (x != y), above[j] + 1, row[j - 1] + 1))
-        costs.append(row)
     found: set[tuple[int, int, Any]] = set()
     i, j = len(a), len(b)
     put_in: list[Any] = []
