@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .canvas import close, gaps, justify, read, single_insertions, symbol_pair
+from .cross_entropy import cross_entropy
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
 from .positions import Positions
@@ -146,8 +147,7 @@ def chunked_cross_entropy(
     """
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
-        scores = head(rows).float().masked_fill(forbidden, -torch.inf)
-        return torch.nn.functional.cross_entropy(scores, wanted, reduction="none")
+        return cross_entropy(head(rows), wanted, forbidden)
 
     pairs = zip(hidden.split(chunk), target.split(chunk), strict=True)
     parts = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pairs]
@@ -278,8 +278,10 @@ def cross_entropies(
     if chunk is not None:
         apply_head = partial(chunked_cross_entropy, target=target, forbidden=forbidden, chunk=chunk)
         return predict(**wanted, apply_head=apply_head)[:count]
-    scores = predict(**wanted)[:count].float().masked_fill(forbidden, -torch.inf)
-    return torch.nn.functional.cross_entropy(scores, target[:count], reduction="none")
+    logits = predict(**wanted)
+    if len(logits) > count:  # a slice that leaves nothing out still costs a copy of all logits backward
+        logits, target = logits[:count], target[:count]
+    return cross_entropy(logits, target, forbidden)
 
 
 def mask_losses(
@@ -382,7 +384,7 @@ def delete_losses(
     }
     if chunk is None:
         logits, gap_scores = predict(**inputs, positions=(where.rows, asked_columns))
-        ce = _insertion_cross_entropy(logits, own, forbidden, number, token)
+        ce = cross_entropy(logits, token, forbidden, row=number, ruled_out=own)
     else:
         target = torch.stack((token, own[number]), dim=1)
         apply_head = partial(_chunked_insertions, target=target, forbidden=forbidden, chunk=chunk)
@@ -394,22 +396,13 @@ def delete_losses(
     return rows.lengths.double() * (factor * sums + constant * (t > 0))
 
 
-def _insertion_cross_entropy(logits: Tensor, own: Tensor, forbidden: Tensor, number: Tensor, token: Tensor) -> Tensor:
-    """(M,) -log p(token | gap): logits (N, V) of gaps, own (N,) the token ruled out at each (-1: none), number (M,)."""
-    scores = logits.float().masked_fill(forbidden, -torch.inf)
-    ruled_out = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, own.clamp(min=0)[:, None], (own >= 0)[:, None])
-    scores = scores.masked_fill(ruled_out, -torch.inf)
-    return scores.logsumexp(dim=1)[number] - scores[number, token]
-
-
 def _chunked_insertions(
     head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, forbidden: Tensor, chunk: int
 ) -> Tensor:
-    """(M,) as `_insertion_cross_entropy`, a chunk of logits at a time. target: (M, 2), token and what is ruled out."""
+    """(M,) as `chunked_cross_entropy`. target: (M, 2), the token of each gap, and the one ruled out there (-1: none)."""
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
-        number = torch.arange(len(rows), device=rows.device)
-        return _insertion_cross_entropy(head(rows), wanted[:, 1], forbidden, number, wanted[:, 0])
+        return cross_entropy(head(rows), wanted[:, 0], forbidden, ruled_out=wanted[:, 1])
 
     pairs = zip(hidden.split(chunk), target.split(chunk), strict=True)
     parts = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pairs]

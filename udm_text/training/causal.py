@@ -25,6 +25,7 @@ from transformers import (
 
 from ..common import eval_mode, watched
 from ..configuration_udm import UDMConfig
+from ..cross_entropy import cross_entropy
 from ..decoding import NOT_FINITE
 from ..evaluation.bounds import BoundReport, row_figures, scored_rows
 
@@ -156,8 +157,8 @@ class CausalObjective:
         if not self.knows_causal:
             mask = causal_mask(mask, next(model.parameters()).dtype)
         logits = model(input_ids=inputs["input_ids"], attention_mask=mask).logits
-        scores = logits.float().masked_fill(forbidden, -torch.inf)
-        return torch.nn.functional.cross_entropy(scores.transpose(1, 2), labels, ignore_index=-100, reduction="none")
+        nats = cross_entropy(logits.flatten(0, 1), labels.clamp(min=0).flatten(), forbidden).view(labels.shape)
+        return nats.masked_fill(labels == -100, 0.0)
 
     @torch.no_grad()
     def row_nats(self, model, rows: Sequence[dict[str, Any]]) -> Tensor:
