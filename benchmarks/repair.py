@@ -1,11 +1,12 @@
 """A repairer against a dictionary, on the same held-out lines with the same typing errors.
 
-    python benchmarks/repair.py MODEL --train TRAIN.txt --held-out HELD_OUT.txt
+    python benchmarks/repair.py MODEL [MODEL ...] --train TRAIN.txt --held-out HELD_OUT.txt
     python benchmarks/repair.py --train TRAIN.txt --held-out HELD_OUT.txt       # the dictionary alone
 
-Lines have 1, 2 or 3 errors in turn, of all kinds (`udm_text.evaluation.make_typos`). The dictionary replaces a word
-that stands nowhere in the training lines by the most frequent one there that is one edit away (a letter replaced, put
-in or left out, or two neighbours swapped), or also two; it keeps the case of the first letter, and every other word.
+Lines have 1, 2 or 3 errors in turn, of all kinds or of --kinds (`udm_text.evaluation.make_typos`). The dictionary
+replaces a word that stands nowhere in the training lines by the most frequent one there that is one edit away (a letter
+replaced, put in or left out, or two neighbours swapped), or also two; it keeps the case of the first letter, and every
+other word.
 """
 
 from __future__ import annotations
@@ -99,14 +100,18 @@ KEYS = ("restored", "precision", "recall", "left_alone")
 
 
 def main() -> None:
+    from udm_text import UDMForMaskedGeneration
     from udm_text.evaluation import evaluate_repair, make_typos, repair_figures
+    from udm_text.evaluation.typos import KINDS
+    from udm_text.framing import load_tokenizer
     from udm_text.training.runs import processor_name
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", help="A repairer; none: the dictionary alone.")
+    parser.add_argument("models", nargs="*", help="Repairers; none: the dictionary alone.")
     parser.add_argument("--train", type=Path, required=True, help="Lines, or a table with a column text; .gz, too.")
     parser.add_argument("--held-out", type=Path, required=True, help="Another one.")
     parser.add_argument("--lines", type=int, default=200)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--min-confidence", type=float, nargs="*", default=[0.5, 0.8])
     parser.add_argument("--max-edits", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -114,7 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     held = texts_of(args.held_out)
     chosen = [held[i * len(held) // args.lines] for i in range(args.lines)] if len(held) > args.lines else held
-    typed = make_typos(chosen, errors=[1 + i % 3 for i in range(len(chosen))], seed=args.seed)
+    typed = make_typos(chosen, errors=[1 + i % 3 for i in range(len(chosen))], kinds=args.kinds, seed=args.seed)
     pairs = [(one.text, line) for one, line in zip(typed, chosen, strict=True) if one is not None]
     noisy, clean = map(list, zip(*pairs, strict=True))
     print(f"{processor_name()}: {len(clean)} held-out lines with 1 to 3 typing errors")
@@ -130,19 +135,16 @@ def main() -> None:
         figures |= {"left_alone": share, "left_alone_stderr": math.sqrt(share * (1 - share) / len(clean))}
         found[f"dictionary, {reach}"] = {**figures, "seconds": time.perf_counter() - started}
         show(f"dictionary, up to {reach} edit{'s' * (reach > 1)} a word", figures)
-    if args.model is not None:
-        from udm_text import UDMForMaskedGeneration
-        from udm_text.framing import load_tokenizer
-
-        model, tokenizer = UDMForMaskedGeneration.from_pretrained(args.model), load_tokenizer(args.model)
+    for place in args.models:
+        model, tokenizer = UDMForMaskedGeneration.from_pretrained(place), load_tokenizer(place)
         for least in (None, *args.min_confidence):
             started = time.perf_counter()
             how = {"noisy": noisy, "max_edits": args.max_edits, "min_confidence": least, "max_rows": len(clean)}
             report = evaluate_repair(model, tokenizer, clean, **how)
-            name = f"model, min_confidence {least}"
+            name = f"{Path(place).name}, min_confidence {least}"
             found[name] = {**report.to_dict(), "seconds": time.perf_counter() - started}
             show(name, found[name])
-        print(f"cannot be reached by substitution: {report.out_of_reach} of {report.rows}")
+        print(f"{place}: out of reach {report.out_of_reach} of {report.rows}")
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -44,10 +44,11 @@ def test_a_second_demo_uses_the_models_that_are_there(demo):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "more"), [(udm_text.cli.demo, "train_text", ("data",)), (continuous.demo, "train_image", ())]
+    ("module", "name", "more", "clock"),
+    [(udm_text.cli.demo, "train_text", ("data",), (30,)), (continuous.demo, "train_image", (), ())],
 )
 def test_a_demo_that_was_stopped_or_killed_goes_on_and_a_finished_one_is_used(
-    module, name, more, tmp_path, monkeypatch
+    module, name, more, clock, tmp_path, monkeypatch
 ):
     seen, ends = [], {"stopped": None}
     monkeypatch.setattr(module, name, lambda *options: seen.append(options[-1].resume) or ends)
@@ -56,7 +57,7 @@ def test_a_demo_that_was_stopped_or_killed_goes_on_and_a_finished_one_is_used(
         for file, content in files.items():
             (tmp_path / f"{file}.json").write_text(json.dumps(content))
         before = len(seen)
-        module.train(tmp_path, *more, [], 4, 0)
+        module.train(tmp_path, *more, [], *clock, 4, 0)
         return seen[before:]
 
     assert train() == [False]

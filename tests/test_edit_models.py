@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from datasets import Dataset
 from scipy.stats import chisquare
 
 from tests.helpers import udm, udm_here, write_lines
@@ -27,15 +28,20 @@ from tests.training_helpers import make_trainer
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.canvas import widen
 from udm_text.cli.terminal import marks
+from udm_text.cli.train_text import train_text
+from udm_text.corpus import CorpusError
+from udm_text.corpus import make_rows as corpus_rows
+from udm_text.corpus.rows import collate
 from udm_text.detokenizing import align, edited_typed, read_typed, restore_text
 from udm_text.edit_actions import EditScores, Move, edit_losses, edit_rates, find_runs, make_move
 from udm_text.evaluation import evaluate_bound, evaluate_repair, evaluate_token_repair
 from udm_text.evaluation.repair import edits
-from udm_text.lattice import DELETE, INSERT, KEEP, SUBSTITUTE
+from udm_text.lattice import DELETE, INSERT, KEEP, NOTHING, SUBSTITUTE, edit_distance
 from udm_text.objectives import row_losses, said, share_of_counts, stratified_counts
 from udm_text.pipeline_udm import UDMGenerationPipeline
 from udm_text.randomness import RowRandom
 from udm_text.training import TextObjective
+from udm_text.training.arguments import parse
 
 FALSE_ALARM = 1e-5
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
@@ -393,7 +399,6 @@ def test_what_it_cannot_do_is_refused_in_a_sentence():
     for how, message in (
         ({}, "trains repairers, of texts most of which stands: give max_corruption below 1, as 0.15, got 1.0"),
         ({"max_corruption": 0.2, "loss_chunk": 4}, "loss_chunk=4 is of losses"),
-        ({"max_corruption": 0.2, "noisy_share": 0.5}, "noisy texts train a repairer, which needs process 'substitute'"),
         ({"max_corruption": 0.2, "loss_weighting": "sqrt"}, "loss_weighting='sqrt' changes the weights of a bound"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -548,3 +553,143 @@ def test_the_command_trains_measures_and_repairs(tmp_path):
     [record] = json.loads(udm_here("repair", out, "green red", "--json").stdout)
     assert record["input"] == "green red" and record["edits"][0] == "green red"
     assert "cannot be reached by edits" in udm_here("evaluate", out).stdout
+
+
+# --- pairs of noisy and clean texts ----------------------------------------------------------------------------------
+
+
+def fewest(a, b):
+    """Levenshtein's distance by its definition."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(fewest(a[1:], b) + 1, fewest(a, b[1:]) + 1, fewest(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def test_the_edit_distance_of_rows_is_that_of_the_definition():
+    source = random.Random(0)
+    pairs = [([source.randrange(3) for _ in range(source.randrange(6))] for _ in range(2)) for _ in range(60)]
+    pairs = [(list(a), list(b)) for a, b in pairs]
+    a, b = (
+        torch.tensor([[*text, *[NOTHING] * (7 - len(text))] for text in texts]) for texts in zip(*pairs, strict=True)
+    )
+    assert edit_distance(a, b).tolist() == [fewest(*pair) for pair in pairs]
+    assert edit_distance(a[:1, :0], b[:1]).tolist() == [len(pairs[0][1])]
+
+
+def pair_batch(config, pairs, prompt=()):
+    """A batch of rows [CLS] prompt [SEP] text [SEP] with noisy texts of other lengths, and the process."""
+    rows = [
+        {name: [CLS, *prompt, SEP, *text, SEP] for name, text in zip(("input_ids", "noisy_ids"), pair, strict=True)}
+        for pair in pairs
+    ]
+    count = len(prompt) + 2
+    for row in rows:
+        row["editable"] = [i >= count and token != SEP for i, token in enumerate(row["input_ids"])]
+    batch = collate(rows, PAD, config.editable)
+    behind = torch.arange(batch["noisy_ids"].shape[1]) >= batch["noisy_lengths"][:, None]
+    return batch, batch["noisy_ids"].masked_fill(behind, PAD)
+
+
+@pytest.mark.parametrize("prompt", [(), (FIRST, FIRST + 1)])
+def test_pairs_are_carried_to_their_noisy_texts_by_the_fewest_edits(prompt):
+    model = few_words()
+    process, source = model.config.build_process(), random.Random(1)
+    pairs = []
+    for _ in range(24):
+        clean = [FIRST + source.randrange(8) for _ in range(source.randrange(1, 9))]
+        noisy = list(clean)
+        for _ in range(source.randrange(4)):
+            place = source.randrange(len(noisy) + 1)
+            noisy[place : place + source.randrange(2)] = [FIRST + source.randrange(8)] * source.randrange(2)
+        pairs.append((clean, noisy if fewest(clean, noisy) <= len(clean) else clean))
+    batch, noisy = pair_batch(model.config, pairs, prompt)
+    paired = torch.arange(len(pairs)) % 3 != 0
+    given = batch["input_ids"], noisy, paired, batch["editable"], batch["attention_mask"]
+    t = torch.ones(len(pairs), dtype=torch.int64)
+    x0, mask, editable, counts, noise = process.of_pairs(*given, t, RowRandom(0, torch.arange(len(pairs))))
+    xt = process.corrupt(x0, counts, noise)
+    frame = len(prompt) + 2
+    fresh = process.sample_noise(x0, editable=editable, random=RowRandom(0, torch.arange(len(pairs))))
+    by_itself = process.corrupt(x0, counts, fresh)
+    for row, (clean, wrong) in enumerate(pairs):
+        text = [token for token, is_open in zip(xt[row].tolist(), editable[row].tolist(), strict=True) if is_open]
+        text = [token for token in text if token != PAD]
+        assert xt[row, :frame].tolist() == [CLS, *prompt, SEP]
+        if paired[row]:
+            assert text == wrong
+            assert int(counts[row]) == fewest(clean, wrong)
+        else:
+            assert int(counts[row]) == 1
+            assert torch.equal(xt[row], by_itself[row])
+
+
+def test_a_pair_does_not_depend_on_its_neighbours_and_every_way_of_fewest_edits_is_drawn():
+    model = few_words()
+    process = model.config.build_process()
+    a, b = FIRST, FIRST + 1
+    pairs = [([a, a, b], [a, b]), ([a] * 6, [b] * 5), ([a, b], [b, a])]
+    batch, noisy = pair_batch(model.config, pairs)
+    true = torch.ones(3, dtype=torch.bool)
+    given = batch["input_ids"], noisy, true, batch["editable"], batch["attention_mask"], torch.ones(3).long()
+    x0, _, editable, t, noise = process.of_pairs(*given, RowRandom(0, torch.arange(3)))
+    together = process.edit(x0, t, noise)
+    for row in range(3):
+        own, own_noisy = pair_batch(model.config, pairs[row : row + 1])
+        one = own["input_ids"], own_noisy, true[:1], own["editable"], own["attention_mask"], torch.ones(1).long()
+        *_, t_alone, alone = process.of_pairs(*one, RowRandom(0, torch.tensor([row])))
+        edited = process.edit(
+            *process.widen(own["input_ids"], own["editable"], own["attention_mask"], t_alone)[:1], t_alone, alone
+        )
+        width = edited.kinds.shape[1]
+        assert torch.equal(edited.kinds, together.kinds[row : row + 1, :width])
+        assert t_alone[0] == t[row]
+    many = 4000
+    rows = [x[:1].expand(many, *x.shape[1:]) for x in given]
+    x0, _, editable, t, noise = process.of_pairs(*rows, RowRandom(0, torch.arange(many)))
+    deleted = (process.edit(x0, t, noise).kinds == DELETE).long().argmax(dim=1)
+    counts = Counter(deleted.tolist())  # either of the two tokens may have gone
+    assert set(counts) == {2, 3}
+    assert chisquare([counts[2], counts[3]]).pvalue > FALSE_ALARM
+
+
+def test_a_pair_that_could_be_longer_than_the_model_reads_has_the_noise_of_the_process():
+    model = few_words()
+    process = model.config.build_process()
+    process.longest = 9
+    clean = [FIRST] * 6  # and a frame of three
+    batch, noisy = pair_batch(model.config, [(clean, clean[1:])])
+    given = batch["input_ids"], noisy, torch.tensor([True]), batch["editable"], batch["attention_mask"]
+    x0, _, _, t, noise = process.of_pairs(*given, torch.tensor([3]), RowRandom(0, torch.arange(1)))
+    assert t.tolist() == [0]
+    assert torch.equal(process.corrupt(x0, t, noise), x0)
+
+
+def test_rows_of_pairs_that_edits_lead_between_are_kept_and_the_others_counted():
+    tokenizer = word_tokenizer("abcd")
+    texts = {
+        "text": ["a b c", "a b c", "a b", "a", "b", "c", "c"],
+        "noisy": ["a c", "a b b c d", "zebra b", "a b c d", "b", "c d", "d d"],
+    }
+    rows, counts = corpus_rows(Dataset.from_dict(texts), tokenizer, row_length=4, most_edits=2)
+    assert (counts["noisy_out_of_reach"], counts["left_out"]) == (
+        4,
+        4,
+    )  # too long, unknown, three edits; two, of one token
+    assert [len(x) - len(y) for x, y in zip(rows["input_ids"], rows["noisy_ids"], strict=True)] == [1, 0, -1]
+    with pytest.raises(CorpusError, match="1 noisy texts are out of reach of the clean ones, by more than 2 edits"):
+        corpus_rows(Dataset.from_dict({"text": ["a"], "noisy": ["b c d"]}), tokenizer, most_edits=2)
+
+
+def test_pairs_teach_the_errors_that_are_made(tmp_path):
+    """The one error that is ever made is a doubled first letter, which no noise of the process would teach so fast."""
+    clean = [f"{a} {b} {c}" for a in "abcd" for b in "efgh" for c in "ijkl"]
+    lines = ["typed,meant", *(f"{line[0]}{line},{line}" for line in clean), *(f"{line},{line}" for line in clean)]
+    file = tmp_path / "pairs.csv"
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = "--text_column meant --noisy_column typed --noisy_share 1 --process edit --max_corruption 0.4"
+    options += " --tokenizer char --model tiny --max_steps 150 --learning_rate 2e-3 --use_cpu --report_to none"
+    options += " --optim adamw_torch_fused --per_device_train_batch_size 16 --plot false --validation_share 0.2"
+    report = train_text(*parse(["--data", str(file), "--output", str(tmp_path / "run"), *options.split()]))
+    assert report["dropped"]["noisy_out_of_reach"] == 0
+    assert report["repair"]["restored"] > 0.9
+    assert report["repair"]["left_alone"] > 0.9

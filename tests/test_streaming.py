@@ -275,7 +275,7 @@ def test_a_streamed_run_that_is_resumed_equals_one_that_was_not_bit_for_bit(toy,
             load_tokenizer(tmp_path / "whole"),
         )
         assert model.generate(seed=0).shape[0] == 1
-        measured = rows_of_split(DataArguments(**report["data_arguments"]), tokenizer)
+        measured = rows_of_split(DataArguments(**report["data_arguments"]), tokenizer, "mask")
         assert evaluate_bound(model, measured).to_dict() == report["validation"]
 
 
@@ -289,7 +289,7 @@ def test_held_out_texts_may_have_a_source_of_their_own(toy, tmp_path):
         assert splits["validation"]["text"] == ["latin dot", "ring sign above"]
         assert len(list(texts) if streaming else splits["train"]) == 60
     with pytest.raises(ValueError, match="split must be 'train', 'validation' or 'all' of .*toy.txt, got 'test'"):
-        rows_of_split(data, None, "test")
+        rows_of_split(data, None, "mask", "test")
 
 
 @pytest.mark.slow

@@ -21,12 +21,25 @@ from torch import Tensor
 from .canvas import widen
 from .devices import Sent, demand
 from .hamming import NEVER
-from .lattice import DELETE, INSERT, KEEP, NOTHING, SUBSTITUTE, WALL, Steps, draw_alignment, lattice_table
+from .lattice import (
+    DELETE,
+    INSERT,
+    KEEP,
+    NOTHING,
+    SUBSTITUTE,
+    WALL,
+    Steps,
+    draw_alignment,
+    edit_distance,
+    lattice_table,
+)
 from .processes import CardWords, corrupted_set, ranks
 from .randomness import RowRandom
 
 SHARES = 0.4, 0.3, 0.3
 """Of substitutions, deletions and insertions, in the training of a model."""
+MOST_OF_A_PAIR = 12
+"""Edits between two given texts that a model learns from at most: the table of ways grows with their cube."""
 
 
 class EditNoise(NamedTuple):
@@ -198,6 +211,44 @@ class EditProcess:
             t = t.minimum((self.longest - attended.sum(dim=1)).clamp(min=0))
         wide = widen(x, editable, attended, t, self.hole_token_id)
         return wide.tokens, wide.attention_mask, wide.editable, t
+
+    def of_pairs(
+        self,
+        x0: Tensor,
+        noisy: Tensor,
+        paired: Tensor,
+        editable: Tensor,
+        attention_mask: Tensor | None,
+        t: Tensor,
+        random: RowRandom,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, EditNoise]:
+        """Rows with room for their edits as of `widen`, and noise: of those `paired` one that carries them to `noisy`.
+
+        It is a draw from the posterior at t = the fewest edits that lead there. The others have fresh noise, as have
+        rows that with so many edits could be longer than `longest`, or that have fewer tokens than edits.
+
+        Args:
+            x0: (B, L) int64, of which all that is editable stands together. noisy: (B, M) int64, the same rows with
+                other tokens there, and holes behind their ends. paired: (B,) bool. editable: (B, L) bool.
+            attention_mask: (B, L), 1 where there is a token; None: everywhere. t: (B,) int64, of rows not paired.
+        """
+        attended = torch.ones_like(editable) if attention_mask is None else attention_mask.bool()
+        behind = noisy == self.hole_token_id
+        least = edit_distance(x0.masked_fill(~attended, NOTHING), noisy.masked_fill(behind, NOTHING))
+        wanted = torch.where(paired, least, t)
+        x, mask, wide, t = self.widen(x0, editable, attended, wanted)
+        taken = paired & (t == wanted) & (t <= editable.sum(dim=1))
+        columns = torch.arange(x.shape[1], device=x.device)
+        number = editable.sum(dim=1) + (~behind).sum(dim=1) - attended.sum(dim=1)  # tokens of the noisy text
+        place = columns - wide.long().argmax(dim=1)[:, None]
+        there = torch.nn.functional.pad(noisy, (0, x.shape[1]), value=self.hole_token_id)[:, : x.shape[1]]
+        xt = torch.where(wide, torch.where(place < number[:, None], there, self.hole_token_id), x)
+        fresh = self.sample_noise(x, editable=wide, random=random)
+        led = self.invert_noise(
+            x, torch.where(taken[:, None], xt, x), torch.where(taken, t, 0), editable=wide, random=random
+        )
+        chosen = taken[:, None]
+        return x, mask, wide, t, EditNoise(*(torch.where(chosen, *two) for two in zip(led, fresh, strict=True)))
 
     def tokens_of(self, letters: Tensor) -> Tensor:
         """The tokens of indices 0..V-1, int64 of any shape; -1 stays."""

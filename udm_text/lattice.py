@@ -98,6 +98,22 @@ def lattice_table(a: Tensor, b: Tensor, steps: Steps, most: int) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
+def edit_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) int64: the fewest substitutions, deletions and insertions that lead from each row of a to that of b.
+
+    a: (B, N) int64, b: (B, M) int64: tokens and WALL, of any number but NOTHING, which fills what is behind their ends.
+    """
+    length, width = (a != NOTHING).sum(dim=1), (b != NOTHING).sum(dim=1)
+    number = torch.arange(b.shape[1] + 1, device=a.device)
+    costs = number.expand(len(a), -1)
+    for i in range(a.shape[1]):
+        stays = costs[:, :-1] + (a[:, i, None] != b)
+        begun = torch.cat((costs[:, :1] + 1, torch.minimum(stays, costs[:, 1:] + 1)), dim=1)
+        come = (begun - number).cummin(dim=1).values + number  # from any column before, by insertions
+        costs = torch.where((i < length)[:, None], come, costs)
+    return costs.gather(1, width[:, None])[:, 0]
+
+
 def draw_alignment(
     table: Tensor, a: Tensor, b: Tensor, steps: Steps, end: tuple[Tensor, Tensor, Tensor, Tensor], uniforms: Tensor
 ) -> Alignment:

@@ -212,6 +212,22 @@ def wrong_rows(
     return closed.tokens, closed.attention_mask
 
 
+def take_noisy(
+    process: Any, batch: dict[str, Any], x0: Tensor, editable: Tensor, forbidden: Tensor, paired: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The noisy rows of a batch as `row_losses` takes them, and what is editable (B, L) where some are `paired` (B,).
+
+    batch: of `corpus.rows.collate`, of rows with "noisy_ids". x0: its rows, with prompts hidden or not.
+    """
+    noisy = batch["noisy_ids"]
+    if process.edits:
+        behind = torch.arange(noisy.shape[1], device=noisy.device) >= batch["noisy_lengths"][:, None]
+        return noisy.masked_fill(behind, process.hole_token_id), editable
+    given = ~editable & ~forbidden[batch["input_ids"]]  # prompts
+    noisy = torch.where(given, x0, noisy)
+    return noisy, editable & ~(forbidden[noisy] & paired[:, None])
+
+
 def row_losses(
     predict: Callable[..., Tensor],
     process: TokenProcess,
@@ -245,16 +261,22 @@ def row_losses(
             gives (N,) cross-entropies. None: all at once.
         noisy, paired: (B, L) int64 and (B,) bool; rows that are `paired` stand corrupted as `noisy` has them, in place
             of by the process, and their t is the number of editable positions that differ from x0, which may be 0 where
-            `loss` is "cross_entropy".
+            `loss` is "cross_entropy". Of a process that edits noisy is (B, M), see `EditProcess.of_pairs`.
         known: t and l of each row as the host knows them, so that they need not be read; not with `paired`.
         steady: for a compiled network, which sees each new number of positions for the first time: see `CorruptedRows`.
         attention_mask: (B, L), 1 where there is a token; None: everywhere. Read by processes that insert.
         s: (B,) int64 below t, where a step of several tokens leads; read by processes whose price of a step is not the
             sum of its tokens' (they insert).
     """
+    noise = None
     if process.edits:
-        x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
-    noise = process.sample_noise(x0, editable=editable, random=random)
+        if noisy is not None and paired is not None:
+            pairs = process.of_pairs(x0, noisy, paired, editable, attention_mask, t, random)
+            x0, attention_mask, editable, t, noise = pairs
+            noisy = paired = None
+        else:
+            x0, attention_mask, editable, t = process.widen(x0, editable, attention_mask, t)
+    noise = process.sample_noise(x0, editable=editable, random=random) if noise is None else noise
     xt = process.corrupt(x0, t, noise)
     if noisy is not None and paired is not None:
         xt = torch.where(paired[:, None], noisy, xt)
@@ -399,7 +421,7 @@ def delete_losses(
 def _chunked_insertions(
     head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, forbidden: Tensor, chunk: int
 ) -> Tensor:
-    """(M,) as `chunked_cross_entropy`. target: (M, 2), the token of each gap, and the one ruled out there (-1: none)."""
+    """(M,) as `chunked_cross_entropy`. target: (M, 2), the token of each gap, and the one ruled out (-1: none)."""
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         return cross_entropy(head(rows), wanted[:, 0], forbidden, ruled_out=wanted[:, 1])

@@ -85,6 +85,18 @@ class TokenProcess(Process, Protocol):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Asked only where it `edits`: rows with room for t edits, see `EditProcess.widen`."""
 
+    def of_pairs(
+        self,
+        x0: Tensor,
+        noisy: Tensor,
+        paired: Tensor,
+        editable: Tensor,
+        attention_mask: Tensor | None,
+        t: Tensor,
+        random: RowRandom,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
+        """Asked only where it `edits`: rows of given noisy texts, see `EditProcess.of_pairs`."""
+
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for arguments of `TextObjective` that it cannot be trained with."""
 

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ..common import write_json
 from ..corpus import load_corpus
 from ..training.arguments import parse
+from ..training.optimizers import quick_bfloat16
 from ..training.resuming import is_begun, is_finished
 from ..training.runs import end
 from .reports import describe, describe_repair
@@ -55,7 +56,9 @@ GROWING = [
     *("--process", "delete", "--model", "tiny", "--tokenizer", "wordpiece", "--vocab_size", "6000"),
     *("--per_device_train_batch_size", "128", *SHORT),
 ]
-NAMES_STEPS, REPAIR_STEPS, GROWING_STEPS = 2200, 550, 1000
+NAMES_SECONDS, REPAIR_SECONDS, GROWING_SECONDS = 170, 50, 35
+"""What the models are trained for, so that the demo takes as long on one machine as on another; `--steps` in place of
+that gives every machine the same training."""
 MISSPELT = [
     "LATIN SMALL LEXTER A WITH GRAVE",
     "GREEK CAPITAK LETTER OMEGA",
@@ -87,13 +90,6 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def fast_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-
-
 def verdict(name: str, seen: set[str], words: set[str]) -> str:
     """Which of `VERDICTS` a sample is: looked up in Python's own Unicode table."""
     if name in seen:
@@ -116,11 +112,10 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
         console.print(f"[bold]data[/]  {sum(counts.values())} names of Unicode characters -> {dataset}")
     names_dir, repair_dir = output / "unicode-names", output / "unicode-names-repair"
     growing_dir = output / "unicode-names-growing"
-    repair_steps = REPAIR_STEPS if steps is None else max(1, steps // 4)
-    growing_steps = GROWING_STEPS if steps is None else max(1, steps // 4)
-    train(names_dir, dataset, NAMES, NAMES_STEPS if steps is None else steps, seed)
-    train(repair_dir, dataset, REPAIR, repair_steps, seed)
-    train(growing_dir, dataset, GROWING, growing_steps, seed)
+    less = None if steps is None else max(1, steps // 4)
+    train(names_dir, dataset, NAMES, NAMES_SECONDS, steps, seed)
+    train(repair_dir, dataset, REPAIR, REPAIR_SECONDS, less, seed)
+    train(growing_dir, dataset, GROWING, GROWING_SECONDS, less, seed)
 
     splits = load_corpus(str(dataset))
     report = json.loads((names_dir / "report.json").read_text(encoding="utf-8"))
@@ -142,14 +137,18 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
     return shown
 
 
-def train(output: Path, dataset: Path, options: list[str], steps: int, seed: int) -> None:
-    """One training run, unless a finished one is there already; one that was stopped or killed is resumed."""
+def train(output: Path, dataset: Path, options: list[str], seconds: int, steps: int | None, seed: int) -> None:
+    """One training run of so many seconds or steps, unless a finished one is there already; one that was stopped or
+    killed is resumed."""
     if is_finished(output):
         console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
         return
-    arguments = ["--data", str(dataset), "--output", str(output), *options, "--max_steps", str(steps)]
-    arguments += ["--seed", str(seed), "--save_steps", str(max(1, steps // 2))]
-    arguments += ["--bf16"] if fast_bfloat16() else []
+    arguments = ["--data", str(dataset), "--output", str(output), *options, "--seed", str(seed)]
+    if steps is None:
+        arguments += ["--max_seconds", str(seconds)]
+    else:
+        arguments += ["--max_steps", str(steps), "--save_steps", str(max(1, steps // 2))]
+    arguments += ["--bf16"] if quick_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else []
     arguments += ["--resume"] if is_begun(output) else []
     console.print(f"\n[bold]training[/]  udm train {' '.join(arguments)}")
     end(train_text(*parse(arguments)), and_signals=True)

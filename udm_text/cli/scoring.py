@@ -16,7 +16,7 @@ from ..evaluation.bounds import length_nats, row_draws
 from ..hub import find_file
 from ..training.arguments import DataArguments
 from ..training.resuming import resolved
-from .train_text import ALL, rows_of_split, texts_of_split
+from .train_text import ALL, cut_fields, rows_of_split, texts_of_split
 
 
 def report_of(model: str) -> Path | None:
@@ -87,12 +87,11 @@ def rows_to_score(
             if split is None:
                 raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, and none is given")
             texts = splits[split]
-        cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-        rows, _ = make_rows(texts, tokenizer, split=split, **cut)
+        rows, _ = make_rows(texts, tokenizer, split=split, **cut_fields(data, config.process))
     else:
         split = "validation" if split is None else split
         texts = texts_of_split(data, split)
-        rows = rows_of_split(data, tokenizer, split, texts)
+        rows = rows_of_split(data, tokenizer, config.process, split, texts)
     longest, limit = max(map(len, rows["input_ids"])), config.max_row_length
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row-length")

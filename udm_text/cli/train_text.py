@@ -35,6 +35,7 @@ from ..corpus import (
     vocabulary_report,
 )
 from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
+from ..edits import MOST_OF_A_PAIR
 from ..evaluation import evaluate_bound, evaluate_loss, evaluate_repair, measure_context
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
@@ -165,12 +166,9 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     """Raises ValueError where the process of the model, given or stored, cannot be trained so, before data is read."""
     if goal.objective == "ar":
         return
-    own = own_fields(model_args)
+    own = process_fields(model_args)
     if model_args.blanks is not None:
         own["blank_widths"] = 1  # a process without blanks refuses any
-    if model_args.model not in PRESETS:
-        stored, _ = UDMConfig.get_config_dict(model_args.model)
-        own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
     config = UDMConfig(mask_token_id=0, pad_token_id=1, prefix_token_ids=[2], **own)  # with any backbone and tokenizer
     TextObjective(config, **goal_fields(data, goal))
 
@@ -184,7 +182,8 @@ def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Prepara
     with state.main_process_first():  # the others find its cache
         splits, texts = read_texts(data)
     tokenizer = choose_tokenizer(data, model_args, splits, ready.checkpoint, state)
-    cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
+    process = "mask" if data.noisy_column is None else process_fields(model_args).get("process", "mask")
+    cut = cut_fields(data, process)
     with state.main_process_first():
         train_rows, dropped = make_rows(splits["train"], tokenizer, **cut)
         held: Dataset | None = splits.get("validation")
@@ -249,14 +248,21 @@ def texts_of_split(data: DataArguments, split: str = "validation") -> Dataset:
     return splits[split]
 
 
-def rows_of_split(data: DataArguments, tokenizer, split: str = "validation", texts: Dataset | None = None) -> Dataset:
+def cut_fields(data: DataArguments, process: str) -> dict[str, Any]:
+    """How texts are cut into rows for a model of that process (`make_rows`)."""
+    edits = MOST_OF_A_PAIR if PROCESSES[process].edits else None
+    return {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc, "most_edits": edits}
+
+
+def rows_of_split(
+    data: DataArguments, tokenizer, process: str, split: str = "validation", texts: Dataset | None = None
+) -> Dataset:
     """The rows of a split as a run with these arguments has them: what it trained on, or measured on.
 
-    texts: those of the split, where they have been read.
+    process: of the model. texts: those of the split, where they have been read.
     """
     texts = texts_of_split(data, split) if texts is None else texts
-    cut: dict[str, Any] = {"rows": data.rows, "row_length": data.row_length, "num_proc": data.num_proc}
-    return make_rows(texts, tokenizer, split=split, **cut)[0]
+    return make_rows(texts, tokenizer, split=split, **cut_fields(data, process))[0]
 
 
 def arrays_of(rows: Dataset) -> Iterator[Any]:
@@ -337,10 +343,15 @@ def prepare_model(
 
 def goal_fields(data: DataArguments, goal: ObjectiveArguments) -> dict[str, Any]:
     """What of a `TextObjective` was asked for."""
-    share = NOISY_SHARE if data.noisy_share is None else data.noisy_share
     names = "loss max_corruption loss_chunk loss_weighting time_law".split()
     fields = {name: getattr(goal, name) for name in names}
-    return {**fields, "noisy_share": 0.0 if data.noisy_column is None else share}
+    return {**fields, "noisy_share": noisy_share(data)}
+
+
+def noisy_share(data: DataArguments) -> float:
+    """Rows of a step that take their noisy text."""
+    share = NOISY_SHARE if data.noisy_share is None else data.noisy_share
+    return 0.0 if data.noisy_column is None else share
 
 
 def repairs(data: DataArguments, goal: ObjectiveArguments) -> bool:
@@ -431,6 +442,12 @@ def widest_blank(asked: int, train_rows, config: UDMConfig | None = None) -> int
 def intermediate_size(backbone: str, hidden: int) -> int:
     """Of the MLP of a preset: 4 times the hidden size, or of a gated one 8/3 of it, which is as many weights."""
     return 64 * round(8 * hidden / 3 / 64) if backbone in GATED else 4 * hidden
+
+
+def process_fields(model_args: ModelArguments) -> dict[str, Any]:
+    """What of a UDMConfig was asked for, and of a stored model its process, where no other was."""
+    stored = {} if model_args.model in PRESETS else UDMConfig.get_config_dict(model_args.model)[0]
+    return {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own_fields(model_args)}
 
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:
@@ -587,7 +604,7 @@ def measure_repairs(
     if "noisy" in texts.column_names:
         columns["noisy"] = [noisy or "" for noisy in texts["noisy"]]
     report = evaluate_repair(model, tokenizer, list(texts["text"]), row_length=data.row_length, **columns, **how)
-    loss, error = evaluate_loss(model, rows, max_corruption=max_corruption, **how)
+    loss, error = evaluate_loss(model, rows, max_corruption=max_corruption, noisy_share=noisy_share(data), **how)
     return {**report.to_dict(), "loss_nats_per_token": loss, "loss_nats_per_token_stderr": error}
 
 

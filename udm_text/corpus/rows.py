@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 
 from ..common import choices
+from ..detokenizing import edit_costs
 from ..framing import tokenizer_frame, tokenizer_separator
 from .files import CorpusError
 from .tokenizers import cut_before, split_long
@@ -33,8 +34,8 @@ class RowCutter:
     """Cuts tokenised texts into rows, and counts what is lost. See `make_rows` for the arguments and what it makes.
 
     counts: "truncated" rows, "truncated_prompts", texts "left_out" (among them "noisy_of_other_length", whose noisy
-        text has another number of tokens), and "unknown" tokens, of all rows cut so far; and
-        where there are any "cut_before_tokenising", texts so long that a part alone was tokenised.
+        text has another number of tokens, or with `most_edits` "noisy_out_of_reach"), and "unknown" tokens, of all rows
+        cut so far; and where there are any "cut_before_tokenising", texts so long that a part alone was tokenised.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RowCutter:
         row_length: int | None = None,
         prompted: bool = False,
         paired: bool = False,
+        most_edits: int | None = None,
     ):
         if rows not in ROWS:
             raise ValueError(f"rows must be {choices(ROWS)}, got {rows!r}")
@@ -58,7 +60,7 @@ class RowCutter:
                 "rows='packed' joins texts, and a noisy text belongs to one of them: use 'line' or 'fixed'"
             )
         self.tokenizer, self.rows, self.row_length, self.prompted = tokenizer, rows, row_length, prompted
-        self.paired = paired
+        self.paired, self.most_edits = paired, most_edits
         self.prefix, self.suffix = tokenizer_frame(tokenizer)
         self.separator = tokenizer_separator(tokenizer) if prompted else []
         self.special = set(tokenizer.all_special_ids)
@@ -68,7 +70,7 @@ class RowCutter:
         if prompted:
             self.counts["truncated_prompts"] = 0
         if paired:
-            self.counts["noisy_of_other_length"] = 0
+            self.counts["noisy_of_other_length" if most_edits is None else "noisy_out_of_reach"] = 0
 
     @property
     def longest(self) -> int | None:
@@ -92,7 +94,19 @@ class RowCutter:
             columns["prompt"] = self._tokenise([prompt or "" for prompt in batch["prompt"]], end=True)[0]
         if self.paired:
             columns["noisy"] = self._tokenise([noisy or "" for noisy in batch["noisy"]])[0]
+            if self.most_edits is not None:
+                columns["edits"] = [self._edits(*pair) for pair in zip(columns["noisy"], ids, strict=True)]
         return columns
+
+    def _edits(self, noisy: list[int], clean: list[int]) -> int:
+        """The fewest edits of tokens between a noisy text and the clean one; more than `most_edits` where no row of
+        both is made."""
+        assert self.most_edits is not None
+        beyond = self.most_edits + 1  # and no more than one edit belongs to a token
+        if abs(len(noisy) - len(clean)) >= beyond or not self.special.isdisjoint((*noisy, *clean)):
+            return beyond
+        found = edit_costs(noisy, clean)[2][-1][-1]
+        return found if found <= len(clean) else beyond
 
     def _tokenise(self, texts: list[str], end: bool = False) -> _Tokenised:
         """Tokens, their characters (None: unknown), and whether a part alone was tokenised, of each text."""
@@ -170,6 +184,11 @@ class RowCutter:
                 f"{self.counts['noisy_of_other_length']} noisy texts have another number of tokens than the clean "
                 "ones, which substitution cannot mend, and of the others no token is known"
             )
+        if self.counts.get("noisy_out_of_reach"):
+            return (
+                f"{self.counts['noisy_out_of_reach']} noisy texts are out of reach of the clean ones, by more than "
+                f"{self.most_edits} edits, unknown tokens or length, and of the others no token is known"
+            )
         if self._ambiguous:
             return f"{self._ambiguous} prompts hold the separator itself, and the other texts no token that is known"
         return "no token of theirs is known to the tokenizer" + " and fits" * (self.rows == "fixed")
@@ -182,9 +201,14 @@ class RowCutter:
         if text["early"]:
             self.counts["cut_before_tokenising"] = self.counts.get("cut_before_tokenising", 0) + 1
         self._seen = (min(self._seen[0], len(ids)), max(self._seen[1], len(ids)))
-        if noisy is not None and len(noisy) != len(ids):
+        if noisy is not None and self.most_edits is None and len(noisy) != len(ids):
             self.counts["noisy_of_other_length"] += 1
             return None
+        if noisy is not None and self.most_edits is not None:
+            whole = limit is None or len(prompt) + max(len(ids), len(noisy)) <= limit
+            if text["edits"] > self.most_edits or not whole:
+                self.counts["noisy_out_of_reach"] += 1
+                return None
         if self.rows == "fixed":
             if len(ids) != limit:
                 return None
@@ -193,7 +217,8 @@ class RowCutter:
             self.counts["truncated"] += len(ids) > keep
             if self.prompted:
                 self.counts["truncated_prompts"] += len(prompt) > keep_prompt
-            ids, chars, noisy = ids[:keep], chars and chars[:keep], noisy and noisy[:keep]
+            ids, chars = ids[:keep], chars and chars[:keep]
+            noisy = noisy[:keep] if noisy and self.most_edits is None else noisy
             prompt = prompt[len(prompt) - keep_prompt :]
         n = len(self.separator)
         if self.prompted and any(prompt[i : i + n] == self.separator for i in range(len(prompt))):
@@ -277,6 +302,7 @@ def make_rows(
     row_length: int | None = None,
     num_proc: int | None = None,
     split: str = "train",
+    most_edits: int | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """Tokenised rows with "input_ids", "length" (tokens that may change) and "num_chars".
 
@@ -288,7 +314,8 @@ def make_rows(
     separator itself is left out: nothing could tell where its answer begins.
 
     A data set with a "noisy" column gives rows with "noisy_ids", too: the row with the noisy text in place of the clean
-    one. Where the two differ in their number of tokens, the row is left out.
+    one. Where the two differ in their number of tokens, the row is left out; with `most_edits` where more edits of
+    tokens lie between them, one of them holds special or unknown tokens, or would be cut.
 
     Args:
         texts: a data set with a "text" column, and "prompt" where the texts are answers.
@@ -300,28 +327,29 @@ def make_rows(
             and answer together (see `split_room` for which is cut); with "fixed" of the answer alone.
         split: what the texts are called where no row is left of them.
         num_proc: processes that tokenise. What they make is cached beside the texts where these are files.
+        most_edits: that may lie between a noisy text and the clean one, where substitutions are not all there is.
 
     Returns:
         The rows, and counts of what was "truncated", "left_out" and "unknown" (tokens, never corrupted nor scored), and
-        with prompts of "truncated_prompts", with noisy texts of "noisy_of_other_length".
+        with prompts of "truncated_prompts", with noisy texts of "noisy_of_other_length" or "noisy_out_of_reach".
     """
-    cutter = RowCutter(
-        tokenizer, rows, row_length, prompted="prompt" in texts.column_names, paired="noisy" in texts.column_names
-    )
+    given = {"prompted": "prompt" in texts.column_names, "paired": "noisy" in texts.column_names}
+    cutter = RowCutter(tokenizer, rows, row_length, **given, most_edits=most_edits)
     how: dict[str, Any] = {}
     if tokenizer.is_fast:  # by what it does: pickled, a tokenizer changes with its first use
-        frame = (cutter.prompted, sorted(cutter.special), *(["noisy"] if cutter.paired else []))
+        frame = (cutter.prompted, sorted(cutter.special), *(["noisy", most_edits] if cutter.paired else []))
         how["new_fingerprint"] = Hasher.hash((texts._fingerprint, tokenizer.backend_tokenizer.to_str(), frame))
     encoded = texts.map(
         cutter.encode, batched=True, num_proc=num_proc, remove_columns=texts.column_names, desc="tokenising", **how
     )
     tokens, begins = array("i"), array("q")  # 4 bytes a token; where each row but the first begins
-    noisy = array("i")
+    noisy, noisy_begins = array("i"), array("q")
     lengths: list[int] = []
     num_chars: list[int | None] = []
     for row in cutter.cut(text for batch in encoded.iter(batch_size=1000) for text in each(batch)):
         if tokens:
             begins.append(len(tokens))
+            noisy_begins.append(len(noisy))
         tokens.extend(row["input_ids"])
         noisy.extend(row.get("noisy_ids", ()))
         lengths.append(row["length"])
@@ -334,7 +362,7 @@ def make_rows(
     columns: dict[str, Any] = {"input_ids": np.split(np.frombuffer(tokens, dtype=np.intc), begins)}
     columns |= {"length": lengths, "num_chars": num_chars}
     if cutter.paired:
-        columns["noisy_ids"] = np.split(np.frombuffer(noisy, dtype=np.intc), begins)
+        columns["noisy_ids"] = np.split(np.frombuffer(noisy, dtype=np.intc), noisy_begins)
     return Dataset.from_dict(columns), cutter.counts
 
 
@@ -427,7 +455,7 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
     """A batch of rows: input_ids (B, L) int64, attention_mask (B, L) of ones and zeros, editable (B, L) bool.
 
     rows: each with "input_ids"; "editable", a bool for each token, where it says itself what of it may change. Where
-        they have "noisy_ids" of the same length, so has the batch, (B, L) int64.
+        they have "noisy_ids", so has the batch, (B, M) int64, and "noisy_lengths" (B,).
     editable(input_ids, attention_mask) -> (B, L) bool.
     """
 
@@ -439,9 +467,9 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
     longest = max(lengths)
     if pad_token_id is None and min(lengths) < longest:
         raise ValueError("rows of different lengths need a padding token, and the model has no pad_token_id")
-    padding = [pad_token_id or 0] * longest
 
     def padded(ids: list[list[int]]) -> Tensor:
+        padding = [pad_token_id or 0] * max(map(len, ids))
         return torch.tensor([[*x, *padding[len(x) :]] for x in ids], dtype=torch.int64)
 
     input_ids = padded(ids)
@@ -452,5 +480,6 @@ def collate(rows: Sequence[dict[str, Any]], pad_token_id: int | None, editable) 
             changing[i] = torch.tensor([*own, *[False] * (longest - len(own))])
     batch = {"input_ids": input_ids, "attention_mask": attention_mask, "editable": changing}
     if "noisy_ids" in rows[0]:
-        batch["noisy_ids"] = padded(listed("noisy_ids"))
+        noisy = listed("noisy_ids")
+        batch |= {"noisy_ids": padded(noisy), "noisy_lengths": torch.tensor([len(x) for x in noisy])}
     return batch

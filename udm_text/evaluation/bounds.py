@@ -14,7 +14,7 @@ from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
 from ..kernels import KERNELS
-from ..objectives import most_corrupted, row_losses, said, share_of_counts
+from ..objectives import most_corrupted, row_losses, said, share_of_counts, take_noisy
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
 from ..widths import as_one_blank, width_nats
@@ -65,6 +65,10 @@ def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, 
     return float(ratio), float(spread * math.sqrt(n) / denominators.sum()) if n > 1 else float("nan")
 
 
+PAIRS_SEED = 0x5041495253000000
+"""Distinguishes the seed of which rows take their given noise from that of the noise."""
+
+
 def scored_rows(config, rows: Iterable[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
     """The rows that hold an editable token, behind their places in `rows`. Raises ValueError where there is none."""
     rows = list(rows)
@@ -97,11 +101,13 @@ def row_draws(
     schedule: str = "linear",
     loss: str = "nelbo",
     max_corruption: float = 1.0,
+    noisy_share: float = 0.0,
 ) -> Draws:
     """Each row is corrupted `draws` times, its t stratified over {1..l}; the mean of a row's nats estimates its bound.
 
     With max_corruption below 1 (and loss "cross_entropy", see `row_losses`) t goes from 0 as far as in the training of
-    a repairer, by the law that its process learns most by, and the mean estimates that loss.
+    a repairer, by the law that its process learns most by, and the mean estimates that loss. A share of the draws of
+    rows with "noisy_ids" stands corrupted as these have them.
 
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
     raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
@@ -126,7 +132,8 @@ def row_draws(
             result.lengths[chosen] = lengths.cpu()
             least = 0 if max_corruption < 1.0 else 1
             counted = most_corrupted(lengths, max_corruption) + 1 - least
-            random = RowRandom(seed, torch.tensor([index[i] for i in chosen], device=device))
+            numbers = torch.tensor([index[i] for i in chosen], device=device)
+            random, pairing = RowRandom(seed, numbers), RowRandom(seed ^ PAIRS_SEED, numbers)
             grid = None if num_steps is None else counts(schedule, lengths, num_steps, config.step_curve)
 
             def predict(mask: Tensor = mask, **inputs: Any) -> Any:
@@ -140,9 +147,12 @@ def row_draws(
                 if grid is not None:
                     drawn, t = t, torch.where(grid >= t, grid, lengths).amin(dim=0)
                     behind = torch.where(grid < drawn, grid, 0).amax(dim=0)
-                clean = batch["input_ids"]
+                clean, changing = batch["input_ids"], editable
                 how: dict[str, Any] = {"loss": loss, "kernel": kernel, "attention_mask": mask, "s": behind}
-                nats = row_losses(predict, process, clean, editable, t, random, forbidden, **how)
+                if noisy_share:
+                    how["paired"] = pairing.uniform(1)[:, 0] < noisy_share
+                    how["noisy"], changing = take_noisy(process, batch, clean, editable, forbidden, how["paired"])
+                nats = row_losses(predict, process, clean, changing, t, random, forbidden, **how)
                 nats = nats.double().cpu()
                 if bool(nats.isnan().any()):
                     raise ValueError(NOT_FINITE)
@@ -203,14 +213,16 @@ def evaluate_loss(
     rows: Iterable[dict[str, Any]],
     *,
     max_corruption: float = 1.0,
+    noisy_share: float = 0.0,
     batch_size: int = 64,
     draws: int = 8,
     seed: int = 0,
 ) -> tuple[float, float]:
     """The training loss "cross_entropy" of rows in nats a token, and its standard error.
 
-    Of a repairer (max_corruption below 1): t is drawn from 0 to that share of a row, as it was trained.
-    The other arguments are those of `evaluate_bound`.
+    Of a repairer (max_corruption below 1): t is drawn from 0 to that share of a row, as it was trained; and where rows
+    have "noisy_ids", that share of the draws of a row has these in place of noise. The other arguments are those of
+    `evaluate_bound`.
     """
     check_whole(1, draws=draws, batch_size=batch_size)
     check_whole(-(2**63), seed=seed)
@@ -218,7 +230,10 @@ def evaluate_loss(
         raise ValueError(f"max_corruption must lie in (0, 1], got {max_corruption}")
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": model.config.kernel, "batch_size": batch_size}
-    drawn = row_draws(model, kept, index, loss="cross_entropy", max_corruption=max_corruption, **how)
+    if noisy_share and "noisy_ids" not in kept[0]:
+        raise ValueError(f"noisy_share is {noisy_share}, and the rows have no noisy_ids: give rows of pairs, or 0")
+    goal: dict[str, Any] = {"max_corruption": max_corruption, "noisy_share": noisy_share}
+    drawn = row_draws(model, kept, index, loss="cross_entropy", **goal, **how)
     return ratio_with_stderr(drawn.nats.mean(dim=1), drawn.lengths.double())
 
 

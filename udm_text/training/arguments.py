@@ -26,7 +26,7 @@ class DataArguments:
     )
     noisy_column: str | None = field(
         default=None,
-        metadata={"help": "The column of noisy texts: a substitute model learns to make text_column of them."},
+        metadata={"help": "The column of noisy texts: a repairer learns to make text_column of them."},
     )
     noisy_share: float | None = field(
         default=None,

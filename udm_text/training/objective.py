@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from ..common import choices
 from ..corpus.rows import collate
 from ..devices import Sent
-from ..evaluation.bounds import length_nats, ratio_with_stderr, row_draws, scored_rows, summarise
+from ..evaluation.bounds import PAIRS_SEED, length_nats, ratio_with_stderr, row_draws, scored_rows, summarise
 from ..objectives import (
     GEOMETRIC,
     LOSS_WEIGHTINGS,
@@ -23,6 +23,7 @@ from ..objectives import (
     row_losses,
     said,
     stratified_counts,
+    take_noisy,
     training_weights,
 )
 from ..randomness import RowRandom, step_random
@@ -31,8 +32,6 @@ from .packing import packed_predict
 
 DROP_SEED = 0x44524F5000000000
 """Distinguishes the seed of which prompts are hidden from that of the noise."""
-_PAIRS = 0x5041495253000000
-"""Distinguishes the seed of which rows take their given noise from that of the noise."""
 _STRATA = 0x5354524154410000
 """Distinguishes the seed of the stratification of t from that of the noise."""
 _LENGTH_BLOCK = 8
@@ -86,7 +85,7 @@ class TextObjective:
             the nats of one edit back, or of stopping.
         noisy_share: of rows with "noisy_ids", how many in a step, each by a draw of its own, stand corrupted as these
             have them in place of by the process. Their t is the number of tokens that differ, and a token that is
-            special or unknown in either row is not scored.
+            special or unknown in either row is not scored. Of process "edit" t is the fewest edits between them.
         loss_chunk: rows of logits that are held at a time in training; None: all. Less memory, the same loss.
         loss_weighting: of a row with t of l corrupted positions in training: "bound", l/t; "sqrt", (l/t)^0.5; "mean",
             1 (`objectives.LOSS_WEIGHTINGS`). But for "bound" the training loss is a weighted mean of cross-entropies
@@ -116,9 +115,9 @@ class TextObjective:
         self.process.check_training(loss, max_corruption, loss_chunk)
         if not 0.0 <= noisy_share <= 1.0:
             raise ValueError(f"noisy_share must lie in [0, 1], got {noisy_share}")
-        if noisy_share and (self.process.edits or "max_edits" not in self.process.generation_options):
+        if noisy_share and "max_edits" not in self.process.generation_options:
             raise ValueError(
-                "noisy texts train a repairer, which needs process 'substitute', and this model has process "
+                "noisy texts train a repairer, which needs process 'substitute' or 'edit', and this model has process "
                 f"{config.process!r}"
             )
         if noisy_share and loss != "cross_entropy":
@@ -179,12 +178,10 @@ class TextObjective:
         places, row_index = row_index, row_index.to(x0.device, non_blocking=True)
         dropping = step_random(seed ^ DROP_SEED, step, row_index)
         x0 = drop_prompts(x0, editable, forbidden, dropping, self.config.prompt_dropout, self.config.mask_token_id)
-        noisy, paired = inputs.get("noisy_ids"), None
-        if noisy is not None and self.noisy_share:
-            paired = step_random(seed ^ _PAIRS, step, row_index).uniform(1)[:, 0] < self.noisy_share
-            given = ~editable & ~forbidden[inputs["input_ids"]]  # prompts, hidden or not
-            noisy = torch.where(given, x0, noisy)
-            editable = editable & ~(forbidden[noisy] & paired[:, None])
+        noisy, paired = None, None
+        if self.noisy_share and "noisy_ids" in inputs:
+            paired = step_random(seed ^ PAIRS_SEED, step, row_index).uniform(1)[:, 0] < self.noisy_share
+            noisy, editable = take_noisy(self.process, inputs, x0, editable, forbidden, paired)
         counts = None if paired is not None else inputs.get("num_editable")
         if counts is None:
             counts = editable.sum(dim=1).tolist()
@@ -230,15 +227,19 @@ class TextObjective:
     def evaluate(self, trainer, dataset) -> dict[str, float]:
         """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.
 
-        Of a repairer (max_corruption below 1), which is no model of texts, the training loss in its place.
+        Of a repairer (max_corruption below 1, or noisy texts), which is no model of texts, the training loss in its
+        place: of the noise of the process, or of as many noisy texts as in training.
         """
         config = self.config
         index, rows = scored_rows(config, dataset)
         how: dict[str, Any] = {"draws": self.eval_draws, "seed": 0, "kernel": config.kernel}
         mine = trainer.own_rows(len(rows))
         chosen, indices = [rows[i] for i in mine], [index[i] for i in mine]
-        repairs = self.max_corruption < 1.0
-        goal: dict[str, Any] = {"loss": self.loss, "max_corruption": self.max_corruption} if repairs else {}
+        share = self.noisy_share if "noisy_ids" in rows[0] else 0.0
+        repairs = self.max_corruption < 1.0 or share > 0.0
+        goal: dict[str, Any] = {}
+        if repairs:
+            goal = {"loss": self.loss, "max_corruption": self.max_corruption, "noisy_share": share}
         own = row_draws(trainer.model, chosen, indices, batch_size=self.eval_batch_size, **how, **goal)
         nats = trainer.gather_rows(own.nats.mean(dim=1), mine, len(rows))
         if repairs:
