@@ -20,9 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import machine
 
-from udm_text.cli.demo import fast_bfloat16, load_script, prepare_script
+from udm_text.cli.demo import load_script, prepare_script
+from udm_text.training.optimizers import quick_bfloat16
 
 BEFORE = "--backbone bert --optim adamw_torch_fused --loss_weighting bound --time_law uniform"
 WAYS = {
@@ -39,7 +41,7 @@ def train(way: str, seed: int, options: argparse.Namespace, data: list[str], out
     """One run in a process of its own; its report."""
     command = [sys.executable, "-m", "udm_text.cli", "train", *data, "--output", str(output), *WAYS[way]]
     command += ["--model", options.model, "--seed", str(seed), "--max_seconds", str(options.seconds), *COMMON.split()]
-    command += ["--bf16"] if fast_bfloat16() else []
+    command += ["--bf16"] if quick_bfloat16(torch.device("cpu")) else []
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
     return report
