@@ -8,6 +8,7 @@ import torch
 from tests.models import CLS, FAMILIES, MASK, PAD, make_rows, make_udm
 from tests.training_helpers import make_trainer, weights
 from udm_text.randomness import RowRandom
+from udm_text.training import TextObjective
 from udm_text.training.packing import check_packing, first_fit, layout, packed_predict
 
 LENGTHS = [3, 11, 1, 6, 2, 9, 5, 4]
@@ -76,11 +77,45 @@ def test_a_packed_run_learns_what_a_padded_one_learns(tmp_path):
             assert torch.allclose(value, learned[name], atol=1e-5), name
 
 
+@pytest.mark.parametrize(
+    ("process", "how"),
+    [
+        ("substitute", {}),
+        ("substitute", {"loss": "nelbo"}),
+        ("delete", {}),
+        ("delete", {"gap_tokens": True}),
+        ("delete", {"loss_chunk": 5}),
+        ("edit", {"max_corruption": 0.4}),
+    ],
+)
+def test_packed_rows_of_every_process_have_the_losses_and_gradients_of_padded_ones(process, how):
+    """Each row is told its own t, and rows whose tokens come and go are laid out as they are read."""
+    own = {name: how.pop(name) for name in ("gap_tokens",) if name in how}
+    model = make_udm(process, **own)
+    with torch.no_grad():  # heads and embeddings of time that say something
+        for i, weight in enumerate(model.parameters()):
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(i)))
+    objective = TextObjective(model.config, **how)
+    rows = make_rows(12)
+    batch = objective.collate(rows)
+    asked = {"row_index": torch.arange(12), "total": 12, "step": 3, "seed": 0}
+    found = []
+    for width in (None, 1, 40):
+        objective.pack_length = width
+        model.zero_grad()
+        terms = objective.row_terms(model, batch, **asked)
+        terms.sum().backward()
+        gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+        found.append((terms.detach(), gradients))
+    for terms, gradients in found[1:]:
+        torch.testing.assert_close(terms, found[0][0], rtol=1e-4, atol=1e-4)
+        for own_gradient, padded in zip(gradients, found[0][1], strict=True):
+            torch.testing.assert_close(own_gradient, padded, rtol=1e-3, atol=2e-3)
+
+
 def test_models_that_cannot_be_packed_say_why():
     with pytest.raises(ValueError, match="pack_rows must be at least 1, got 0"):
         check_packing(make_udm(), 0)
-    with pytest.raises(ValueError, match="models without time_conditioning"):
-        check_packing(make_udm("substitute"), 64)
     model = make_udm()
     model.backbone.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="attn_implementation eager or sdpa, got 'flash_attention_2'"):

@@ -25,12 +25,10 @@ from .configuration_udm import PROCESSES, UDMConfig, check_sizes
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
+from .positions import ROW_BLOCK
 from .widths import WidthHead
 
 logger = logging.get_logger(__name__)
-
-_ROW_BLOCK = 64
-"""Rows through the language-model head come in multiples of this on a CPU; a training step then takes 20 % less."""
 
 
 class TimeEmbedding(nn.Module):
@@ -49,12 +47,13 @@ class TimeEmbedding(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, t: Tensor, lengths: Tensor) -> Tensor:
-        """t, lengths: (B,), t of l positions corrupted; returns (B, hidden_size) in the parameters' dtype."""
+        """t, lengths: (B,), or (B, L) told token by token, t of l positions corrupted; returns (B, hidden_size) or
+        (B, L, hidden_size) in the parameters' dtype."""
         k = torch.arange(self.num_frequencies, device=t.device, dtype=torch.float32)
         if self.counts:
-            angle = math.pi * t.float()[:, None] * 2.0 ** (-0.75 * k)
+            angle = math.pi * t.float()[..., None] * 2.0 ** (-0.75 * k)
         else:
-            angle = math.pi * (t / lengths.clamp(min=1)).float()[:, None] * (k + 1)
+            angle = math.pi * (t / lengths.clamp(min=1)).float()[..., None] * (k + 1)
         features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)
         return self.output(nn.functional.silu(self.hidden(features)))
 
@@ -373,8 +372,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
         Args:
             input_ids: (B, L) int64, xt. attention_mask: (B, L), 1 where there is a token. position_ids: (B, L).
-            t: (B,) corrupted editable positions of each row; needed where the model is conditioned on time.
-            num_editable: (B,) l of each row; None counts attended positions that hold no special token (or [MASK]).
+            t: (B,) corrupted editable positions of each row; needed where the model is conditioned on time. (B, L)
+                where rows share a sequence: of the row of each token.
+            num_editable: l of each row, of the shape of t; None counts attended positions that hold no special token
+                (or [MASK]).
             labels: (B, L) int64, x0 where it is scored and -100 elsewhere; the loss is the mean cross-entropy there,
                 special tokens excluded from the softmax and, as labels, from the mean.
             positions: (B, L) bool, where logits are wanted, or their rows and columns, a pair of (N,) int64; None:
@@ -403,7 +404,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                     raise ValueError("num_editable is needed where input_ids is not given")
                 num_editable = self._count_editable(input_ids, attention_mask)
             told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
-            inputs_embeds = inputs_embeds + told[:, None].to(inputs_embeds.dtype)
+            told = told[:, None] if told.dim() == 2 else told
+            inputs_embeds = inputs_embeds + told.to(inputs_embeds.dtype)
         if blanks is not None:
             if self.width_head is None:
                 raise ValueError("blanks need a width head, and blank_widths of this model is None")
@@ -429,10 +431,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         elif head is not None:
             output = self.backbone.base_model(**inputs)
             hidden = output.last_hidden_state[positions]
-            # CPU kernels are prepared for each new number of rows; round it up and few are ever needed
-            rounds = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and len(hidden) > _ROW_BLOCK
-            surplus = -len(hidden) % _ROW_BLOCK if rounds else 0
-            logits = head(nn.functional.pad(hidden, (0, 0, 0, surplus)))[: len(hidden)]
+            rounds = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and len(hidden) > ROW_BLOCK
+            surplus = -len(hidden) % ROW_BLOCK if rounds else 0
+            logits = head(nn.functional.pad(hidden, (0, 0, 0, surplus)) if surplus else hidden)
+            if surplus:  # a slice that leaves nothing out still costs a copy of all logits backward
+                logits = logits[: len(hidden)]
         else:
             output = self.backbone(**inputs)
             logits = output.logits if positions is None else output.logits[positions]

@@ -26,7 +26,7 @@ from .canvas import close, gaps, justify, read, single_insertions, symbol_pair
 from .cross_entropy import cross_entropy
 from .hamming import NEVER
 from .kernels import KERNELS, Change, Kernel
-from .positions import Positions
+from .positions import ROW_BLOCK, Positions
 from .randomness import RowRandom
 from .subsequences import last_embedding, log_embeddings
 
@@ -185,12 +185,14 @@ def padded_count(count: int) -> int:
 
 
 def asked_places(rows: CorruptedRows, positions: Positions) -> tuple[Tensor, Tensor]:
-    """Rows and columns that the network is asked about: the positions, and behind them, where the rows are `steady`,
-    so many of them again that their number is one of a few. What is said of those is to be cut off."""
+    """Rows and columns that the network is asked about: the positions, and behind them so many of them again that
+    their number is one of a few where the rows are `steady`, or on a CPU a multiple of `ROW_BLOCK`. What is said of
+    those is to be cut off: in the end, where it is a number a row and no longer logits, whose slices cost a copy."""
     count = len(positions.rows)
-    if not rows.steady or not count:
+    if not count or not (rows.steady or (rows.x0.device.type == "cpu" and count > ROW_BLOCK)):
         return positions.places
-    number = torch.arange(padded_count(count), device=rows.x0.device) % count
+    rounded = padded_count(count) if rows.steady else -(-count // ROW_BLOCK) * ROW_BLOCK
+    number = torch.arange(rounded, device=rows.x0.device) % count
     return positions.rows[number], positions.columns[number]
 
 
@@ -300,10 +302,7 @@ def cross_entropies(
     if chunk is not None:
         apply_head = partial(chunked_cross_entropy, target=target, forbidden=forbidden, chunk=chunk)
         return predict(**wanted, apply_head=apply_head)[:count]
-    logits = predict(**wanted)
-    if len(logits) > count:  # a slice that leaves nothing out still costs a copy of all logits backward
-        logits, target = logits[:count], target[:count]
-    return cross_entropy(logits, target, forbidden)
+    return cross_entropy(predict(**wanted), target, forbidden)[:count]
 
 
 def mask_losses(

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..configuration_udm import PROCESSES
+from ..objectives import said
+
 BACKBONES = ("bert", "roberta", "modernbert", "nomic_bert")
 """Model types that take positions and who attends to whom from outside, as it is tested."""
 _IMPLEMENTATIONS = ("eager", "sdpa")
@@ -47,11 +50,27 @@ def check_packing(model, length: int) -> None:
             f"pack_rows goes with models without a width head, and blank_widths of this one is {config.blank_widths}: "
             "leave pack_rows away"
         )
-    if config.time_conditioning:
-        raise ValueError(
-            "pack_rows goes with models without time_conditioning (the default of masks): rows of one sequence differ "
-            "in t"
-        )
+
+
+class _Packed:
+    """Rows (B, L) in sequences: where their tokens are, and what a backbone reads besides these."""
+
+    def __init__(self, where: Layout, inputs: dict[str, Any], attention_mask: Tensor):
+        self.where, self.inputs, self.width = where, inputs, attention_mask.shape[1]
+        self.real = where.row >= 0
+        nowhere = attention_mask.numel()
+        target = where.source.masked_fill(~self.real, nowhere).flatten()  # where a token of the rows has gone
+        place = torch.zeros(nowhere + 1, dtype=torch.int64, device=target.device)
+        self.place = place.index_copy(0, target, torch.arange(len(target), device=target.device))
+
+    def tokens(self, input_ids: Tensor, padding: int) -> Tensor:
+        """The tokens of rows, in sequences."""
+        return input_ids.flatten()[self.where.source].masked_fill(~self.real, padding)
+
+    def places(self, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of the sequences, in which places of the rows are."""
+        there, width = self.place[rows * self.width + columns], self.real.shape[1]
+        return torch.div(there, width, rounding_mode="floor"), there % width
 
 
 def first_fit(lengths: list[int], width: int) -> list[list[int]]:
@@ -115,28 +134,45 @@ def packed_inputs(model_config, where: Layout, attention: str, dtype: torch.dtyp
     return {"attention_mask": mask, "position_ids": where.position + offset}
 
 
-def packed_predict(model, model_config, attention_mask: Tensor, width: int, attention: str) -> Callable[..., Tensor]:
-    """predict(input_ids, positions) -> (N, V) logits, as the model gives them for (B, L) rows, from packed sequences.
+def packed_predict(model, model_config, attention_mask: Tensor, width: int, attention: str) -> Callable[..., Any]:
+    """What a model says (`objectives.said`) of (B, L) rows, from packed sequences.
+
+    predict(input_ids, positions, attention_mask=None, gaps=None, t=None, num_editable=None, apply_head=None) is asked
+    as the model is; rows of other tokens than those of `attention_mask` bring their own, and are laid out anew.
 
     Args:
         model: as wrapped for training. model_config: its `UDMConfig`; see `check_packing` for which will do.
         attention_mask: (B, L) of the rows. width: tokens of a sequence. attention: "sdpa" or "eager".
     """
-    where = layout(attention_mask, width)
-    real = where.row >= 0
-    dtype = next(model.parameters()).dtype
-    inputs = packed_inputs(model_config, where, attention, dtype)
-    nowhere = attention_mask.numel()
-    target = where.source.masked_fill(~real, nowhere).flatten()  # where a token of the rows has gone
-    place = torch.zeros(nowhere + 1, dtype=torch.int64, device=target.device)
-    place = place.index_copy(0, target, torch.arange(len(target), device=target.device))
+    dtype, told = next(model.parameters()).dtype, model_config.time_conditioning
 
-    def predict(input_ids: Tensor, positions: tuple[Tensor, Tensor], apply_head: Any = None, **unused: Any) -> Tensor:
-        ids = input_ids.flatten()[where.source].masked_fill(~real, model_config.pad_token_id or 0)
-        rows, columns = positions
-        packed = place[rows * input_ids.shape[1] + columns]
-        here = torch.div(packed, ids.shape[1], rounding_mode="floor"), packed % ids.shape[1]
-        how = {} if apply_head is None else {"apply_head": apply_head}
-        return model(input_ids=ids, positions=here, **how, **inputs).logits
+    def packed(mask: Tensor) -> _Packed:
+        where = layout(mask, width)
+        return _Packed(where, packed_inputs(model_config, where, attention, dtype), mask)
+
+    rows = packed(attention_mask) if not PROCESSES[model_config.process].gap_scores else None
+
+    def predict(
+        input_ids: Tensor,
+        positions: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        gaps: tuple[Tensor, Tensor] | None = None,
+        t: Tensor | None = None,
+        num_editable: Tensor | None = None,
+        apply_head: Any = None,
+    ) -> Any:
+        here = rows if attention_mask is None else packed(attention_mask)
+        assert here is not None
+        inputs = {**here.inputs, "input_ids": here.tokens(input_ids, model_config.pad_token_id or 0)}
+        inputs["positions"] = here.places(*positions)
+        if gaps is not None:
+            inputs["gaps"] = here.places(*gaps)
+        if told:
+            assert t is not None and num_editable is not None
+            of = here.where.row.clamp(min=0)
+            inputs |= {"t": t[of], "num_editable": num_editable[of]}
+        if apply_head is not None:
+            inputs["apply_head"] = apply_head
+        return said(model(**inputs))
 
     return predict
