@@ -53,8 +53,8 @@ def test_every_option_has_its_pairs_here_or_its_tests_elsewhere():
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_pair_of_options_works_or_is_refused_by_name(process):
     model, worked = make_udm(process), set()
-    uses = itertools.cycle([{"length": 4}, FILL_IN if process == "mask" else REPAIR])
-    prompted = FILL_IN if process == "mask" else CONTINUE  # guidance needs something given
+    uses = itertools.cycle([{"length": 4}, REPAIR if process == "substitute" else FILL_IN])
+    prompted = CONTINUE if process == "substitute" else FILL_IN  # guidance needs something given
     for a, b in itertools.combinations(OPTIONS, 2):
         for x, y in itertools.product(OPTIONS[a], OPTIONS[b]):
             how, use = {a: x, b: y}, prompted if "guidance_scale" in (a, b) else next(uses)

@@ -35,7 +35,7 @@ from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
 from .hamming import NEVER
 from .inputs import GenerationInputs
-from .kernels import KERNELS, Change, Kernel
+from .kernels import ALL_KERNELS, Change, Kernel
 from .positions import Positions
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
@@ -558,12 +558,12 @@ class SubstitutePredictor(Predictor):
             output = self.ask(xt, t, positions, others)
             pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
             change = Change(*(x.index_put(here, piece) for x, piece in zip(blank, pieces, strict=True)))
-        kernel = KERNELS[self.config.kernel or self.model.config.kernel]
+        kernel = ALL_KERNELS[self.config.kernel or self.model.config.kernel]
         return make_changes(self.config, kernel, change, xt, t, s, self.random, max(before, default=0))
 
     def graph_needs(self) -> GraphNeeds:
         self.process.lie_on(self.editable.device)
-        draws = _DRAWS + 3 * bool(self.config.churn)
+        draws = _DRAWS + 4 * bool(self.config.churn)
         return GraphNeeds(max(self._editable_counts), draws)
 
     @staticmethod
@@ -579,7 +579,7 @@ class SubstitutePredictor(Predictor):
         change = Change(
             *(x.index_put(here, torch.where(live, piece, x[here])) for x, piece in zip(blank, pieces, strict=True))
         )
-        return make_changes(config, KERNELS[config.kernel], change, xt, t, s, step.random, step.width)
+        return make_changes(config, ALL_KERNELS[config.kernel], change, xt, t, s, step.random, step.width)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Of `Change`, all (N,): log_change, log_stay, tokens; none where it is less sure than `min_confidence`."""
@@ -618,14 +618,19 @@ def make_changes(
     config, kernel: Kernel, change: Change, xt: Tensor, t: Tensor, s: Tensor, random: Any, most: int
 ) -> Prediction:
     """What the kernel draws of the changes that were proposed. most: a number that no t exceeds."""
-    able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
-    t = t.minimum(able)
-    s = s.minimum(t)
+    if not kernel.rests:  # then t changes are to be made
+        able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
+        t = t.minimum(able)
+        s = s.minimum(t)
     prediction = kernel.draw(change, xt, t, s, config.churn, random, config.temperature == 0, most)
     prediction = prediction._replace(
         t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
     )
-    return prediction if config.churn else _settled(prediction, xt, random)
+    if config.churn:
+        return prediction
+    if kernel.rests:  # nothing is taken back, by whatever order
+        return prediction._replace(noise=TokenNoise(change.log_stay, change.log_stay, xt))
+    return _settled(prediction, xt, random)
 
 
 def _settled(prediction: Prediction, xt: Tensor, random: Any) -> Prediction:

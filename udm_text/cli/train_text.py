@@ -170,7 +170,9 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
         own["blank_widths"] = 1  # a process without blanks refuses any
     if model_args.model not in PRESETS:
         stored, _ = UDMConfig.get_config_dict(model_args.model)
-        own = {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own}
+        changed = "process" in own and own["process"] != stored.get("process")
+        kept = ("process",) if changed else ("process", "kernel")
+        own = {**{name: stored[name] for name in kept if name in stored}, **own}
     config = UDMConfig(mask_token_id=0, pad_token_id=1, prefix_token_ids=[2], **own)  # with any backbone and tokenizer
     TextObjective(config, **goal_fields(data, goal))
 
