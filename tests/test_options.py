@@ -28,6 +28,7 @@ OPTIONS = {
     "cache_refresh": [3],
     "num_steps": [2],
     "schedule": ["cosine"],
+    "counts": ["binomial"],
     "temperature": [0.0, 0.5],
     "top_k": [2],
     "top_p": [0.5],

@@ -20,7 +20,7 @@ from tests.oracle.chains import (
 from tests.oracle.outcomes import Board, Script, accumulate, cells, coins, combine, orderings
 from tests.oracle.world import entropy, index_of, make_world, random_predictor, total_variation
 from tests.test_kernels import draw_tokens, passes_chi_square, random_change
-from udm_text import UDMConfig, UDMForMaskedGeneration, kernels
+from udm_text import UDMConfig, UDMForMaskedGeneration, compiling, kernels
 from udm_text.core import denoise, reverse_step
 from udm_text.decoding import draw
 from udm_text.evaluation import evaluate_bound
@@ -486,3 +486,10 @@ def test_the_forward_law_of_substitution_is_another():
     board, world = Board(3, 2), make_world(3, 2)
     law = forward_law(UniformProcess(board.allowed), board, torch.tensor([0, 1]), 2, masks=False)
     assert total_variation(law.numpy(), world.substitute_forward(2)[1]) > 0.1
+
+
+@pytest.mark.parametrize("how", [{"churn": 0.5}, {"temperature": 0.0}, {"num_steps": 2}], ids=str)
+def test_a_graph_takes_the_same_steps(how, monkeypatch):
+    monkeypatch.setattr(compiling, "_BACKEND", "eager")
+    model, call = make_udm("uniform"), {"length": 5, "num_return_sequences": 3, "seed": 2, **how}
+    assert torch.equal(model.generate(compile=True, **call), model.generate(**call))

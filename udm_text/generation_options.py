@@ -72,6 +72,12 @@ def _schedules() -> Collection[str]:
     return SCHEDULES
 
 
+def _counts() -> Collection[str]:
+    from .schedules import COUNTS
+
+    return COUNTS
+
+
 def _kernels() -> Collection[str]:
     from .kernels import KERNELS
 
@@ -111,6 +117,19 @@ OPTIONS: dict[str, Option] = {
         kind=str,
         help="How num_steps are spread: linear, equal steps; cosine, small steps first; optimal, the grid of lowest "
         "expected price on the model's step_curve (mask process, after `udm evaluate --curve`).",
+    ),
+    "counts": Option(
+        "exact",
+        wanted=lambda: choices(_counts()),
+        good=lambda x: isinstance(x, str) and x in _counts(),
+        kind=str,
+        help="How many positions a step leaves corrupted: exact, as many as the schedule says; binomial, each position "
+        "with the schedule's share as its chance, by itself, as in MDLM. Then some steps rest and others take "
+        "several tokens: no longer exact where none would be with exact counts.",
+        excludes={
+            "threshold": "threshold says by itself how many positions a step reveals: leave counts at 'exact'",
+            "max_edits": "a repair makes its edits one by one: leave counts at 'exact'",
+        },
     ),
     "threshold": Option(
         None,

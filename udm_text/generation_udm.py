@@ -27,12 +27,15 @@ from .inputs import MOST_TOKENS, check_inputs, find_blanks, make_inputs
 from .predictors import guided
 from .randomness import RowRandom
 from .samplers import Start, find_sampler
-from .schedules import counts, step_costs
+from .schedules import binomial_counts, counts, step_costs
 from .speculative import Drafts, check_speculation
 from .widths import check_blanks, drawn_widths, open_blanks
 
 _LENGTH_ARGUMENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
+
+_COUNTS_SEED = 0x434F554E54530000
+"""Distinguishes the seed of binomial counts from that of the tokens."""
 
 
 @dataclass
@@ -207,6 +210,9 @@ class UDMGenerationMixin:
         curve = model.config.step_curve
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)
         times = counts(config.schedule, inputs.start, config.num_steps, curve, tokens)
+        if config.counts == "binomial":
+            own = RowRandom(random.seed ^ _COUNTS_SEED, random.rows).uniform(max(1, int(inputs.start.max())))
+            times = binomial_counts(times.double() / inputs.start.clamp(min=1), inputs.start, own)
 
         watcher = Watcher(
             self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory, predictor.shown
