@@ -212,8 +212,8 @@ def test_generation_settings_round_trip_through_generation_config_json(tmp_path)
         ({"num_return_sequences": None}, "num_return_sequences must be"),
         (
             {"order": "best"},
-            "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', or a function of two "
-            "arguments, got 'best'",
+            "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', a Skeleton, or a function "
+            "of two arguments, got 'best'",
         ),
         ({"kernel": "best"}, "kernel must be 'site', 'hamming' or 'free'"),
         ({"churn": 1.5}, r"churn must be a number in \[0, 1\]"),

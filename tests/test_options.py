@@ -8,13 +8,13 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from typer.testing import CliRunner
 
 from tests.models import CLS, MASK, PROCESSES, SEP, make_udm
-from udm_text import UDMGenerationConfig
+from udm_text import Skeleton, UDMGenerationConfig
 from udm_text.cli import commands
 from udm_text.generation_options import OPTIONS as DECLARED
 from udm_text.generation_options import markdown_table
 
 OPTIONS = {
-    "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right"],
+    "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right", Skeleton(2)],
     "order_noise": [0.5],
     "revise": [2],
     "churn": [0.5],

@@ -115,7 +115,7 @@ class Options(NamedTuple):
     temperature: float
     top_k: int | None
     top_p: float | None
-    order: str
+    order: Any
     order_noise: float
     kernel: str | None
     churn: float

@@ -33,6 +33,7 @@ from .decoding import (
 from .devices import reads_are_free
 from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
+from .generation_options import Skeleton
 from .hamming import NEVER
 from .inputs import GenerationInputs
 from .kernels import ALL_KERNELS, Change, Kernel
@@ -317,11 +318,11 @@ class MaskPredictor(Predictor):
         super().begin(xt, grid)
         config, length = self.config, xt.shape[1]
         if self.noise is None and not self._replaced and not config.churn:
-            self.noise = self._noise(xt, None, static_scores(config.order, xt))
+            self.noise = self._noise(xt, None, self._static_scores(xt))
             if self.adaptive is None:
                 self._uniforms = self.random.uniform(length)
                 if config.revise:
-                    scores = static_scores(config.order, xt)
+                    scores = self._static_scores(xt)
                     self._keys_again = self.random.uniform(length) if scores is None else scores.double()
                     self._uniforms_again = self.random.uniform(length)
                     self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
@@ -355,7 +356,7 @@ class MaskPredictor(Predictor):
             if step.keys is not None and step.uniforms is not None:
                 uniforms, noise = step.uniforms, TokenNoise(step.keys, step.keys)  # coins are of churn
             else:
-                uniforms, scores = random.uniform(length), static_scores(config.order, xt)
+                uniforms, scores = random.uniform(length), static_scores(config.order, xt, editable, random)
                 noise = recover_noise(process, xt, xt, t, config.churn, scores=scores, **again)
             positions, live = Positions.padded(process.changing(xt, s, noise), step.width)
             here = positions.places
@@ -410,7 +411,7 @@ class MaskPredictor(Predictor):
         """The noise of a step, and the uniforms (B, L) that its tokens are drawn by."""
         if self.noise is None:
             uniforms = self.random.uniform(xt.shape[1])
-            noise = self._noise(xt, t, static_scores(self.config.order, xt))
+            noise = self._noise(xt, t, self._static_scores(xt))
             return self._remask_least_confident(noise, t, s, before, after), uniforms
         corrupted = self.process.corrupted(xt) & self.editable
         again = torch.where(corrupted, self._keys_again, torch.inf)
@@ -420,6 +421,9 @@ class MaskPredictor(Predictor):
         if any(_falls(after, before)):
             self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
+
+    def _static_scores(self, xt: Tensor) -> Tensor | None:
+        return static_scores(self.config.order, xt, self.editable, self.random)
 
     def _revealed(self, xt: Tensor, s: Tensor, noise: TokenNoise, before: list[int], after: list[int]) -> Positions:
         """The positions that a step reveals, and where to learn which they are would keep a device waiting, others.
@@ -503,9 +507,23 @@ class MaskPredictor(Predictor):
         )
 
 
-def static_scores(order: Any, xt: Tensor) -> Tensor | None:
-    """(B, L) where the order is that of the positions, None where it is random."""
-    return -torch.arange(xt.shape[1], device=xt.device).expand_as(xt) if order == "left_to_right" else None
+def static_scores(order: Any, xt: Tensor, editable: Tensor, random: Any) -> Tensor | None:
+    """(B, L), the highest first, where the order is known before the tokens are; None where it is random."""
+    if order == "random":
+        return None
+    length = xt.shape[1]
+    column = torch.arange(length, device=xt.device)
+    if isinstance(order, Skeleton):
+        if order.every is not None:
+            chosen = (editable.long().cumsum(dim=1) - 1) % order.every == 0
+        else:
+            assert order.rule is not None
+            chosen = order.rule(xt, editable)
+            if not isinstance(chosen, Tensor) or chosen.shape != xt.shape or chosen.dtype != torch.bool:
+                got = f"{tuple(chosen.shape)} {chosen.dtype}" if isinstance(chosen, Tensor) else type(chosen).__name__
+                raise ValueError(f"the rule of order must return a bool tensor {tuple(xt.shape)}, got {got}")
+        return torch.where(chosen, 2.0 - column.double() / length, random.uniform(length))
+    return -column.expand_as(xt) if order == "left_to_right" else None
 
 
 def draw_tokens(config, adaptive: Order | None, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
