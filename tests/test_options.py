@@ -40,6 +40,7 @@ OPTIONS = {
 ELSEWHERE = {  # what a call is for, its randomness and the form of its answer: tests/test_generation_udm.py
     *("length", "max_new_tokens", "max_edits", "seed", "return_dict_in_generate"),
     "compile",  # tests/test_compiling.py
+    *("classifier_scale", "classifier_candidates"),  # tests/test_classifier.py
 }
 FILL_IN = {"input_ids": torch.tensor([[CLS, 7, MASK, 8, MASK, SEP]])}
 CONTINUE = {"input_ids": torch.tensor([[CLS, 7, SEP]]), "max_new_tokens": 3}

@@ -235,6 +235,20 @@ OPTIONS: dict[str, Option] = {
         "reads the row and p_u the row with [MASK] in place of all that was given. For models trained with "
         "prompt_dropout. Two network calls a step.",
     ),
+    "classifier_scale": Option(
+        1.0,
+        **_real("a number that is at least 0", lambda x: x >= 0, optional=False),
+        of="mask",
+        help="How much the `classifier` of a call counts: tokens are drawn from p_i(v) p(y | xt with v at i)^scale, "
+        "renormalised; 0 is the model itself, 1 samples given y where the classifier is exact.",
+    ),
+    "classifier_candidates": Option(
+        None,
+        **_whole(1),
+        of="mask",
+        help="Of each position only so many of the likeliest tokens are shown to the `classifier`, and no other is "
+        "drawn; None: all, which is exact and costs as many rows.",
+    ),
     "cache_refresh": Option(
         None,
         **_whole(1),

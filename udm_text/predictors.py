@@ -180,7 +180,8 @@ class Predictor:
         """Whether the steps have the law that a measured curve prices: random order, temperature 1, nothing forced."""
         config, constraints = self.config, self.constraints
         plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
-        free = not (constraints.given or constraints.processor or config.revise or guided(config))
+        functions = constraints.processor or constraints.classifier
+        free = not (constraints.given or functions or config.revise or guided(config))
         return config.order == "random" and plain and free and not approximate(config)
 
     def ask(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> NetworkOutput:

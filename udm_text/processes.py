@@ -232,7 +232,9 @@ class MaskProcess:
     gap_scores: ClassVar[tuple[float, ...]] = ()
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = True
-    generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
+    generation_options: ClassVar[frozenset[str]] = frozenset(
+        ("order", "revise", "speculate", "threshold", "classifier_scale", "classifier_candidates")
+    )
     card: ClassVar[CardWords] = CardWords(
         "masked-diffusion",
         "by masks: every token is hidden and revealed again, in any order",
