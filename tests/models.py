@@ -37,7 +37,7 @@ ROWS = (  # three to fill in, the last to continue
 )
 
 FAMILIES = ("bert", "roberta", "modernbert", "nomic_bert")
-PROCESSES = ("mask", "substitute")
+PROCESSES = ("mask", "substitute", "uniform")
 TEXTS = ("the cat sat on the mat", "a dog ran to the cat", "the mat is red", "a red dog sat", "the dog is on a mat")
 MAX_POSITIONS = 40
 

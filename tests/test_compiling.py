@@ -108,7 +108,7 @@ def test_a_step_of_substitutions_is_one_graph_and_gives_the_same_rows(name, back
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("process", ["mask", "substitute"])
+@pytest.mark.parametrize("process", ["mask", "substitute", "uniform"])
 def test_the_functional_graph_of_every_family_gives_the_same_rows(family, process, backend):
     backend.compile = lookup_backend("aot_eager")
     model = make_udm(process, family=family, time_conditioning=True)
@@ -124,7 +124,7 @@ def test_a_repair_is_compiled(backend):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process", ["mask", "substitute"])
+@pytest.mark.parametrize("process", ["mask", "substitute", "uniform"])
 def test_what_users_get_gives_the_same_rows(process):
     """torch's own compiler, which makes machine code."""
     agree(make_udm(process), **({"rows": BLANKS} if process == "mask" else {"length": 5, "num_return_sequences": 3}))
@@ -281,6 +281,7 @@ UNCOMPILED = {
     "cache_refresh": {"cache_refresh": 3},
     "order": {"order": lambda log_probs, tokens: log_probs[:, 7]},
     "logits_processor": {"logits_processor": lambda input_ids, scores: scores / 2},
+    "classifier": {"classifier": lambda tokens, rows: (tokens == 7).sum(1).double()},
 }
 
 
@@ -307,7 +308,7 @@ def test_a_predictor_of_ones_own_is_not_compiled_as_its_parent(backend, monkeypa
     assert not backend.graphs
 
 
-@pytest.mark.parametrize("process", ["mask", "substitute"])
+@pytest.mark.parametrize("process", ["mask", "substitute", "uniform"])
 def test_logits_are_made_some_at_a_time(process, backend, monkeypatch):
     monkeypatch.setattr(compiling, "_CHUNK_ELEMENTS", 5 * VOCAB)
     prompt = {"rows": BLANKS, "guidance_scale": 2.0, "order": "confidence"}
@@ -333,7 +334,7 @@ def test_every_option_that_is_not_compiled_is_tried_here():
     tried = {**{name: None for name in OPTIONS}, "order": UNCOMPILED["order"]["order"]}
     numbers = {name: [2, 0.5, True, {}, [], "word", tried[name]] for name in OPTIONS}
     found = {name for name, values in numbers.items() for x in values if not _compiles(OPTIONS[name], x)}
-    assert found == set(UNCOMPILED) - {"logits_processor"}
+    assert found == set(UNCOMPILED) - {"logits_processor", "classifier"}
 
 
 def _compiles(option, value):

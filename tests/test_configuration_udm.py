@@ -57,7 +57,7 @@ def test_save_and_load_keep_every_field(plain, family, tmp_path):
 
 
 def test_time_conditioning_is_on_for_substitute_and_off_for_masks_unless_told():
-    for process, default in (("mask", False), ("substitute", True)):
+    for process, default in (("mask", False), ("substitute", True), ("uniform", True)):
         assert UDMConfig(text_config=text_config(), process=process, mask_token_id=MASK).time_conditioning is default
         told = UDMConfig(text_config=text_config(), process=process, mask_token_id=MASK, time_conditioning=not default)
         assert told.time_conditioning is not default
@@ -67,7 +67,7 @@ def test_time_conditioning_is_on_for_substitute_and_off_for_masks_unless_told():
     ("fields", "message"),
     [
         ({"proces": "mask"}, "unknown argument 'proces'"),
-        ({"process": "noise"}, "process must be 'mask', 'substitute', 'delete' or 'edit', got 'noise'"),
+        ({"process": "noise"}, "process must be 'mask', 'substitute', 'uniform', 'delete' or 'edit', got 'noise'"),
         ({"kernel": "best"}, "kernel must be 'site', 'hamming' or 'free', got 'best'"),
         ({"mask_token_id": 24}, r"mask_token_id must lie in \[0, 24\)"),
         ({"mask_token_id": -1}, r"mask_token_id must lie in \[0, 24\)"),
@@ -212,8 +212,8 @@ def test_generation_settings_round_trip_through_generation_config_json(tmp_path)
         ({"num_return_sequences": None}, "num_return_sequences must be"),
         (
             {"order": "best"},
-            "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', or a function of two "
-            "arguments, got 'best'",
+            "order must be 'random', 'left_to_right', 'confidence', 'margin' or 'entropy', a Skeleton, or a function "
+            "of two arguments, got 'best'",
         ),
         ({"kernel": "best"}, "kernel must be 'site', 'hamming' or 'free'"),
         ({"churn": 1.5}, r"churn must be a number in \[0, 1\]"),

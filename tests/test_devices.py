@@ -8,6 +8,7 @@ import functools
 import math
 import warnings
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ BUDGET = 40
 """Launches of a step beyond those of the model's plain forward."""
 BUDGETED = ("random", "left_to_right", "confidence", "margin", "few steps", "greedy", "constraints")
 BUDGETED += ("entropy with noise", "guidance", "revision", "cache", "churn", "threshold", "speculate")
-KERNEL_BUDGET = {"site": 62, "free": 56}
+KERNEL_BUDGET = {"site": 62, "free": 56, "uniform": 70}
 """The same of a step by substitution; `hamming` goes through the positions one by one."""
 
 
@@ -138,11 +139,12 @@ def test_a_step_launches_little_more_than_the_plain_forward(family, name, monkey
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kernel", KERNEL_BUDGET)
 def test_a_step_by_substitution_launches_so_many_more_than_the_plain_forward(family, kernel, monkeypatch):
-    model = model_of("substitute", family, layers=3)
+    process, how = ("uniform", {}) if kernel == "uniform" else ("substitute", {"kernel": kernel})
+    model = model_of(process, family, layers=3)
     with SimulatedDevice() as device:
         there = moved(device, model)
         steps = Steps(monkeypatch, device)
-        generated(there, None, length=6, num_return_sequences=3, kernel=kernel)
+        generated(there, None, length=6, num_return_sequences=3, **how)
         counts = device.move(torch.full((3,), 6))
         given = {"input_ids": device.move(ALIKE), "attention_mask": device.move(torch.ones_like(ALIKE))}
         device.reset()
@@ -152,10 +154,10 @@ def test_a_step_by_substitution_launches_so_many_more_than_the_plain_forward(fam
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kernel", ["site", "hamming", "free"])
-@pytest.mark.parametrize("repairs", [False, True])
+@pytest.mark.parametrize(("kernel", "repairs"), [*product(("site", "hamming", "free"), (False, True)), (None, False)])
 def test_substitution_gives_the_same_rows_and_no_step_waits(family, kernel, repairs, monkeypatch):
-    model, how = model_of("substitute", family), {"kernel": kernel}
+    model = model_of("uniform" if kernel is None else "substitute", family)
+    how = {} if kernel is None else {"kernel": kernel}
     if not repairs:
         how |= {"length": 5, "num_return_sequences": 2}
     else:
@@ -200,13 +202,13 @@ def test_faults_are_named_when_the_rows_are_made():
     assert "not finite" in NOT_FINITE
 
 
-@pytest.mark.parametrize("process", ["mask", "substitute"])
+@pytest.mark.parametrize("process", ["mask", "substitute", "uniform"])
 def test_bounds_curves_and_repairs_are_those_of_the_cpu(process):
     model, rows = model_of(process), make_rows(7)
     measures = [lambda m: evaluate_bound(m, rows, draws=2, seed=0)]
     if process == "mask":
         measures.append(lambda m: measure_curve(m, rows, draws=2, seed=0))
-    else:
+    elif process == "substitute":
         measures.append(lambda m: evaluate_token_repair(m, rows, seed=0))
     expected = [measure(model).to_dict() for measure in measures]
     with SimulatedDevice() as device:
@@ -220,7 +222,9 @@ def test_bounds_curves_and_repairs_are_those_of_the_cpu(process):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("process, loss", [("mask", "nelbo"), ("substitute", "cross_entropy"), ("substitute", "nelbo")])
+@pytest.mark.parametrize(
+    "process, loss", [("mask", "nelbo"), ("substitute", "cross_entropy"), ("substitute", "nelbo"), ("uniform", "nelbo")]
+)
 def test_losses_and_their_gradients_are_those_of_the_cpu(family, process, loss):
     model = model_of(process, family)
     objective = TextObjective(model.config, loss=loss)

@@ -138,6 +138,26 @@ def test_every_file_of_the_repository_that_is_named_is_there(page):
             assert (ROOT / name).exists(), name
 
 
+def names_defined(path: Path) -> set[str]:
+    kinds = ast.FunctionDef | ast.ClassDef
+    return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)}
+
+
+def test_every_row_of_the_systems_names_code_and_a_test_that_are_there():
+    """A name of code is whole; that of a test may be the beginning of one."""
+    text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| [^-|]", line) and "| system |" not in line]
+    listed = [row for row in rows if row.count("|") == 6]
+    assert len(listed) > 40
+    for row in listed:
+        named = re.findall(r"`([\w/]+\.py):(\w+)`", row)
+        assert [file.startswith("tests/") for file, _ in named] == [False, True], row
+        for file, name in named:
+            found = names_defined(ROOT / file)
+            whole = not file.startswith("tests/")
+            assert name in found if whole else any(test.startswith(name) for test in found), f"{file}:{name}"
+
+
 @pytest.mark.parametrize("image", sorted((ROOT / "docs" / "images").glob("*")), ids=named)
 def test_every_image_of_the_pages_is_small_and_shown(image):
     assert image.stat().st_size < 60_000

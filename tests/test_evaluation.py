@@ -22,14 +22,15 @@ def exact_bound(model, ids, kernel=None) -> float:
     places = [i for i, token in enumerate(ids) if token not in config.special_token_ids]
     tokens = [i for i in range(config.vocab_size) if i not in config.special_token_ids]
     length, kernel = len(places), kernel or config.kernel
-    total = 0.0 if config.process == "mask" else length * math.log(len(tokens) / (len(tokens) - 1))
+    total = 0.0 if config.process != "substitute" else length * math.log(len(tokens) / (len(tokens) - 1))
     for t in range(1, length + 1):
         sets = list(combinations(places, t))
         for chosen in sets:
             if config.process == "mask":
                 fillings = [(config.mask_token_id,) * t]
             else:
-                fillings = list(product(*([token for token in tokens if token != ids[i]] for i in chosen)))
+                same = config.process == "uniform"
+                fillings = list(product(*([token for token in tokens if same or token != ids[i]] for i in chosen)))
             rows = x0.repeat(len(fillings), 1)
             rows[:, list(chosen)] = torch.tensor(fillings)
             share = torch.full((len(rows),), t)
@@ -42,11 +43,27 @@ def exact_bound(model, ids, kernel=None) -> float:
                 continue
             now = torch.tensor([[tokens.index(int(row[i])) for i in places] for row in rows])
             change = 1 - p.gather(2, now[..., None])[..., 0]
+            if config.process == "uniform":
+                total += chance * sum(
+                    uniform_cost(change[n], target[n], rows[n] != x0, chosen, t) for n in range(len(rows))
+                )
+                continue
             for n in range(len(rows)):
                 for k, i in enumerate(chosen):
                     rate = kernel_rate(kernel, change[n], places.index(i), t)
                     total += chance * (-math.log(t) - math.log(float(target[n, k]) * rate)) / t
     return total
+
+
+def uniform_cost(change, target, differs, chosen, t):
+    """KL of the step back, in nats: each differing position by 1/t, and rest for the others of the t."""
+    total = float(change.sum())
+    rest, cost = max(t - total, 1e-3), 0.0
+    for k, i in enumerate(chosen):
+        if differs[i]:
+            cost += math.log((total + rest) / t / float(target[k])) / t
+    right = 1 - int(differs.sum()) / t
+    return cost + (right * math.log(right * (total + rest) / rest) if right else 0.0)
 
 
 def kernel_rate(kernel, change, i, t):
@@ -64,7 +81,7 @@ def kernel_rate(kernel, change, i, t):
     return law[t - 1] / exactly / t
 
 
-CASES = [("mask", "site"), *(("substitute", kernel) for kernel in KERNELS)]
+CASES = [("mask", "site"), *(("substitute", kernel) for kernel in KERNELS), ("uniform", "uniform")]
 
 
 @pytest.mark.parametrize(("process", "kernel"), CASES)

@@ -21,7 +21,7 @@ from tests.models import CLS, FIRST, MASK, SEP, SPECIAL, UNK, VOCAB, make_udm, s
 from udm_text import register
 from udm_text.cli import main
 from udm_text.cli.train_text import parse, train_text
-from udm_text.generation_options import OPTIONS
+from udm_text.generation_options import OPTIONS, Skeleton
 
 register()
 SEED = int(os.environ.get("UDM_FUZZ_SEED", 0))
@@ -30,8 +30,10 @@ CASES = int(os.environ.get("UDM_FUZZ_CASES", 150))
 GOOD = {
     "num_steps": [1, 2, 5, 50],
     "schedule": ["linear", "cosine"],
+    "counts": ["exact", "binomial"],
     "threshold": [0.1, 0.9],
-    "order": ["random", "left_to_right", "confidence", "margin", "entropy", lambda log_probs, tokens: log_probs[:, 7]],
+    "order": ["random", "left_to_right", "confidence", "margin", "entropy", lambda log_probs, tokens: log_probs[:, 7]]
+    + [Skeleton(2)],
     "order_noise": [0, 0.5, 3],
     "revise": [0, 1, 3],
     "kernel": ["site", "hamming", "free"],
@@ -165,10 +167,10 @@ def networks():
     counts = [0, 1, 2, 3, 2, 1]
     own = {"mask": {}, "prompts": {"separator_token_ids": [SEP]}, "lengthless": {"length_counts": None}}
     made = {name: make_udm("mask", **{"length_counts": counts, **how}) for name, how in own.items()}
-    return made | {"substitute": make_udm("substitute", length_counts=counts)}
+    return made | {name: make_udm(name, length_counts=counts) for name in ("substitute", "uniform")}
 
 
-@pytest.mark.parametrize("name", ["mask", "substitute", "prompts", "lengthless"])
+@pytest.mark.parametrize("name", ["mask", "substitute", "uniform", "prompts", "lengthless"])
 def test_every_call_of_generate_is_right_or_refused(networks, name):
     model, draw = networks[name], random.Random(f"generate {name} {SEED}")
     right, faults = 0, []

@@ -472,7 +472,8 @@ def test_no_rows_give_no_rows(process):
     model = make_udm(process, length_counts=COUNTS)
     for empty in (torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64)):
         uses = [{}, {"max_new_tokens": 3}, {"num_return_sequences": 4}]
-        uses += [{"max_edits": 2}] if process == "substitute" else [{"speculate": 2}, {"order": "margin"}]
+        own = {"mask": [{"speculate": 2}, {"order": "margin"}], "substitute": [{"max_edits": 2}]}
+        uses += own.get(process, [])
         for how in uses:
             assert torch.equal(model.generate(empty, **how), empty)
             output = model.generate(empty, attention_mask=empty.bool(), output_trajectory=True, **how)

@@ -8,13 +8,13 @@ from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from typer.testing import CliRunner
 
 from tests.models import CLS, MASK, PROCESSES, SEP, make_udm
-from udm_text import UDMGenerationConfig
+from udm_text import Skeleton, UDMGenerationConfig
 from udm_text.cli import commands
 from udm_text.generation_options import OPTIONS as DECLARED
 from udm_text.generation_options import markdown_table
 
 OPTIONS = {
-    "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right"],
+    "order": ["confidence", lambda log_probs, tokens: log_probs.max(-1).values, "left_to_right", Skeleton(2)],
     "order_noise": [0.5],
     "revise": [2],
     "churn": [0.5],
@@ -28,6 +28,7 @@ OPTIONS = {
     "cache_refresh": [3],
     "num_steps": [2],
     "schedule": ["cosine"],
+    "counts": ["binomial"],
     "temperature": [0.0, 0.5],
     "top_k": [2],
     "top_p": [0.5],
@@ -39,6 +40,7 @@ OPTIONS = {
 ELSEWHERE = {  # what a call is for, its randomness and the form of its answer: tests/test_generation_udm.py
     *("length", "max_new_tokens", "max_edits", "seed", "return_dict_in_generate"),
     "compile",  # tests/test_compiling.py
+    *("classifier_scale", "classifier_candidates"),  # tests/test_classifier.py
 }
 FILL_IN = {"input_ids": torch.tensor([[CLS, 7, MASK, 8, MASK, SEP]])}
 CONTINUE = {"input_ids": torch.tensor([[CLS, 7, SEP]]), "max_new_tokens": 3}
@@ -53,8 +55,8 @@ def test_every_option_has_its_pairs_here_or_its_tests_elsewhere():
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_pair_of_options_works_or_is_refused_by_name(process):
     model, worked = make_udm(process), set()
-    uses = itertools.cycle([{"length": 4}, FILL_IN if process == "mask" else REPAIR])
-    prompted = FILL_IN if process == "mask" else CONTINUE  # guidance needs something given
+    uses = itertools.cycle([{"length": 4}, REPAIR if process == "substitute" else FILL_IN])
+    prompted = CONTINUE if process == "substitute" else FILL_IN  # guidance needs something given
     for a, b in itertools.combinations(OPTIONS, 2):
         for x, y in itertools.product(OPTIONS[a], OPTIONS[b]):
             how, use = {a: x, b: y}, prompted if "guidance_scale" in (a, b) else next(uses)

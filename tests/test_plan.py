@@ -7,7 +7,7 @@ import torch
 
 from tests.models import CLS, MASK, SEP, make_udm
 from tests.oracle.outcomes import Script
-from udm_text import UDMGenerationConfig
+from udm_text import Skeleton, UDMGenerationConfig
 from udm_text.constraints import Constraints
 from udm_text.inputs import GenerationInputs
 from udm_text.randomness import RowRandom
@@ -52,14 +52,20 @@ def conditionals(model, order, text, grid):
 
 
 @pytest.mark.parametrize("num_steps", [None, 2, 1])
-@pytest.mark.parametrize("order_name", ["random", "left_to_right"])
+@pytest.mark.parametrize(
+    "order_name",
+    ["random", "left_to_right", Skeleton(every=2), Skeleton(rule=lambda tokens, editable: editable.cumsum(1) == 1)],
+    ids=["random", "left_to_right", "every second", "the first"],
+)
 def test_every_order_is_as_likely_as_any_other_and_draws_every_text_as_often_as_its_law_says(
     model, num_steps, order_name
 ):
     """Each order and text has a box of uniforms, its sides the conditionals of its steps. A walk drawn near the corners
     of a box gives its text; the boxes of an order fill the cube, so nothing else can draw it."""
     grid = counts("linear", torch.tensor([LENGTH]), num_steps)[:, 0].tolist()
-    orders = ORDERS if order_name == "random" else [tuple(range(LENGTH))]
+    own = isinstance(order_name, Skeleton)
+    skeletons = [(0, 2, 1)] if own and order_name.every else [order for order in ORDERS if order[0] == 0]
+    orders = skeletons if own else ORDERS if order_name == "random" else [tuple(range(LENGTH))]
     ties, uniforms, expected, volume = [], [], [], 0.0
     for order in orders:
         for text in TEXTS:
@@ -77,7 +83,8 @@ def test_every_order_is_as_likely_as_any_other_and_draws_every_text_as_often_as_
 
     rows = torch.tensor([[CLS, *[MASK] * LENGTH, SEP]]).expand(len(ties), -1)
     keys = RowRandom(0, torch.arange(len(ties))).uniform(LENGTH + 2)
-    script = Script(keys, torch.stack(ties), keys, torch.stack(uniforms))
+    calls = [torch.stack(ties), keys, keys, keys] if own else [keys, torch.stack(ties), keys]
+    script = Script(*calls, torch.stack(uniforms))
     config = UDMGenerationConfig(order=order_name, temperature=1.0)
     inputs = GenerationInputs(rows, rows == MASK, torch.ones_like(rows, dtype=torch.bool), (rows == MASK).sum(1))
     process = model.config.build_process()

@@ -63,7 +63,7 @@ def finished(toy, tmp_path_factory):
             "process 'substitute', and this model has process 'mask'",
         ),
         (["--max_corruption", 0.2], "max_corruption below 1 trains a repairer, which needs process 'substitute'"),
-        (["--process", "nosuch"], "process must be 'mask', 'substitute', 'delete' or 'edit', got 'nosuch'"),
+        (["--process", "nosuch"], "process must be 'mask', 'substitute', 'uniform', 'delete' or 'edit', got 'nosuch'"),
         (["--process", "substitute", "--kernel", "x"], "kernel must be 'site', 'hamming' or 'free', got 'x'"),
         (
             ["--process", "substitute", "--loss", "nelbo", "--loss_chunk", 3],
@@ -594,6 +594,7 @@ def test_wrong_options_fail_and_are_named(capsys, options, error):
         "--backbone roberta",
         "--backbone modernbert --tokenizer bpe --vocab_size 300",
         "--process substitute --tokenizer char --kernel hamming --loss nelbo",
+        "--process uniform --tokenizer char --loss nelbo",
         "--rows packed --row_length 12 --tokenizer char",
         "--rows fixed --row_length 3 --validation_share 0.3",
         "--gradient_accumulation_steps 2 --dataloader_num_workers 1 --dropout 0.1",
@@ -611,6 +612,9 @@ def test_every_kind_of_run_ends_with_a_model_that_loads_and_generates(toy, tmp_p
     if "substitute" in options:
         assert (model.config.process, model.config.kernel, bound["kernel"]) == ("substitute", "hamming", "hamming")
         assert model.config.time_conditioning
+    if "uniform" in options:
+        assert (model.config.process, model.config.kernel, bound["kernel"]) == ("uniform", "uniform", "uniform")
+        assert model.config.time_conditioning and report["process"] == "uniform"
     if "packed" in options:
         tokenizer = load_tokenizer(str(output))
         assert tokenizer("\n")["input_ids"] != [tokenizer.unk_token_id]

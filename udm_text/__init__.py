@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .configuration_udm import UDMConfig
     from .generation_configuration_udm import UDMGenerationConfig
+    from .generation_options import Skeleton
     from .generation_udm import UDMGenerateOutput
     from .modeling_udm import UDMForMaskedGeneration
     from .pipeline_udm import UDMGenerationPipeline
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Skeleton",
     "UDMConfig",
     "UDMForMaskedGeneration",
     "UDMGenerateOutput",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Skeleton": "generation_options",
     "UDMConfig": "configuration_udm",
     "UDMForMaskedGeneration": "modeling_udm",
     "UDMGenerateOutput": "generation_udm",

@@ -58,14 +58,15 @@ def padded_length(length: int, longest: int | None) -> int:
     return whole if longest is None else max(length, min(whole, longest))
 
 
-def compiles(config: Any, logits_processor: Any, predictor: type[Predictor]) -> bool:
-    """Whether the steps of a generation are to be compiled; where they cannot be, a warning names the option."""
+def compiles(config: Any, functions: list[str], predictor: type[Predictor]) -> bool:
+    """Whether the steps of a generation are to be compiled; where they cannot be, a warning names the option.
+
+    functions: names of the caller's functions that steps would have to call.
+    """
     if not config.compile:
         return False
     given = ((name, getattr(config, name)) for name, option in OPTIONS.items())
-    ways = [name for name, value in given if not OPTIONS[name].compiles(value)]
-    if logits_processor is not None:
-        ways.append("logits_processor")
+    ways = [name for name, value in given if not OPTIONS[name].compiles(value)] + functions
     if not ways and "in_graph" not in vars(
         predictor
     ):  # what a class does otherwise than its parent, the parent's graph does not
@@ -115,7 +116,7 @@ class Options(NamedTuple):
     temperature: float
     top_k: int | None
     top_p: float | None
-    order: str
+    order: Any
     order_noise: float
     kernel: str | None
     churn: float

@@ -20,8 +20,8 @@ from transformers.utils.hub import cached_file
 from .common import choices, read_object
 from .edits import EditProcess
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
-from .kernels import KERNELS
-from .processes import DeleteProcess, MaskProcess, SubstituteProcess
+from .kernels import ALL_KERNELS, KERNELS
+from .processes import DeleteProcess, MaskProcess, SubstituteProcess, UniformProcess
 from .widths import MOST_WIDTHS
 
 _POSITIONS_BEHIND_PADDING = frozenset(
@@ -39,6 +39,7 @@ _INSTALLED = not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 PROCESSES: dict[str, Any] = {
     "mask": MaskProcess,
     "substitute": SubstituteProcess,
+    "uniform": UniformProcess,
     "delete": DeleteProcess,
     "edit": EditProcess,
 }
@@ -119,8 +120,8 @@ class UDMConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
-        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"delete"` or `"edit"` (of
-            repairers).
+        process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"uniform"`, `"delete"` or
+            `"edit"` (of repairers).
         mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for all.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
@@ -131,10 +132,11 @@ class UDMConfig(PreTrainedConfig):
             are those of answers. None: rows are one text.
         prompt_dropout (`float`, defaults to 0.0): the share of training rows whose prompt was hidden, each of its
             tokens a [MASK]; guidance compares with such a prompt.
-        kernel (`str`, defaults to `"site"`): reverse kernel of the substitute process: `"site"`, `"hamming"`, `"free"`.
+        kernel (`str`, *optional*): reverse kernel of the substitute process, `"site"`, `"hamming"` or `"free"`; the
+            uniform process has one, `"uniform"`. None: the first of its process, and `"site"` where it has none.
         time_conditioning (`bool`, *optional*): whether an embedding of t/l (of t where texts grow) is added to the
-            input embeddings; None: on for the substitute and the delete process, off for masks (where the number of
-            masks shows t).
+            input embeddings; None: on for the substitute, the uniform and the delete process, off for masks (where the
+            number of masks shows t).
         gap_tokens (`bool`, defaults to `False`): process delete: whether a network reads a [MASK] in every gap, twice
             as many tokens, which a pretrained masked LM knows to answer; else it reads a gap at the token to its left.
             Of process edit always true.
@@ -159,7 +161,7 @@ class UDMConfig(PreTrainedConfig):
     suffix_token_ids: list[int] | None = None
     separator_token_ids: list[int] | None = None
     prompt_dropout: float = 0.0
-    kernel: str = "site"
+    kernel: str | None = None
     time_conditioning: bool | None = None
     gap_tokens: bool = False
     length_counts: list[int] | None = None
@@ -193,8 +195,7 @@ class UDMConfig(PreTrainedConfig):
         check_sizes(self.text_config)
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
-        if self.kernel not in KERNELS:
-            raise ValueError(f"kernel must be {choices(KERNELS)}, got {self.kernel!r}")
+        self.kernel = self._find_kernel(self.kernel)
         if self.time_conditioning is None:
             self.time_conditioning = PROCESSES[self.process].time_conditioned
         if PROCESSES[self.process].edits:
@@ -241,6 +242,16 @@ class UDMConfig(PreTrainedConfig):
         self.suffix_token_ids = list(self.suffix_token_ids or [])
         if self.blank_widths is not None:
             self._check_blank_widths(self.blank_widths)
+
+    def _find_kernel(self, kernel: str | None) -> str:
+        """The kernel of this model. Raises ValueError for one that its process does not have."""
+        own = PROCESSES[self.process].kernels
+        if kernel is None:
+            return own[0] if own else next(iter(KERNELS))
+        if kernel not in (own or ALL_KERNELS):
+            of = f" of process {self.process!r}" if kernel in ALL_KERNELS else ""
+            raise ValueError(f"kernel{of} must be {choices(own or KERNELS)}, got {kernel!r}")
+        return kernel
 
     def _check_blank_widths(self, widest: int) -> None:
         """Raises ValueError for a width head that this model cannot have."""
@@ -382,6 +393,9 @@ class UDMConfig(PreTrainedConfig):
         own = {name: kwargs.pop(name) for name in cls._own_fields() if name in kwargs}
         if own.get("process", config_dict.get("process")) != config_dict.get("process"):
             own.setdefault("time_conditioning", None)
+            kernels = PROCESSES[own["process"]].kernels if own.get("process") in PROCESSES else ()
+            if kernels and config_dict.get("kernel") not in kernels:
+                own.setdefault("kernel", None)
             own.setdefault("step_curve", None)
             own.setdefault("blank_widths", None)
             own.setdefault("gap_tokens", False)

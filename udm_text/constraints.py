@@ -1,6 +1,7 @@
 """What may be drawn at a position: never a special or forbidden token, only tokens of its own set where it has one.
 
-Constraints act on the logits, before softmax, temperature and truncation, so what is left is renormalised.
+Constraints act on the logits, before softmax, temperature and truncation, so what is left is renormalised. A classifier
+weighs what they leave.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor
 
 from .common import takes
-from .decoding import NOT_FINITE
+from .decoding import NOT_FINITE, log_probabilities
 from .devices import reads_are_free
 from .inputs import GenerationInputs
 from .randomness import RowRandom
 
+_ROWS_A_CALL = 1024
+"""Rows that a classifier is asked about at a time."""
+
 
 class Constraints:
-    """The tokens that may stand at each position of the rows, and the user's processor of the logits.
+    """The tokens that may stand at each position of the rows, and the user's processor and classifier.
 
     Args:
         model_config: a `UDMConfig`; its special tokens are forbidden everywhere.
@@ -28,6 +32,9 @@ class Constraints:
         processor: called as processor(input_ids, scores) with the N positions in question as rows: input_ids (N, L)
             int64, the whole row xt that each of them stands in, and scores (N, V) float32; returns scores (N, V). A
             call holds any number of positions; special and forbidden tokens are taken out behind it.
+        classifier: called as classifier(tokens (M, L) int64, rows (M,) int64) with rows in which a position is filled
+            in, and which rows of the call they are of; returns (M,) floating, log p(y | tokens) in nats for the y that
+            is wanted, -inf where that cannot be (`weighed`).
 
     Raises:
         ValueError: where a position is left without a token, or is not one that may change; where the logits of a
@@ -35,12 +42,23 @@ class Constraints:
             (`check`), so that no step waits for it.
     """
 
-    def __init__(self, model_config, config, inputs: GenerationInputs, processor: Callable[..., Any] | None = None):
+    def __init__(
+        self,
+        model_config,
+        config,
+        inputs: GenerationInputs,
+        processor: Callable[..., Any] | None = None,
+        classifier: Callable[..., Any] | None = None,
+    ):
+        if classifier is not None and not takes(classifier, 2):
+            what = type(classifier).__name__
+            raise ValueError(f"classifier must be callable as classifier(tokens, rows), got {what}")
         if processor is not None and not takes(processor, 2):
             what = type(processor).__name__
             raise ValueError(f"logits_processor must be callable as processor(input_ids, scores), got {what}")
         device, vocab, width = inputs.tokens.device, model_config.vocab_size, inputs.tokens.shape[1]
-        self.processor = processor
+        self.processor, self.classifier = processor, classifier
+        self.scale = float(config.classifier_scale)
         forbidden = model_config.forbidden_tokens(device)
         for token in _inside(config.forbidden_tokens or [], vocab, "forbidden_tokens"):
             forbidden[token] = True
@@ -72,6 +90,10 @@ class Constraints:
         self.reads_are_free = reads_are_free(device)
         # whether a draw of the prior may put what must not stand there; the same for a row whatever its neighbours
         self.starts_anew = bool(self.given or config.begin_suppress_tokens)
+        self.candidates = vocab
+        if classifier is not None:
+            most = int((~forbidden).sum())
+            self.candidates = most if config.classifier_candidates is None else min(most, config.classifier_candidates)
         if config.begin_suppress_tokens:
             self._suppress_at_beginnings(model_config, config.begin_suppress_tokens, inputs)
 
@@ -124,7 +146,33 @@ class Constraints:
         if self.processor is not None:
             self.refuse(best == -torch.inf, "logits_processor leaves no token", columns)
         self.refuse(lawless, NOT_FINITE)
-        return logits if self.reads_are_free else logits.masked_fill_(lawless[:, None], 0.0)  # not handed out
+        logits = logits if self.reads_are_free else logits.masked_fill_(lawless[:, None], 0.0)  # not handed out
+        return self.weighed(logits, xt, rows, columns) if self.classifier is not None and self.scale else logits
+
+    def weighed(self, logits: Tensor, xt: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """(N, V) float64: log p_i(v) + classifier_scale log p(y | xt with v at i), -inf but for the best candidates.
+
+        Normalised it is p_i(v | xt, y) at scale 1, by Bayes' rule, where all tokens are candidates: with the exact
+        classifier one token a step samples given y. The arguments are those of a call.
+        """
+        assert self.classifier is not None
+        best = log_probabilities(logits).topk(self.candidates, dim=-1)
+        size, said = max(1, _ROWS_A_CALL // self.candidates), []
+        for start in range(0, len(rows), size):
+            row, column = (x[start : start + size].repeat_interleave(self.candidates) for x in (rows, columns))
+            tokens = xt[row].scatter(1, column[:, None], best.indices[start : start + size].reshape(-1, 1))
+            answer = self.classifier(tokens, row)
+            if not isinstance(answer, Tensor) or answer.shape != row.shape or not answer.is_floating_point():
+                got = f"{tuple(answer.shape)} {answer.dtype}" if isinstance(answer, Tensor) else type(answer).__name__
+                raise ValueError(f"classifier must return log-probabilities {tuple(row.shape)}, got {got}")
+            said.append(answer.to(torch.float64).view(-1, self.candidates))
+        log_y = torch.cat(said) if said else best.values
+        self.refuse((log_y.isnan() | (log_y == torch.inf)).any(dim=1), "classifier must return log-probabilities")
+        joint = (best.values + self.scale * log_y).masked_fill(best.values == -torch.inf, -torch.inf)
+        nothing = (joint == -torch.inf).all(dim=1)
+        self.refuse(nothing, "classifier leaves no token", columns)
+        joint = joint.masked_fill(nothing[:, None], 0.0)
+        return joint.new_full(logits.shape, -torch.inf).scatter(1, best.indices, joint)
 
     def refuse(self, wrong: Tensor, message: str, columns: Tensor | None = None) -> None:
         """Raises ValueError with this message where any of `wrong` (N,) bool is true.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import GenerationConfig
 
-from .generation_options import OPTIONS
+from .generation_options import OPTIONS, Skeleton
 
 
 class UDMGenerationConfig(GenerationConfig):
@@ -52,15 +52,17 @@ class UDMGenerationConfig(GenerationConfig):
         return {k: v for k, v in self.to_dict().items() if k == keep or k not in default or v != default[k]}
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers; an order that is a function is named, not held."""
+        """As in transformers; an order that is no name is described, not held."""
         order = self.order
         named = f"function {getattr(order, '__qualname__', type(order).__name__)}" if callable(order) else order
+        named = str(order) if isinstance(order, Skeleton) else named
         return {**super().to_dict(), "order": named}
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        if callable(self.order):
+        if callable(self.order) or isinstance(self.order, Skeleton):
+            kind = "a function" if callable(self.order) else "a Skeleton"
             raise ValueError(
-                f"order is a function ({self.to_dict()['order']}), which generation_config.json cannot hold: give it "
+                f"order is {kind} ({self.to_dict()['order']}), which generation_config.json cannot hold: give it "
                 "to generate, or name an order"
             )
         super().save_pretrained(*args, **kwargs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .common import choices, is_whole, takes
@@ -46,6 +47,32 @@ class Option(NamedTuple):
             raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
+@dataclass(frozen=True)
+class Skeleton:
+    """An order in two groups: a skeleton of the text first, from left to right, then all that is left, at random.
+
+    An autoregressive model of the skeleton and a diffusion model of the rest, by one network: as every order that is
+    known before the first step it samples exactly from the model, one token a step.
+
+    Args:
+        every: every k-th of the editable positions of a row, from its first, is of the skeleton.
+        rule: in place of it, called as rule(tokens, editable) with the rows (B, L) int64 as they stand before the first
+            step ([MASK] where something is to be filled in; with `churn` before every step) and what may change (B, L)
+            bool; returns (B, L) bool, true where a position is of the skeleton.
+    """
+
+    every: int | None = None
+    rule: Callable[[Any, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.every is None) == (self.rule is None):
+            raise ValueError("a Skeleton has either every (a number) or rule (a function of two arguments)")
+        if self.every is not None and not is_whole(self.every, 1):
+            raise ValueError(f"every must be a positive integer, got {self.every!r}")
+        if self.rule is not None and not takes(self.rule, 2):
+            raise ValueError(f"rule must be a function of two arguments, got {self.rule!r}")
+
+
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
     """Whether a value is a number (no bool) that a float64 holds; of integers, that 64 bits hold."""
     if isinstance(value, numbers.Integral) or kind is numbers.Integral:
@@ -70,6 +97,12 @@ def _schedules() -> Collection[str]:
     from .schedules import SCHEDULES
 
     return SCHEDULES
+
+
+def _counts() -> Collection[str]:
+    from .schedules import COUNTS
+
+    return COUNTS
 
 
 def _kernels() -> Collection[str]:
@@ -112,6 +145,19 @@ OPTIONS: dict[str, Option] = {
         help="How num_steps are spread: linear, equal steps; cosine, small steps first; optimal, the grid of lowest "
         "expected price on the model's step_curve (mask process, after `udm evaluate --curve`).",
     ),
+    "counts": Option(
+        "exact",
+        wanted=lambda: choices(_counts()),
+        good=lambda x: isinstance(x, str) and x in _counts(),
+        kind=str,
+        help="How many positions a step leaves corrupted: exact, as many as the schedule says; binomial, each position "
+        "with the schedule's share as its chance, by itself, as in MDLM. Then some steps rest and others take "
+        "several tokens: no longer exact where none would be with exact counts.",
+        excludes={
+            "threshold": "threshold says by itself how many positions a step reveals: leave counts at 'exact'",
+            "max_edits": "a repair makes its edits one by one: leave counts at 'exact'",
+        },
+    ),
     "threshold": Option(
         None,
         **_real("a number in (0, 1) or None", lambda x: 0 < x < 1),
@@ -128,17 +174,19 @@ OPTIONS: dict[str, Option] = {
     ),
     "order": Option(
         "random",
-        wanted=lambda: f"{choices(_orders())}, or a function of two arguments",
-        good=lambda x: takes(x, 2) or (isinstance(x, str) and x in _orders()),
+        wanted=lambda: f"{choices(_orders())}, a Skeleton, or a function of two arguments",
+        good=lambda x: isinstance(x, Skeleton) or takes(x, 2) or (isinstance(x, str) and x in _orders()),
         kind=str,
         of="mask",
         instead=", see kernel",
         speculates=True,
-        compiles=lambda x: not callable(x),
+        compiles=lambda x: not callable(x) and getattr(x, "rule", None) is None,
         help="Which position is revealed first: random (the order the bound holds for), left_to_right, or by the "
         "model's probabilities, before temperature, top_k and top_p: confidence (of the drawn token), margin, entropy; "
         "or a function called as order(log_probs (N, V), tokens (N,)), with those probabilities and the drawn tokens "
-        "of any number of masked positions, that returns scores (N,), the highest first. A function is not saved.",
+        "of any number of masked positions, that returns scores (N,), the highest first; or a `Skeleton`, two groups "
+        "of positions, of which the first is revealed from left to right and then the other at random. Neither is "
+        "saved.",
     ),
     "order_noise": Option(
         0.0,
@@ -186,6 +234,20 @@ OPTIONS: dict[str, Option] = {
         "model itself. Tokens are drawn from log p_u + guidance_scale (log p_c - log p_u), renormalised, where p_c "
         "reads the row and p_u the row with [MASK] in place of all that was given. For models trained with "
         "prompt_dropout. Two network calls a step.",
+    ),
+    "classifier_scale": Option(
+        1.0,
+        **_real("a number that is at least 0", lambda x: x >= 0, optional=False),
+        of="mask",
+        help="How much the `classifier` of a call counts: tokens are drawn from p_i(v) p(y | xt with v at i)^scale, "
+        "renormalised; 0 is the model itself, 1 samples given y where the classifier is exact.",
+    ),
+    "classifier_candidates": Option(
+        None,
+        **_whole(1),
+        of="mask",
+        help="Of each position only so many of the likeliest tokens are shown to the `classifier`, and no other is "
+        "drawn; None: all, which is exact and costs as many rows.",
     ),
     "cache_refresh": Option(
         None,

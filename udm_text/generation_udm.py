@@ -27,12 +27,15 @@ from .inputs import MOST_TOKENS, check_inputs, find_blanks, make_inputs
 from .predictors import guided
 from .randomness import RowRandom
 from .samplers import Start, find_sampler
-from .schedules import counts, step_costs
+from .schedules import binomial_counts, counts, step_costs
 from .speculative import Drafts, check_speculation
 from .widths import check_blanks, drawn_widths, open_blanks
 
 _LENGTH_ARGUMENTS = ("length", "max_new_tokens", "max_edits")
 """Arguments that say how far a row may change."""
+
+_COUNTS_SEED = 0x434F554E54530000
+"""Distinguishes the seed of binomial counts from that of the tokens."""
 
 
 @dataclass
@@ -128,6 +131,7 @@ class UDMGenerationMixin:
         generator: torch.Generator | None = None,
         sample_index: Tensor | None = None,
         logits_processor: Callable[..., Tensor] | None = None,
+        classifier: Callable[..., Tensor] | None = None,
         streamer: Any = None,
         callback_on_step_end: Callable[..., dict[str, Tensor] | None] | None = None,
         **kwargs: Any,
@@ -151,6 +155,10 @@ class UDMGenerationMixin:
                 the rounding of the network, whose last bits change with the shape of a batch, more in bfloat16.
             logits_processor: called as processor(input_ids, scores), as transformers' `LogitsProcessorList` is, with a
                 row for each position asked about: input_ids (N, L), the whole xt it stands in, and scores (N, V).
+            classifier: guides masks towards what it knows (`classifier_scale`, `classifier_candidates`). Called as
+                classifier(tokens, rows) with rows (M, L) in which one more position is filled in, [MASK] wherever
+                nothing stands yet, and which row of the call each is a variant of (M,); returns (M,), log p(y | tokens)
+                in nats for the y that this row is to have. A step of several tokens weighs each by itself.
             streamer: gets `put(prompt)`, `put_draft` of the rest at the start and after each step, `put` of the rest at
                 the end, and `end()` (`transformers.TextDiffusionStreamer`; one without put_draft gets no drafts). The
                 prompt, what precedes the first editable position, is told apart where there is a single row. Where
@@ -188,6 +196,7 @@ class UDMGenerationMixin:
 
         process = model.config.build_process()
         _resolve_defaults(config, model.config, process)
+        _check_classifier(config, classifier, process, model.config.process)
         if input_ids is not None and attention_mask is not None and not rows:
             return _no_rows(config, input_ids, attention_mask, streamer)
         widths, opened = None, None
@@ -200,13 +209,19 @@ class UDMGenerationMixin:
         inputs = make_inputs(model.config, config, input_ids, attention_mask, random, given, opened)
         if widths is not None and not bool(inputs.start.any()):
             config.compile = False  # nothing is left to be filled in
-        constraints = Constraints(model.config, config, inputs, logits_processor)
+        constraints = Constraints(model.config, config, inputs, logits_processor, classifier)
         predictor = process.predictor(model, config, inputs, random, constraints)
-        config.compile = compiles(config, logits_processor, type(predictor))
+        ours = {"logits_processor": logits_processor, "classifier": classifier}
+        config.compile = compiles(
+            config, [name for name, function in ours.items() if function is not None], type(predictor)
+        )
         xt = inputs.tokens if inputs.keep_tokens else predictor.start(inputs)
         curve = model.config.step_curve
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)
         times = counts(config.schedule, inputs.start, config.num_steps, curve, tokens)
+        if config.counts == "binomial":
+            own = RowRandom(random.seed ^ _COUNTS_SEED, random.rows).uniform(max(1, int(inputs.start.max())))
+            times = binomial_counts(times.double() / inputs.start.clamp(min=1), inputs.start, own)
 
         watcher = Watcher(
             self, inputs.editable, streamer, callback_on_step_end, config.output_trajectory, predictor.shown
@@ -316,6 +331,21 @@ def _check_call(generator: Any, streamer: Any, callback: Any) -> None:
     if callback is not None and not takes(callback, 4):
         what = type(callback).__name__
         raise ValueError(f"callback_on_step_end must be callable as callback(model, step, s, state), got {what}")
+
+
+def _check_classifier(config: UDMGenerationConfig, classifier: Any, process: Any, process_name: str) -> None:
+    """Raises ValueError for a classifier that cannot guide, or for how it does without one."""
+    if classifier is None:
+        for name in ("classifier_scale", "classifier_candidates"):
+            if getattr(config, name) != UDMGenerationConfig._defaults[name]:
+                raise ValueError(f"{name}={getattr(config, name)!r} is of a classifier: give classifier, too")
+    elif "classifier_scale" not in process.generation_options:
+        raise ValueError(
+            "classifier fills in masks one by one and needs a model of process 'mask'; this one has process "
+            f"{process_name!r}: give logits_processor"
+        )
+    elif config.speculate is not None:
+        raise ValueError("classifier weighs tokens one step at a time and does not go with speculate: leave it at None")
 
 
 def check_rows(rows: int) -> None:

@@ -64,11 +64,11 @@ class InsertionPredictor(Predictor):
         before, after = self._counts()
         k = max((a - b for a, b in zip(before, after, strict=True)), default=0)
         hole, nothing = self.process.hole_id, torch.zeros_like(s)
+        where, which = self.random.uniform(xt.shape[1]), self.random.uniform(xt.shape[1])
         if k < 1:
             return Prediction(xt, self._nothing_deleted, s=nothing)
         if self.is_replaced:
             self._count(xt, before)
-        where, which = self.random.uniform(xt.shape[1]), self.random.uniform(xt.shape[1])
         live = torch.arange(k, device=xt.device) < (t - s)[:, None]  # rows that rest, or put in fewer, draw in vain
         said = self._gaps(xt, t, before)
         columns = self._draw_gaps(said.law, where[:, :k])

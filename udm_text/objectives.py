@@ -5,10 +5,11 @@ CE_i = -log p_i(x0_i | xt). All bounds are sums over t, so l times a term at a u
 
     mask        NELBO = sum_t (1/t) E sum_{i in S} CE_i
     substitute  NELBO = l log(V/(V-1)) + sum_t E [ -log t - (1/t) sum_{i in S} log p(i -> x0_i) ]
+    uniform     NELBO = sum_t E [ (1/t) sum_{i in D} (CE_i + log((R+c)/t)) + (t-d)/t log((t-d)/t (R+c)/c) ]
     delete      NELBO = sum_t E [ -log t + (1/t) sum_{i in S} (log d_i - log p(gap of i, x0_i)) ]
 
-Sources: mask, Ou et al. 2406.03736 (the any-order autoregressive bound) in count form; substitute and delete, derived
-in docs/mathematics.md and checked by enumeration in tests/oracle.
+Sources: mask, Ou et al. 2406.03736 (the any-order autoregressive bound) in count form; the others, derived in
+docs/mathematics.md and checked by enumeration in tests/oracle.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from .canvas import close, gaps, justify, read, single_insertions, symbol_pair
 from .cross_entropy import cross_entropy
 from .hamming import NEVER
-from .kernels import KERNELS, Change, Kernel
+from .kernels import KERNELS, Change, Kernel, log_rest
 from .positions import ROW_BLOCK, Positions
 from .randomness import RowRandom
 from .subsequences import last_embedding, log_embeddings
@@ -134,6 +135,20 @@ def substitute_terms(
     log_transition = (log_target + kernel.log_rate(change, t)).masked_fill(~corrupted, 0.0)
     step = -t.double().log() - log_transition.sum(dim=-1) / t
     return lengths * (math.log(num_tokens / (num_tokens - 1)) + step)
+
+
+def uniform_terms(change: Change, log_target: Tensor, differs: Tensor, lengths: Tensor, t: Tensor) -> Tensor:
+    """(B,) estimate of the uniform NELBO of each row, in nats; there is no prior term.
+
+    Args:
+        change: r_i at xt (see `changes`). log_target: (B, L) float64, log p_i(x0_i | xt); read on D only.
+        differs: (B, L) bool, D = {i : xt_i != x0_i}. lengths: (B,) l. t: (B,), corrupted positions, at least |D| and 1.
+    """
+    log_total, rest = log_rest(change, t)
+    log_all = torch.logaddexp(log_total, rest)
+    right = (t - differs.sum(dim=-1)).double() / t  # the share of the corrupted positions that look right
+    moves = (log_all - t.double().log()) * (1 - right) - log_target.masked_fill(~differs, 0.0).sum(dim=-1) / t
+    return lengths * (moves + torch.xlogy(right, right) + right * (log_all - rest))
 
 
 def chunked_cross_entropy(
@@ -328,6 +343,39 @@ def substitute_losses(
 
     num_tokens: V, the tokens that may stand at an editable position.
     """
+
+    def terms(change: Change, log_target: Tensor) -> Tensor:
+        return substitute_terms(KERNELS[kernel], change, log_target, rows.corrupted, rows.lengths, rows.t, num_tokens)
+
+    return _losses_of_all(predict, rows, forbidden, terms, loss=loss, chunk=chunk)
+
+
+def uniform_losses(
+    predict: Callable[..., Tensor],
+    rows: CorruptedRows,
+    forbidden: Tensor,
+    *,
+    loss: str = "nelbo",
+    chunk: int | None = None,
+) -> Tensor:
+    """(B,) losses where a corrupted token may be its own replacement: CE_i of all editable positions, or the bound."""
+
+    def terms(change: Change, log_target: Tensor) -> Tensor:
+        return uniform_terms(change, log_target, rows.corrupted, rows.lengths, rows.t)
+
+    return _losses_of_all(predict, rows, forbidden, terms, loss=loss, chunk=chunk)
+
+
+def _losses_of_all(
+    predict: Callable[..., Tensor],
+    rows: CorruptedRows,
+    forbidden: Tensor,
+    terms: Callable[[Change, Tensor], Tensor],
+    *,
+    loss: str,
+    chunk: int | None,
+) -> Tensor:
+    """(B,): the network is asked about all editable positions; terms(change, log p_i(x0_i)) makes a bound of it."""
     x0, lengths = rows.x0, rows.lengths
     positions = Positions.of(rows.editable, rows.num_editable)
     here = positions.places
@@ -344,8 +392,7 @@ def substitute_losses(
         torch.full_like(blank, NEVER).index_put(here, own.log_change),
         blank.index_put(here, own.log_stay),
     )
-    target = blank.index_put(here, log_probs.gather(-1, x0[here][:, None])[:, 0])
-    return substitute_terms(KERNELS[kernel], change, target, rows.corrupted, lengths, rows.t, num_tokens)
+    return terms(change, blank.index_put(here, log_probs.gather(-1, x0[here][:, None])[:, 0]))
 
 
 def delete_losses(

@@ -138,7 +138,7 @@ class UDMGenerationPipeline(Pipeline):
     model: Any
     tokenizer: Any
 
-    _calls = ("generation_config", "logits_processor", "streamer", "callback_on_step_end", "generator")
+    _calls = ("generation_config", "logits_processor", "classifier", "streamer", "callback_on_step_end", "generator")
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -225,11 +225,11 @@ class UDMGenerationPipeline(Pipeline):
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
                 may name tokens by strings; the last one is by default what continues a word); `generator`,
-                `logits_processor`, `streamer` (its `put_typed`, if it has one, gets a `detokenizing.Typed` or None for
-                each text first) and `callback_on_step_end` as in `generate`; `return_full_text=False`
-                gives what was generated alone, True the whole row, prompt included; by default the answer of a model
-                of prompts and answers, and the whole row of any other; `blank_token`, what stands in a text for any
-                number of tokens, "<blank>" unless given, None for nothing;
+                `logits_processor`, `classifier` (its rows count from 0 in each batch), `streamer` (its `put_typed`, if
+                it has one, gets a `detokenizing.Typed` or None for each text first) and `callback_on_step_end` as in
+                `generate`; `return_full_text=False` gives what was generated alone, True the whole row, prompt
+                included; by default the answer of a model of prompts and answers, and the whole row of any other;
+                `blank_token`, what stands in a text for any number of tokens, "<blank>" unless given, None for nothing;
                 `return_tensors=True` gives beside the text `"generated_token_ids"`, the
                 tokens of the whole row, and `"generated"`, for each whether it was generated; `batch_size`.
 

@@ -33,9 +33,10 @@ from .decoding import (
 from .devices import reads_are_free
 from .fastpath import FastForward, Forward
 from .generation_configuration_udm import UDMGenerationConfig
+from .generation_options import Skeleton
 from .hamming import NEVER
 from .inputs import GenerationInputs
-from .kernels import KERNELS, Change, Kernel
+from .kernels import ALL_KERNELS, Change, Kernel
 from .positions import Positions
 from .processes import TokenNoise, ranks
 from .randomness import RowRandom
@@ -179,7 +180,8 @@ class Predictor:
         """Whether the steps have the law that a measured curve prices: random order, temperature 1, nothing forced."""
         config, constraints = self.config, self.constraints
         plain = config.churn == 0 and config.temperature == 1 and config.top_k is None and (config.top_p or 1) == 1
-        free = not (constraints.given or constraints.processor or config.revise or guided(config))
+        functions = constraints.processor or constraints.classifier
+        free = not (constraints.given or functions or config.revise or guided(config))
         return config.order == "random" and plain and free and not approximate(config)
 
     def ask(self, xt: Tensor, t: Tensor, positions: Positions, others: list[int] | None = None) -> NetworkOutput:
@@ -317,11 +319,11 @@ class MaskPredictor(Predictor):
         super().begin(xt, grid)
         config, length = self.config, xt.shape[1]
         if self.noise is None and not self._replaced and not config.churn:
-            self.noise = self._noise(xt, None, static_scores(config.order, xt))
+            self.noise = self._noise(xt, None, self._static_scores(xt))
             if self.adaptive is None:
                 self._uniforms = self.random.uniform(length)
                 if config.revise:
-                    scores = static_scores(config.order, xt)
+                    scores = self._static_scores(xt)
                     self._keys_again = self.random.uniform(length) if scores is None else scores.double()
                     self._uniforms_again = self.random.uniform(length)
                     self._risen = torch.zeros(len(xt), 1, dtype=torch.bool, device=xt.device)
@@ -355,7 +357,7 @@ class MaskPredictor(Predictor):
             if step.keys is not None and step.uniforms is not None:
                 uniforms, noise = step.uniforms, TokenNoise(step.keys, step.keys)  # coins are of churn
             else:
-                uniforms, scores = random.uniform(length), static_scores(config.order, xt)
+                uniforms, scores = random.uniform(length), static_scores(config.order, xt, editable, random)
                 noise = recover_noise(process, xt, xt, t, config.churn, scores=scores, **again)
             positions, live = Positions.padded(process.changing(xt, s, noise), step.width)
             here = positions.places
@@ -410,7 +412,7 @@ class MaskPredictor(Predictor):
         """The noise of a step, and the uniforms (B, L) that its tokens are drawn by."""
         if self.noise is None:
             uniforms = self.random.uniform(xt.shape[1])
-            noise = self._noise(xt, t, static_scores(self.config.order, xt))
+            noise = self._noise(xt, t, self._static_scores(xt))
             return self._remask_least_confident(noise, t, s, before, after), uniforms
         corrupted = self.process.corrupted(xt) & self.editable
         again = torch.where(corrupted, self._keys_again, torch.inf)
@@ -420,6 +422,9 @@ class MaskPredictor(Predictor):
         if any(_falls(after, before)):
             self._risen = self._risen | (s > t)[:, None]
         return noise, uniforms
+
+    def _static_scores(self, xt: Tensor) -> Tensor | None:
+        return static_scores(self.config.order, xt, self.editable, self.random)
 
     def _revealed(self, xt: Tensor, s: Tensor, noise: TokenNoise, before: list[int], after: list[int]) -> Positions:
         """The positions that a step reveals, and where to learn which they are would keep a device waiting, others.
@@ -503,9 +508,23 @@ class MaskPredictor(Predictor):
         )
 
 
-def static_scores(order: Any, xt: Tensor) -> Tensor | None:
-    """(B, L) where the order is that of the positions, None where it is random."""
-    return -torch.arange(xt.shape[1], device=xt.device).expand_as(xt) if order == "left_to_right" else None
+def static_scores(order: Any, xt: Tensor, editable: Tensor, random: Any) -> Tensor | None:
+    """(B, L), the highest first, where the order is known before the tokens are; None where it is random."""
+    if order == "random":
+        return None
+    length = xt.shape[1]
+    column = torch.arange(length, device=xt.device)
+    if isinstance(order, Skeleton):
+        if order.every is not None:
+            chosen = (editable.long().cumsum(dim=1) - 1) % order.every == 0
+        else:
+            assert order.rule is not None
+            chosen = order.rule(xt, editable)
+            if not isinstance(chosen, Tensor) or chosen.shape != xt.shape or chosen.dtype != torch.bool:
+                got = f"{tuple(chosen.shape)} {chosen.dtype}" if isinstance(chosen, Tensor) else type(chosen).__name__
+                raise ValueError(f"the rule of order must return a bool tensor {tuple(xt.shape)}, got {got}")
+        return torch.where(chosen, 2.0 - column.double() / length, random.uniform(length))
+    return -column.expand_as(xt) if order == "left_to_right" else None
 
 
 def draw_tokens(config, adaptive: Order | None, logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -558,12 +577,12 @@ class SubstitutePredictor(Predictor):
             output = self.ask(xt, t, positions, others)
             pieces = self._by_chunks(partial(self._position, xt), output, *here, uniforms[here])
             change = Change(*(x.index_put(here, piece) for x, piece in zip(blank, pieces, strict=True)))
-        kernel = KERNELS[self.config.kernel or self.model.config.kernel]
+        kernel = ALL_KERNELS[self.config.kernel or self.model.config.kernel]
         return make_changes(self.config, kernel, change, xt, t, s, self.random, max(before, default=0))
 
     def graph_needs(self) -> GraphNeeds:
         self.process.lie_on(self.editable.device)
-        draws = _DRAWS + 3 * bool(self.config.churn)
+        draws = _DRAWS + 4 * bool(self.config.churn)
         return GraphNeeds(max(self._editable_counts), draws)
 
     @staticmethod
@@ -579,7 +598,7 @@ class SubstitutePredictor(Predictor):
         change = Change(
             *(x.index_put(here, torch.where(live, piece, x[here])) for x, piece in zip(blank, pieces, strict=True))
         )
-        return make_changes(config, KERNELS[config.kernel], change, xt, t, s, step.random, step.width)
+        return make_changes(config, ALL_KERNELS[config.kernel], change, xt, t, s, step.random, step.width)
 
     def _position(self, xt: Tensor, logits: Tensor, rows: Tensor, columns: Tensor, uniforms: Tensor):
         """Of `Change`, all (N,): log_change, log_stay, tokens; none where it is less sure than `min_confidence`."""
@@ -618,14 +637,19 @@ def make_changes(
     config, kernel: Kernel, change: Change, xt: Tensor, t: Tensor, s: Tensor, random: Any, most: int
 ) -> Prediction:
     """What the kernel draws of the changes that were proposed. most: a number that no t exceeds."""
-    able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
-    t = t.minimum(able)
-    s = s.minimum(t)
+    if not kernel.rests:  # then t changes are to be made
+        able = (change.log_change > NEVER / 2).sum(dim=-1)  # below t where constraints leave a position one token
+        t = t.minimum(able)
+        s = s.minimum(t)
     prediction = kernel.draw(change, xt, t, s, config.churn, random, config.temperature == 0, most)
     prediction = prediction._replace(
         t=t if prediction.t is None else prediction.t, s=s if prediction.s is None else prediction.s
     )
-    return prediction if config.churn else _settled(prediction, xt, random)
+    if config.churn:
+        return prediction
+    if kernel.rests:  # nothing is taken back, by whatever order
+        return prediction._replace(noise=TokenNoise(change.log_stay, change.log_stay, xt))
+    return _settled(prediction, xt, random)
 
 
 def _settled(prediction: Prediction, xt: Tensor, random: Any) -> Prediction:

@@ -1,9 +1,10 @@
-"""Three corruptions of token rows: [MASK], substitution by a different token, and deletion. A fourth is in edits.py.
+"""Four corruptions of token rows: [MASK], substitution by a different or by any token, and deletion. A fifth is in
+edits.py.
 
 For a row with l editable positions, t in {0..l} counts the corrupted ones, exactly. The noise is a uniform random
 ranking of the editable positions, carried as i.i.d. uniform keys; substitution adds one shift for each position. F_t
 corrupts the positions of rank < t. No part of the noise depends on x0, so any share of it may be replaced by fresh
-noise without changing the law (`blend`), and whatever x0_hat is, exactly s positions differ from it after a step.
+noise without changing the law (`blend`), and whatever x0_hat is, exactly s positions are corrupted after a step.
 
 Sources: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9271), mask and edit models, which names deletion;
 docs/mathematics.md.
@@ -20,8 +21,8 @@ from torch import Tensor
 from .canvas import NO_LEFT, holds, justify, symbol_pair
 from .core import Process
 from .devices import Sent, demand
-from .kernels import KERNELS
-from .objectives import CorruptedRows, delete_losses, mask_losses, substitute_losses
+from .kernels import KERNELS, UNIFORM_KERNELS
+from .objectives import CorruptedRows, delete_losses, mask_losses, substitute_losses, uniform_losses
 from .randomness import RowRandom
 from .subsequences import draw_embedding, last_embedding
 
@@ -112,7 +113,8 @@ class TokenNoise(NamedTuple):
 
     keys: float64 in (0, 1), +inf where a position is not editable; the rank of a key is the position's rank.
     coins: float64 in (0, 1); `blend` replaces a position where the fresh noise's coin is below churn.
-    shifts: int64 in 1..V-1 (substitute; None for masks): how far the replacement stands from x0 in the vocabulary.
+    shifts: int64 in 1..V-1 (substitute), 0..V-1 (uniform); None for masks: how far the replacement stands from x0 in
+        the vocabulary.
     """
 
     keys: Tensor
@@ -167,6 +169,66 @@ def _blend(noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
     return TokenNoise(torch.where(swap, fresh.keys, noise.keys), torch.where(swap, fresh.coins, noise.coins), shifts)
 
 
+class Alphabet:
+    """The tokens that may stand at an editable position, by their numbers 0..V-1, for processes that move tokens.
+
+    Args:
+        allowed_token_ids: (V,) int64, V >= 2, in any order. process: who asks, for the message.
+    """
+
+    def __init__(self, allowed_token_ids: Tensor, process: str):
+        self.ids = torch.as_tensor(allowed_token_ids, dtype=torch.int64).unique()
+        if len(self.ids) < 2:
+            raise ValueError(
+                f"process {process!r} needs at least 2 tokens that may stand at an editable position, "
+                f"the vocabulary has {len(self.ids)}"
+            )
+        self._ids_on = Sent(self.ids)
+        self.size = len(self.ids)
+
+    def lie_on(self, device: torch.device) -> None:
+        """What is looked up is sent to a device now."""
+        self._ids_on(device)
+
+    def tokens(self, numbers: Tensor) -> Tensor:
+        """The tokens of numbers, int64 of any shape."""
+        return self._ids_on(numbers.device)[0][numbers]
+
+    def numbers(self, tokens: Tensor, where: Tensor, name: str) -> Tensor:
+        """The numbers of tokens (B, L); raises ValueError where one stands at `where` (B, L) bool that may not."""
+        (ids,) = self._ids_on(tokens.device)
+        index = torch.searchsorted(ids, tokens.contiguous()).clamp(max=self.size - 1)
+        message = f"{name} holds a token that may not stand at an editable position (special or [MASK])"
+        demand((ids[index] == tokens) | ~where, message)
+        return index
+
+    def moved(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
+        """x0 with the tokens of rank < t moved by their shifts around the circle of the V tokens."""
+        if noise.shifts is None:
+            raise ValueError("this noise carries no shifts: it was made by a mask process")
+        chosen = corrupted_set(noise.keys, t)
+        return torch.where(chosen, self.tokens((self.numbers(x0, chosen, "x0") + noise.shifts) % self.size), x0)
+
+    def shifts(self, x0: Tensor, xt: Tensor, corrupted: Tensor, fresh: Tensor) -> Tensor:
+        """How far xt stands from x0 where it is corrupted, and fresh shifts elsewhere; all (B, L)."""
+        found = self.numbers(xt, corrupted, "xt") - self.numbers(x0, corrupted, "x0")
+        return torch.where(corrupted, found % self.size, fresh)
+
+    def drawn(self, x: Tensor, editable: Tensor, random: RowRandom) -> Tensor:
+        """x with a uniform token on every editable position."""
+        return torch.where(editable, self.tokens((random.uniform(x.shape[1]) * self.size).long()), x)
+
+
+def _refuse_repairer(max_corruption: float) -> None:
+    if max_corruption < 1.0:
+        raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute' or 'edit'")
+
+
+def _refuse_chunks(loss: str, loss_chunk: int | None) -> None:
+    if loss_chunk is not None and loss == "nelbo":
+        raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+
+
 class MaskProcess:
     """F_t puts [MASK] on the positions of rank < t. It can be inverted before predicting: [MASK] is visible in xt.
 
@@ -182,7 +244,9 @@ class MaskProcess:
     gap_scores: ClassVar[tuple[float, ...]] = ()
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = True
-    generation_options: ClassVar[frozenset[str]] = frozenset(("order", "revise", "speculate", "threshold"))
+    generation_options: ClassVar[frozenset[str]] = frozenset(
+        ("order", "revise", "speculate", "threshold", "classifier_scale", "classifier_candidates")
+    )
     card: ClassVar[CardWords] = CardWords(
         "masked-diffusion",
         "by masks: every token is hidden and revealed again, in any order",
@@ -251,8 +315,7 @@ class MaskProcess:
 
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1: what is not [MASK] is never corrected."""
-        if max_corruption < 1.0:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute' or 'edit'")
+        _refuse_repairer(max_corruption)
 
     def predictor(self, model, config, inputs, random: RowRandom, constraints):
         """A `MaskPredictor`, or with `speculate` one that reads drafts, too."""
@@ -291,14 +354,8 @@ class SubstituteProcess:
     )
 
     def __init__(self, allowed_token_ids: Tensor):
-        allowed = torch.as_tensor(allowed_token_ids, dtype=torch.int64).unique()
-        if len(allowed) < 2:
-            raise ValueError(
-                "process 'substitute' needs at least 2 tokens that may stand at an editable position, "
-                f"the vocabulary has {len(allowed)}"
-            )
-        self.allowed, self._allowed_on = allowed, Sent(allowed)
-        self.num_tokens = len(allowed)
+        self.alphabet = Alphabet(allowed_token_ids, "substitute")
+        self.allowed, self.num_tokens = self.alphabet.ids, self.alphabet.size
 
     @classmethod
     def from_config(cls, config: Any) -> SubstituteProcess:
@@ -306,14 +363,7 @@ class SubstituteProcess:
 
     def lie_on(self, device: torch.device) -> None:
         """What it looks up is sent to a device now, and not by the first step there."""
-        self._allowed_on(device)
-
-    def _checked(self, tokens: Tensor, editable: Tensor, name: str) -> Tensor:
-        (allowed,) = self._allowed_on(tokens.device)
-        index = torch.searchsorted(allowed, tokens.contiguous()).clamp(max=self.num_tokens - 1)
-        message = f"{name} holds a token that may not stand at an editable position (special or [MASK])"
-        demand((allowed[index] == tokens) | ~editable, message)
-        return index
+        self.alphabet.lie_on(device)
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` with shifts."""
@@ -325,11 +375,7 @@ class SubstituteProcess:
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
         """(B, L) int64: x0 with exactly min(t, l) editable positions replaced by another token. t: (B,) int64."""
-        if noise.shifts is None:
-            raise ValueError("this noise carries no shifts: it was made by a mask process")
-        chosen = corrupted_set(noise.keys, t)
-        index = (self._checked(x0, chosen, "x0") + noise.shifts) % self.num_tokens
-        return torch.where(chosen, self._allowed_on(x0.device)[0][index], x0)
+        return self.alphabet.moved(x0, t, noise)
 
     def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
         """(B, L) bool: where xt differs from x0."""
@@ -353,9 +399,7 @@ class SubstituteProcess:
         corrupted = (xt != x0) & editable
         keys = _posterior_keys(corrupted, editable, scores, random)
         coins = random.uniform(xt.shape[1])
-        recovered = self._checked(xt, corrupted, "xt") - self._checked(x0, corrupted, "x0")
-        recovered = recovered % self.num_tokens
-        return TokenNoise(keys, coins, torch.where(corrupted, recovered, self._shifts(xt, random)))
+        return TokenNoise(keys, coins, self.alphabet.shifts(x0, xt, corrupted, self._shifts(xt, random)))
 
     def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
         """Each position's noise is replaced by fresh noise with probability churn in [0, 1]."""
@@ -363,9 +407,7 @@ class SubstituteProcess:
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
         """x with a uniform allowed token on every editable position."""
-        editable, random = _editable(x, editable), _source(x, random)
-        index = (random.uniform(x.shape[1]) * self.num_tokens).long()
-        return torch.where(editable, self._allowed_on(x.device)[0][index], x)
+        return self.alphabet.drawn(x, _editable(x, editable), _source(x, random))
 
     def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
         """As in `TokenProcess`."""
@@ -374,8 +416,7 @@ class SubstituteProcess:
 
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError where logits in chunks are asked for and the loss needs whole rows of them."""
-        if loss_chunk is not None and loss == "nelbo":
-            raise ValueError("loss_chunk goes with loss 'cross_entropy': the NELBO needs the logits of whole rows")
+        _refuse_chunks(loss, loss_chunk)
 
     def predictor(self, model, config, inputs, random: RowRandom, constraints):
         """A `SubstitutePredictor`."""
@@ -399,6 +440,119 @@ class SubstituteProcess:
                 "churn needs a kernel that draws a whole x0_hat, and kernel 'site' draws single positions: give "
                 "kernel='hamming' or kernel='free'"
             )
+
+
+class UniformProcess:
+    """F_t replaces the tokens of rank < t, each by any of the V tokens, its own included.
+
+    So of the corrupted set S, |S| = t, only D = {i : xt_i != x0_i} shows, q(xt | x0) = C(l - d, t - d) / (C(l, t) V^t)
+    with d = |D|, and x_l is exactly uniform. Given x0, xt and t, S is D and t - d of the other positions, uniformly,
+    each of which was replaced by itself: F_t^-1 is a draw of them.
+
+    Source: Su Jianlin (kexue.fm/archives/9271), edit models by random substitution, which has the baseline step alone;
+    the posterior draw and the bound: docs/mathematics.md.
+
+    Args:
+        allowed_token_ids: (V,) int64, V >= 2: the tokens that may stand at an editable position (no special tokens).
+    """
+
+    time_conditioned: ClassVar[bool] = True
+    training: ClassVar[tuple[str, str]] = ("bound", "uniform")
+    kernels: ClassVar[tuple[str, ...]] = tuple(UNIFORM_KERNELS)
+    inserts: ClassVar[bool] = False
+    edits: ClassVar[bool] = False
+    gap_scores: ClassVar[tuple[float, ...]] = ()
+    prices_steps: ClassVar[bool] = False
+    has_curve: ClassVar[bool] = False
+    generation_options: ClassVar[frozenset[str]] = frozenset()
+    card: ClassVar[CardWords] = CardWords(
+        "uniform-diffusion",
+        "by uniform noise: tokens are replaced by any of the vocabulary, and the model puts them right",
+        "Fewer steps than tokens are approximations.",
+    )
+
+    def __init__(self, allowed_token_ids: Tensor):
+        self.alphabet = Alphabet(allowed_token_ids, "uniform")
+        self.allowed, self.num_tokens = self.alphabet.ids, self.alphabet.size
+
+    @classmethod
+    def from_config(cls, config: Any) -> UniformProcess:
+        return cls(config.allowed_token_ids())
+
+    def lie_on(self, device: torch.device) -> None:
+        """What it looks up is sent to a device now, and not by the first step there."""
+        self.alphabet.lie_on(device)
+
+    def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
+        """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` with shifts 0..V-1."""
+        editable, random = _editable(x, editable), _source(x, random)
+        return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]), self._shifts(x, random))
+
+    def _shifts(self, x: Tensor, random: RowRandom) -> Tensor:
+        return (random.uniform(x.shape[1]) * self.num_tokens).long()
+
+    def corrupt(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
+        """(B, L) int64: x0 with exactly min(t, l) editable positions drawn anew, some of which stay what they were.
+        t: (B,) int64."""
+        return self.alphabet.moved(x0, t, noise)
+
+    def corrupted(self, xt: Tensor, x0: Tensor) -> Tensor:
+        """(B, L) bool: where xt differs from x0, which is what shows of the corrupted set."""
+        return xt != x0
+
+    def invert_noise(
+        self,
+        x0: Tensor,
+        xt: Tensor,
+        t: Tensor,
+        *,
+        editable: Tensor | None = None,
+        random: RowRandom | None = None,
+        scores: Tensor | None = None,
+    ) -> TokenNoise:
+        """Noise that carries x0 to xt by t (B,) corrupted positions, a draw from its posterior.
+
+        An x0 that differs from xt at more than t positions cannot have been corrupted to it; a predictor may still draw
+        one, and then the corrupted positions are those, as with `SubstituteProcess`.
+
+        `scores` (B, L): order inside the corrupted set; None draws it uniformly (the exact posterior).
+        """
+        editable, random = _editable(xt, editable), _source(xt, random)
+        differs = (xt != x0) & editable
+        same = random.uniform(xt.shape[1]).masked_fill(differs | ~editable, torch.inf)
+        corrupted = differs | corrupted_set(same, t - differs.sum(dim=1))
+        keys = _posterior_keys(corrupted, editable, scores, random)
+        coins = random.uniform(xt.shape[1])
+        return TokenNoise(keys, coins, self.alphabet.shifts(x0, xt, corrupted, self._shifts(xt, random)))
+
+    def blend(self, noise: TokenNoise, fresh: TokenNoise, churn: float) -> TokenNoise:
+        """Each position's noise is replaced by fresh noise with probability churn in [0, 1]."""
+        return _blend(noise, fresh, churn)
+
+    def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
+        """x with a uniform allowed token on every editable position."""
+        return self.alphabet.drawn(x, _editable(x, editable), _source(x, random))
+
+    def losses(
+        self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "uniform", chunk: int | None = None
+    ):
+        """As in `TokenProcess`; there is one kernel."""
+        return uniform_losses(predict, rows, forbidden, loss=loss, chunk=chunk)
+
+    def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
+        """Raises ValueError for a share below 1, of repairers, and where chunks of logits do not make the loss."""
+        _refuse_repairer(max_corruption)
+        _refuse_chunks(loss, loss_chunk)
+
+    def predictor(self, model, config, inputs, random: RowRandom, constraints):
+        """A `SubstitutePredictor`, whose steps may leave all as it is."""
+        from .predictors import SubstitutePredictor
+
+        return SubstitutePredictor(model, self, config, inputs, random, constraints)
+
+    def resolve_options(self, config, model_config) -> None:
+        """The kernel is the one there is."""
+        config.kernel = model_config.kernel
 
 
 class DeleteProcess:
@@ -514,8 +668,7 @@ class DeleteProcess:
 
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1: a text that lacks little is still written by all the counts."""
-        if max_corruption < 1.0:
-            raise ValueError("max_corruption below 1 trains a repairer, which needs process 'substitute' or 'edit'")
+        _refuse_repairer(max_corruption)
 
     def predictor(self, model, config, inputs, random: RowRandom, constraints):
         """An `InsertionPredictor`."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 SCHEDULES = ("linear", "cosine", "optimal")
+COUNTS = ("exact", "binomial")
+"""How many positions are corrupted: as many as the grid says, or each of its own with that chance."""
 
 
 def counts(
@@ -107,6 +109,47 @@ def step_costs(times: Tensor, curve: Sequence[float], lengths: Tensor | None = N
     """
     ratios = times[:-1].double() / _lengths(times[0], lengths).clamp(min=1)
     return ((times[:-1] - times[1:]) * curve_at(curve, ratios)).sum(dim=0)
+
+
+def binomial_counts(shares: Tensor, start: Tensor, uniforms: Tensor) -> Tensor:
+    """The counts of a walk whose positions are corrupted independently: each row draws its own.
+
+    A position is corrupted at a time where its uniform lies below the share of that time. So a count is
+    Binomial(start, share), the next one Binomial(count, share' / share), and a walk by counts has at each time the law
+    of the channel that corrupts every position by itself, as D3PM (Austin et al., arXiv 2107.03006) and MDLM (Sahoo et
+    al., arXiv 2406.07524) do.
+
+    Args:
+        shares: (K + 1, B) float64 in [0, 1], falling: 1 - the chance that a position is as it was ("survival").
+        start: (B,) int64, the positions that a row has. uniforms: (B, L) float64 in (0, 1), L >= start.
+
+    Returns:
+        (K + 1, B) int64, falling, where a row may rest at any time.
+
+    Raises:
+        ValueError: where shares lie outside of [0, 1] or rise, or a row has fewer uniforms than positions.
+    """
+    if bool(((shares < 0) | (shares > 1)).any()) or bool((shares[1:] > shares[:-1]).any()):
+        raise ValueError("shares must lie in [0, 1] and fall from each time to the next")
+    if start.numel() and int(start.max()) > uniforms.shape[1]:
+        raise ValueError(f"uniforms must hold one for each of {int(start.max())} positions, got {uniforms.shape[1]}")
+    own = uniforms.masked_fill(torch.arange(uniforms.shape[1], device=start.device) >= start[:, None], torch.inf)
+    return (own < shares[..., None]).sum(dim=2)
+
+
+def edit_cost_share(cost: float, num_tokens: int) -> float:
+    """The share at which uniform noise is the law q(y | x) ~ exp(-cost d), d the positions where y differs from x.
+
+    share = V e^-cost / (1 + (V - 1) e^-cost): over rows of one length the law is a product over positions, and there
+    it puts e^-cost on each of V - 1 other tokens for 1 on the same one. n such steps have the share 1 - (1 - share)^n.
+
+    Args:
+        cost: nats of a substitution, at least 0 (0 is the uniform law). num_tokens: V >= 2.
+    """
+    if not cost >= 0 or num_tokens < 2:
+        raise ValueError(f"cost must be at least 0 and num_tokens at least 2, got {cost} and {num_tokens}")
+    other = math.exp(-cost)
+    return num_tokens * other / (1 + (num_tokens - 1) * other)
 
 
 def with_revision(times: Tensor, revise: int) -> Tensor:

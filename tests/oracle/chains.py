@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.oracle.outcomes import Board, Script, accumulate, forward_outcomes, reverse_outcomes
 from tests.oracle.world import World, all_rows
 from udm_text.core import reverse_step
-from udm_text.kernels import KERNELS
-from udm_text.objectives import changes, mask_terms, substitute_terms
+from udm_text.kernels import ALL_KERNELS, KERNELS, log_rest
+from udm_text.objectives import changes, mask_terms, substitute_terms, uniform_terms
 
 
 def filled(value: int, like: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def kernel_transitions(name: str, p: np.ndarray, t: int) -> np.ndarray:
     _, length, num_tokens = p.shape
     xt = torch.from_numpy(all_rows(num_tokens, length))
     change = changes(log_of(p), xt, torch.ones_like(xt, dtype=torch.bool))
-    rate = KERNELS[name].log_rate(change, filled(t, xt))
+    rate = ALL_KERNELS[name].log_rate(change, filled(t, xt))
     move = (log_of(p) + rate[..., None]).exp().scatter(2, xt[..., None], 0.0)
     place = num_tokens ** torch.arange(length).flip(0)
     here = (xt * place).sum(-1)
@@ -106,6 +106,9 @@ def kernel_transitions(name: str, p: np.ndarray, t: int) -> np.ndarray:
     matrix.scatter_add_(1, target.flatten(1), move.flatten(1))
     if name == "free":  # it may change nothing
         matrix[here, here] += change.log_stay.sum(-1).exp()
+    if name == "uniform":
+        total, rest = log_rest(change, filled(t, xt))
+        matrix[here, here] += torch.sigmoid(rest - total)
     return matrix.numpy()
 
 
@@ -147,6 +150,25 @@ def substitute_term_means(name: str, world: World, predictor: Callable[[int], np
             filled(world.length, x0),
             filled(t, x0),
             world.num_tokens,
+        )
+        columns.append(np.bincount(which, weights=forward[which, states] * terms.numpy()))
+    return np.stack(columns, axis=1)
+
+
+def uniform_term_means(world: World, predictor: Callable[[int], np.ndarray]) -> np.ndarray:
+    """E_{xt} of `uniform_terms` for every x0 and t: (V^l, l), column t - 1."""
+    columns = []
+    for t in range(1, world.length + 1):
+        forward = world.uniform_forward(t)
+        which, states = np.nonzero(forward)
+        x0, xt = (torch.from_numpy(world.sequences[n]) for n in (which, states))
+        log_p = log_of(predictor(t)[states])
+        terms = uniform_terms(
+            changes(log_p, xt, torch.ones_like(xt, dtype=torch.bool)),
+            log_p.gather(2, x0[..., None])[..., 0],
+            xt != x0,
+            filled(world.length, x0),
+            filled(t, x0),
         )
         columns.append(np.bincount(which, weights=forward[which, states] * terms.numpy()))
     return np.stack(columns, axis=1)

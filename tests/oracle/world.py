@@ -64,6 +64,15 @@ class World:
         distance = (self.sequences[:, None] != self.sequences[None]).sum(-1)
         return (distance == t) / (comb(self.length, t) * (self.num_tokens - 1.0) ** t)
 
+    def uniform_forward(self, t: int) -> np.ndarray:
+        """q(xt | x0): (V^l, V^l), every set of t positions alike, and on it every token, the same one among them."""
+        forward = np.zeros((len(self.sequences),) * 2)
+        for corrupted in combinations(range(self.length), t):
+            kept = [i for i in range(self.length) if i not in corrupted]
+            agrees = (self.sequences[:, None, kept] == self.sequences[None][:, :, kept]).all(-1)
+            forward += agrees / (comb(self.length, t) * float(self.num_tokens) ** t)
+        return forward
+
     def posterior(self, forward: np.ndarray) -> np.ndarray:
         """q(x0 | xt): (number of xt, V^l). Rows of an xt that cannot occur are uniform."""
         joint = (self.data[:, None] * forward).T
@@ -80,6 +89,9 @@ class World:
 
     def substitute_predictor(self, t: int) -> np.ndarray:
         return self.marginals(self.posterior(self.substitute_forward(t)))
+
+    def uniform_predictor(self, t: int) -> np.ndarray:
+        return self.marginals(self.posterior(self.uniform_forward(t)))
 
 
 def make_world(num_tokens: int, length: int, seed: int = 0, correlated: bool = True) -> World:

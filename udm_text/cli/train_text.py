@@ -446,8 +446,11 @@ def intermediate_size(backbone: str, hidden: int) -> int:
 
 def process_fields(model_args: ModelArguments) -> dict[str, Any]:
     """What of a UDMConfig was asked for, and of a stored model its process, where no other was."""
+    own = own_fields(model_args)
     stored = {} if model_args.model in PRESETS else UDMConfig.get_config_dict(model_args.model)[0]
-    return {**{name: stored[name] for name in ("process", "kernel") if name in stored}, **own_fields(model_args)}
+    changed = "process" in own and own["process"] != stored.get("process")
+    kept = ("process",) if changed else ("process", "kernel")
+    return {**{name: stored[name] for name in kept if name in stored}, **own}
 
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common import check_whole, choices, eval_mode, finite, watched
 from ..corpus.rows import collate
 from ..decoding import NOT_FINITE
-from ..kernels import KERNELS
+from ..kernels import ALL_KERNELS, KERNELS
 from ..objectives import most_corrupted, row_losses, said, share_of_counts, take_noisy
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
@@ -180,15 +180,15 @@ def evaluate_bound(
         batch_size: rows of a forward pass; the figures do not depend on it.
         draws: corruptions of each row (their t stratified); more draws, less noise, same expectation.
         seed: the noise; one seed makes two models comparable.
-        kernel: reverse kernel of the substitute process; None: the model's own.
+        kernel: reverse kernel, of a process that has several (substitute); None: the model's own.
         num_steps, schedule: the bound of the sampler that takes so many steps in random order (masks); None: one token
             a step, "linear".
     """
     check_whole(1, draws=draws, batch_size=batch_size, num_steps=1 if num_steps is None else num_steps)
     check_whole(-(2**63), seed=seed)
-    kernel = kernel or model.config.kernel
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be {choices(KERNELS)}, got {kernel!r}")
+    kernel, own = kernel or model.config.kernel, model.config.build_process().kernels
+    if kernel not in (own or ALL_KERNELS):
+        raise ValueError(f"kernel must be {choices(own or KERNELS)}, got {kernel!r}")
     if schedule is not None and schedule not in SCHEDULES:
         raise ValueError(f"schedule must be {choices(SCHEDULES)}, got {schedule!r}")
     if num_steps is None and schedule is not None:

@@ -79,7 +79,7 @@ class ModelArguments:
     backbone: str = field(
         default="nomic_bert", metadata={"help": "From scratch: nomic_bert, bert, roberta or modernbert."}
     )
-    process: str | None = field(default=None, metadata={"help": "mask (default), substitute, delete or edit."})
+    process: str | None = field(default=None, metadata={"help": "mask (default), substitute, uniform, delete or edit."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
     gap_tokens: bool | None = field(
         default=None,
