@@ -3,7 +3,7 @@
 All weights are stated for the squared error of x0, and carried over to what the network predicts by the process itself:
 the error of x0 is gain_t times that of the model's output, gain_t = d x0_hat / d output. With snr_t = a_t^2 / b_t^2:
 
-    weighting   on |x0 - x0_hat|^2            on epsilon            on v where a^2 + b^2 = 1
+    weighting   on |x0 - x0_hat|^2            on epsilon            on v (but that of rf)
     simple      1 / gain_t^2                  1                     1
     snr         snr_t                         1                     snr_t / (snr_t + 1)
     min_snr     min(snr_t, gamma)             min(snr_t, gamma)/snr_t   min(snr_t, gamma) / (snr_t + 1)
@@ -104,7 +104,7 @@ def kl_terms(
 
 
 def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
-    """(B,) float64 d x0_hat / d model_output at t: -b/a for epsilon, 1 for x0, -b for v where a^2 + b^2 = 1."""
+    """(B,) float64 d x0_hat / d output at t: -b/a for epsilon, 1 for x0, -b/sqrt(a^2 + b^2) for v (rf: -b/(a + b))."""
     one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
     return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
 

@@ -179,6 +179,8 @@ def _train(
         )
     for note in splits.notes:
         ready.say(f"note: {note}")
+    if ready.checkpoint is not None:  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
+        process = ImageConfig.from_pretrained(ready.checkpoint).build_process()
     config = build_config(model_args, process, splits, data.conditional)
     model = ImageDenoiser(config)
     if run.learning_rate is None:
@@ -265,7 +267,7 @@ def _gaussian(family: str, *names: str) -> Callable[[ModelArguments], GaussianPr
         if model_args.sigma:
             raise ValueError(f"sigma belongs to process 'cold', got it with {family!r}")
         more["T"] = 1000 if model_args.times is None else model_args.times
-        return GaussianProcess.from_dict({"family": family, **more, **{n: getattr(model_args, n) for n in names}})
+        return GaussianProcess.of_family(family, **{**more, **{n: getattr(model_args, n) for n in names}})
 
     return make
 

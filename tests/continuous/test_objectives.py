@@ -140,6 +140,10 @@ def test_the_weights_are_those_of_the_papers():
     assert torch.allclose(weights("x0", "min_snr"), ratio.clamp(max=5))
     assert torch.allclose(weights("epsilon", "min_snr"), ratio.clamp(max=5) / ratio)
     assert torch.allclose(weights("v", "min_snr"), ratio.clamp(max=5) / (ratio + 1))
+    exploding = PROCESSES["ve"]  # v is divided by sqrt(a^2 + b^2), so its weights are those of vp
+    loud = snr(exploding, t)
+    assert torch.allclose(loss_weights(exploding, "v", "snr", t), loud / (loud + 1))
+    assert torch.allclose(loss_weights(exploding, "v", "min_snr", t), loud.clamp(max=5) / (loud + 1))
     # plain losses of two kinds differ by the squared gain: epsilon's is snr-weighted, v's (snr + 1)-weighted on x0
     simple = {kind: terms_of(process, kind, "simple", t[1:7]) for kind in ("epsilon", "x0", "v")}
     assert torch.allclose(simple["epsilon"], ratio[1:7] * simple["x0"])

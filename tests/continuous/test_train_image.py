@@ -65,6 +65,28 @@ def test_a_resumed_run_ends_on_the_bits_of_the_uninterrupted_one(trained, tmp_pa
     assert_equal_weights(weights_in(trained), weights_in(half))
 
 
+def test_a_run_that_an_older_package_began_goes_on_with_the_v_it_began_with(tmp_path, monkeypatch):
+    flags = ["--process", "ve", "--save_steps", "4"]
+    whole = run(tmp_path / "new", *flags)
+    assert json.loads((whole / "config.json").read_text())["process"]["unit_v"] is True
+    with monkeypatch.context() as patch:  # as it was: nothing was divided, and nothing said so
+        patch.setattr("continuous.processes.GaussianProcess.ve.__func__.__defaults__", (1000, 0.01, 50.0, False))
+        before = run(tmp_path / "before", *flags)
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(before / "checkpoint-4", half / "checkpoint-4")
+    older = json.loads((half / "checkpoint-4" / "config.json").read_text())
+    assert older["process"].pop("unit_v") is False
+    (half / "checkpoint-4" / "config.json").write_text(json.dumps(older))
+    (half / "checkpoint-4" / "manifest.json").unlink()  # older ones have none
+    run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(before), weights_in(half))
+    assert json.loads((half / "report.json").read_text())["process"]["unit_v"] is False
+    assert any(
+        not torch.equal(a, b) for a, b in zip(weights_in(before).values(), weights_in(whole).values(), strict=True)
+    )
+
+
 def die_at(monkeypatch, step, number):
     """The process is sent a signal at the beginning of a step."""
 
