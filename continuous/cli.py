@@ -151,6 +151,12 @@ def evaluate(
     terms: Annotated[
         int, typer.Option(min=0, help="Terms of the likelihood bound of a held-out image; 0: no bound.")
     ] = 64,
+    variance: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the bound's steps: fixed, learned or optimal (measured on training images); default: as learned."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of samples and noise.")] = 0,
     device: Device = None,
     as_json: Json = False,
@@ -166,7 +172,7 @@ def evaluate(
     splits, name = load_splits_of(model, data, image_size, channels)
     for note in splits.notes:
         print(f"note: {note}", file=sys.stderr)
-    amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms}
+    amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms, "variance": variance}
     print(f"note: {describe_work(pipe, splits, **amount)}", file=sys.stderr, flush=True)
     with watching(terminal_bar):
         figures = evaluate_model(

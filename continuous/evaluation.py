@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udm_text.common import watched
+from udm_text.common import choices, watched
 from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
 from .processes import GaussianProcess
+from .sampling import Predictor, optimal_variance
 
 FEATURES = 32
 _BLOCK = 512
@@ -293,8 +294,24 @@ def last_time(process: GaussianProcess, levels: int) -> int:
     return min(int(below.sum()) + 1, process.T)
 
 
-def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[str, Any]:
+VARIANCES = ("fixed", "learned", "optimal")
+"""Of a step, in the bound: the least one that is right for some data; what the network predicts; measured on images."""
+
+
+def bits_per_dim(
+    pipe: Any,
+    rows: ImageRows,
+    terms: int,
+    seed: int = 0,
+    *,
+    variance: str | None = None,
+    train: ImageRows | None = None,
+) -> dict[str, Any]:
     """The bound on -log2 p a dimension, of two DDPM samplers, with its standard error over images.
+
+    Args:
+        variance: of the sampler's steps, one of `VARIANCES`; None: "learned" where the model has it, else "fixed".
+            "optimal" is that of Analytic-DPM (arXiv 2201.06503), measured on at most 512 images of `train`.
 
     "bits_per_dim" is of the sampler that goes through every t down to `last_time` and from there to 0 at once, a level
     being drawn by its probability. "bits_per_dim_all_steps" is of the one that takes every step to t = 0. Where pixels
@@ -302,14 +319,28 @@ def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[
     """
     process = pipe.denoiser.gaussian
     labels = rows.labels if pipe.denoiser.config.num_classes else None
+    variance = check_variance(pipe, variance)
+    predict_x0: Predictor = pipe.predictor(labels)
+    v: Any = None
+    if variance == "learned":
+        learned = pipe.learned(labels)
+        predict_x0, v = learned.predict_x0, learned.variance
+    elif variance == "optimal":
+        if train is None:
+            raise ValueError(
+                "variance 'optimal' is measured on images: give train, those that the model was trained on"
+            )
+        v = measured_variance(pipe, train, seed)
     figures: dict[str, Any] = {"terms": min(terms, process.T), "last_time": last_time(process, rows.levels)}
+    figures["variance"] = variance
     for name, end in (("bits_per_dim", figures["last_time"]), ("bits_per_dim_all_steps", 1)):
         times = torch.tensor([*range(process.T, end - 1, -1), 0])
         bound = likelihood.nelbo(
             process,
-            pipe.predictor(labels),
+            predict_x0,
             rows.images,
             times,
+            variance=v,
             levels=rows.levels,
             num_terms=terms if terms < len(times) - 1 else None,
             random=RowRandom(seed, torch.arange(len(rows))),
@@ -318,6 +349,33 @@ def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[
         figures[name] = float(bits.mean())
         figures[f"{name}_stderr"] = float(bits.std() / math.sqrt(len(bits))) if len(bits) > 1 else math.nan
     return figures
+
+
+def check_variance(pipe: Any, variance: str | None) -> str:
+    """One of `VARIANCES` that the model has; None: the learned one where there is one."""
+    learned = pipe.denoiser.config.learned_variance
+    if variance is None:
+        return "learned" if learned else "fixed"
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be {choices(VARIANCES)}, got {variance!r}")
+    if variance == "learned" and not learned:
+        raise ValueError("this model was trained without learned_variance: variance can be 'fixed' or 'optimal'")
+    return variance
+
+
+MEASURED = 512
+"""Images that the optimal variance is measured on, at most."""
+
+
+def measured_variance(pipe: Any, rows: ImageRows, seed: int = 0) -> Tensor:
+    """(T + 1,) float64 `sampling.optimal_variance` of a model on rows, evenly spread; never 0 but at t = 0."""
+    some = rows.take(torch.arange(0, len(rows), -(-len(rows) // MEASURED)))
+    labels = some.labels if pipe.denoiser.config.num_classes else None
+    times = watched(range(1, pipe.process.T + 1), "variance")
+    random = RowRandom(seed, torch.arange(len(some)))
+    table = optimal_variance(pipe.denoiser.gaussian, pipe.predictor(labels), some.images, times, random=random)
+    table[1:] = table[1:].clamp(min=torch.finfo(torch.float32).tiny)
+    return table
 
 
 def evaluate_model(
@@ -329,6 +387,7 @@ def evaluate_model(
     guidance_scale: float = 1.0,
     number: int | None = None,
     terms: int = 64,
+    variance: str | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -349,6 +408,10 @@ def evaluate_model(
         raise ValueError(f"number, of samples, must be at least 2, got {number}")
     if terms and terms < 2:
         raise ValueError(f"terms must be 0, for no bound, or at least 2, got {terms}")
+    if variance is not None:
+        if not pipe.process.starts_from_noise:
+            raise ValueError("variance is that of the steps of a Gaussian process, and this model's process is cold")
+        check_variance(pipe, variance)
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     if not pipe.process.starts_from_noise:
         found = restorations(pipe, held, classifier, seed=seed, progress=progress)
@@ -373,12 +436,18 @@ def evaluate_model(
         "reference": {name: one.to_dict() for name, one in reference.items()},
     }
     if terms:
-        figures["bound"] = bits_per_dim(pipe, held, terms, seed)
+        figures["bound"] = bits_per_dim(pipe, held, terms, seed, variance=variance, train=splits.train)
     return figures
 
 
 def describe_work(
-    pipe: Any, splits: ImageSplits, *, num_steps: int | None = 20, number: int | None = None, terms: int = 64
+    pipe: Any,
+    splits: ImageSplits,
+    *,
+    num_steps: int | None = 20,
+    number: int | None = None,
+    terms: int = 64,
+    variance: str | None = None,
 ) -> str:
     """What `evaluate_model` is about to do with these arguments, in a line: it takes minutes where there is much."""
     held, train = len(splits.validation), len(splits.train)
@@ -386,7 +455,10 @@ def describe_work(
         return f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
     words = f"{number or held} samples of {num_steps or pipe.process.T} steps are drawn, and compared with {held} "
     words += f"held-out images and {train} to train on"
-    return words + f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
+    words += f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
+    if terms and variance == "optimal":
+        words += f", and its variance {pipe.process.T} for each of at most {MEASURED} training images"
+    return words
 
 
 def describe_figures(figures: dict[str, Any]) -> str:
@@ -431,5 +503,5 @@ def describe_bound(bound: dict[str, Any]) -> str:
     )
     return (
         f"held-out images: at most {first} bits/dim, the last step from t = {bound['last_time']} (every step taken: "
-        f"{second}; {bound['terms']} terms an image)"
+        f"{second}; {bound['terms']} terms an image; {bound['variance']} variance)"
     )

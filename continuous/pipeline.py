@@ -29,7 +29,7 @@ from .data import check_images, to_pil
 from .degradations import per_row
 from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
-from .processes import ImageProcess, normal_like
+from .processes import ImageProcess
 from .sampling import Predictor
 
 WITH_LEARNED_VARIANCE = "ddpm_learned"
@@ -55,6 +55,49 @@ class ImageOutput(ModelOutput):
 
     images: Any = None
     trajectory: tuple[Tensor, ...] | None = None
+
+
+class LearnedVariance:
+    """x0_hat of a network that also predicts the variance of a step, and what that says of x0: one call, two answers.
+
+    The network's share of a step's variance lies between the least, right where x0 is known, and the largest
+    (`objectives.step_variances`; Nichol and Dhariwal, arXiv 2102.09672, eq. 15). A step whose x0 is drawn around x0_hat
+    with variance v has the least one and slope^2 v, slope that of its mean in x0; so v is what is predicted beyond the
+    least one, over slope^2, and never below 0. In the step from t > 1 to 0 v is that of the step to t - 1, which was
+    learned, and not below the least variance that is learned at t = 1; in the step from 1 to 0 it is the step's own.
+
+    Args:
+        denoiser: a model with `learned_variance`. labels: (B,) int64, -1 for none. clip: hold x0_hat inside [-1, 1].
+    """
+
+    def __init__(self, denoiser: ImageDenoiser, labels: Tensor | None = None, clip: bool = True):
+        if not denoiser.config.learned_variance:
+            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
+        self.denoiser, self.labels, self.clip = denoiser, labels, clip
+        self.last: tuple[Tensor, Tensor] | None = None  # s and share of the last call
+
+    def predict_x0(self, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x0_hat (B, C, H, W), as `ImageDenoiser.predict_x0`."""
+        x0, share = self.denoiser.predict(xt, t, self.labels)
+        assert share is not None
+        self.last = s, share
+        return x0.clamp(-1.0, 1.0) if self.clip else x0
+
+    def variance(self, xt: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """v (B, C, H, W) of the call that `predict_x0` answered last, for `with_variance` and `nelbo`."""
+        if self.last is None:
+            raise ValueError("variance belongs to an answer of predict_x0, which was not asked yet")
+        process, (s, share) = self.denoiser.gaussian, self.last
+        whole = t == 1  # the step to 0 of a pixel that nothing more is drawn for
+        lower = torch.where(whole, 0, torch.where(s > 0, s, t - 1))
+        least, largest = step_variances(process, t, lower)
+        slope = process.at(lower)[0] * (1 - snr(process, t) / snr(process, lower))
+        grown = (share * per_row(largest.log() - least.log(), share)).expm1()  # variance = least (1 + grown)
+        v = grown.clamp(min=0) * per_row(least / slope.square(), share)
+        floor, _ = step_variances(process, torch.ones_like(t), torch.zeros_like(t))
+        v = torch.where(per_row(s > 0, share, torch.bool), v, v.maximum(per_row(floor, share)))
+        v = torch.where(per_row(whole, share, torch.bool), (1 + grown) * per_row(least, share), v)
+        return v.nan_to_num(nan=0.0)  # where the network is not finite, x0_hat says so
 
 
 class ImagePipeline:
@@ -166,27 +209,17 @@ class ImagePipeline:
     def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
         """DDPM whose steps have the variance that the network predicts (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
 
-        A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: its variance is what is
-        predicted beyond the least one, over the square of the step's slope in x0. No noise in the step to 0.
+        A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: see `LearnedVariance`. No
+        noise in the step to 0.
         """
-        if not self.denoiser.config.learned_variance:
-            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
-        process = self.denoiser.gaussian
+        learned = self.learned(labels, clip)
+        return sampling.with_variance(
+            self.denoiser.gaussian, learned.predict_x0, learned.variance, random=random, last=False
+        )
 
-        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            x0, share = self.denoiser.predict(xt, t, labels)
-            assert share is not None
-            x0 = x0.clamp(-1.0, 1.0) if clip else x0
-            inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
-            least, largest = (per_row(v, xt) for v in step_variances(process, upper, inner))
-            slope = process.at(inner)[0] * (1 - snr(process, upper) / snr(process, inner))
-            variance = (least.log() + share * (largest.log() - least.log())).exp()
-            spread = (variance - least).clamp(min=0) / per_row(slope, xt).square()
-            spread = torch.where(per_row(s > 0, xt, torch.bool), spread, 0.0)
-            drawn = x0 + spread.sqrt() * normal_like(xt, random)
-            return Prediction(drawn, churn=process.ancestral_churn(t, s))
-
-        return predict
+    def learned(self, labels: Tensor | None = None, clip: bool = True) -> LearnedVariance:
+        """x0_hat, and the variance of x0 around it that the network predicts; labels and clip as in `predictor`."""
+        return LearnedVariance(self.denoiser, labels, clip)
 
     # what is done with it --------------------------------------------------------------------------------------------
 

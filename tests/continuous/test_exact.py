@@ -163,6 +163,32 @@ def test_the_bound_is_tight_for_normal_data_with_the_optimal_variance(num_steps)
         assert float((fixed.nats - exact).mean()) / 20 > 0.1  # with DDPM's variance it is far from tight
 
 
+@pytest.mark.parametrize("num_steps", [1, 5, 50])
+def test_a_variance_that_is_a_function_makes_it_tight_where_every_number_has_its_own(num_steps):
+    spread = torch.tensor([0.01, 0.25, 1.0], dtype=torch.float64).repeat(7)  # of 21 independent numbers
+    n = 3000
+    x = spread.sqrt() * torch.randn(n, 21, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    exact = 0.5 * ((2 * math.pi * spread).log() + x.square() / spread).sum(1)
+
+    def predict_x0(xt, t, s):
+        a, b = VP.coefficients(t, xt)
+        return a * spread / (a**2 * spread + b**2) * xt
+
+    def variance(xt, t, prediction):
+        a, b = VP.coefficients(t, xt)
+        return spread * b**2 / (a**2 * spread + b**2)
+
+    times = sampling.grid(VP, num_steps)
+    bound = nelbo(VP, predict_x0, x, times, variance=variance, random=rows(n))
+    gap = (bound.nats - exact) / 21
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(n) + 1e-4
+    assert float(gap.std()) / math.sqrt(n) < 0.005
+    # one variance for all numbers, the best there is, is not enough
+    table = (spread * VP.b[:, None] ** 2 / (VP.a[:, None] ** 2 * spread + VP.b[:, None] ** 2)).mean(1)
+    one = nelbo(VP, predict_x0, x, times, variance=table, random=rows(n))
+    assert float((one.nats - exact).mean()) / 21 > 0.03
+
+
 # 6 --------------------------------------------------------------------------------------------------------------------
 
 

@@ -151,7 +151,7 @@ def test_evaluate_says_what_it_is_about_to_do_and_shows_bars_on_a_terminal(hot, 
             return True
 
     monkeypatch.setattr("sys.stderr", screen := Terminal())
-    evaluate(str(hot), None, None, None, "dpm_solver", 4, 1.0, 40, 4, 0, None, True)
+    evaluate(str(hot), None, None, None, "dpm_solver", 4, 1.0, 40, 4, None, 0, None, True)
     shown = set(re.findall(r"([a-z ]+): +\d+%\|", screen.getvalue()))
     assert shown == {"classifier", "nearest images", "bound"} and "step/s" in screen.getvalue()
 
@@ -203,6 +203,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(hot, cold, tm
 def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, monkeypatch, tmp_path):
     monkeypatch.setattr(ImagePipeline, "generate", lambda *_, **__: pytest.fail("samples were drawn"))
     udm("evaluate", hot, "--terms", 1, error="terms must be 0, for no bound, or at least 2, got 1")
+    udm("evaluate", hot, "--variance", "wide", error="variance must be 'fixed', 'learned' or 'optimal', got 'wide'")
     for i, image in enumerate(to_bytes(digits().train.images[:5])):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
     udm("evaluate", hot, "--data", tmp_path, error="at least 2 held-out images and 4 to train on, got 1 and 4")

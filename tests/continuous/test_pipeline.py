@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from continuous import sampling
+from continuous.data import ImageRows
 from continuous.degradations import Blur
+from continuous.evaluation import bits_per_dim, describe_bound
+from continuous.likelihood import nelbo
 from continuous.modeling import ImageConfig, ImageDenoiser, NonFiniteOutputError
-from continuous.objectives import snr, step_variances
+from continuous.objectives import kl_terms, snr, step_variances
 from continuous.pipeline import SAMPLERS, ImagePipeline
 from continuous.processes import ColdProcess, GaussianProcess
 from tests.helpers import python
@@ -143,6 +146,56 @@ def test_steps_with_the_learned_variance_have_it(pipe):
     assert ((drawn.double().mean(0) - mean) / error).abs().max() < 4.5
     wanted = told.maximum(least.view(1, 1, 1, 1))  # below the least one no normal step can be told by this walk
     assert (drawn.double().var(0) / wanted - 1).abs().max() < 5 * (2 / many) ** 0.5
+
+
+def test_the_bound_of_a_learned_variance_is_the_sum_of_what_was_trained():
+    # likelihood.nelbo by the variance of x0, objectives.kl_terms by that of the step: the same noise, the same nats
+    pipe = make(learned_variance=True, prediction="epsilon")
+    with torch.no_grad():  # shares between 0 and 1, as a normal step can have them
+        write = pipe.denoiser.network.write
+        write.weight[16:] *= 0.02
+        write.bias[16:] = torch.linspace(-0.7, 0.7, 16)
+    process, images = pipe.process, torch.linspace(-1, 1, 33)[torch.arange(48) * 7 % 33].view(3, 1, 4, 4).double()
+    learned, source, expected = pipe.learned(clip=False), RowRandom(4, torch.arange(3)), torch.zeros(3).double()
+    bound = nelbo(
+        process, learned.predict_x0, images, variance=learned.variance, levels=33, random=RowRandom(4, torch.arange(3))
+    )
+    for step in range(20, 0, -1):
+        t = torch.full((3,), step)
+        xt = process.corrupt(images, t, process.sample_noise(images, random=source))
+        with torch.no_grad():
+            x0_hat, share = pipe.denoiser.predict(xt, t)
+        assert 0.05 < share.min() < share.max() < 0.95
+        expected += kl_terms(process, images, x0_hat, t, share.double(), levels=33)
+    assert torch.allclose(bound.steps + bound.decoder, expected, rtol=1e-5)
+    fixed = nelbo(process, pipe.predictor(clip=False), images, levels=33, random=RowRandom(4, torch.arange(3)))
+    assert ((fixed.nats - bound.nats) / fixed.nats).abs().min() > 1e-3
+
+
+def test_bits_a_dimension_are_of_the_variance_that_was_asked_for():
+    images = (torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 16).round() / 8 - 1
+    rows = ImageRows(images, levels=17)
+    learned, plain = make(learned_variance=True, levels=17), make(levels=17)
+    found = {how: bits_per_dim(learned, rows, 20, variance=how, train=rows) for how in ("fixed", "learned", "optimal")}
+    assert bits_per_dim(learned, rows, 20) == found["learned"] and found["learned"]["variance"] == "learned"
+    assert len({figures["bits_per_dim_all_steps"] for figures in found.values()}) == 3
+    # a network of random weights is far off, which the measured variance knows and the least one does not
+    assert found["optimal"]["bits_per_dim_all_steps"] < found["fixed"]["bits_per_dim_all_steps"] - 1
+    assert found["optimal"]["bits_per_dim"] < found["fixed"]["bits_per_dim"]
+    assert bits_per_dim(plain, rows, 20)["variance"] == "fixed"
+    assert "learned variance" in describe_bound(found["learned"])
+    for call, words in (
+        (
+            lambda: bits_per_dim(plain, rows, 20, variance="learned"),
+            "trained without learned_variance: variance can be",
+        ),
+        (lambda: bits_per_dim(plain, rows, 20, variance="wide"), "variance must be 'fixed', 'learned' or 'optimal'"),
+        (lambda: bits_per_dim(plain, rows, 20, variance="optimal"), "measured on images: give train"),
+        (lambda: learned.learned().variance(images, torch.ones(40).long(), None), "which was not asked yet"),
+        (lambda: plain.learned(), "trained without learned_variance"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
