@@ -181,8 +181,8 @@ class GaussianProcess:
         """Variance preserving, a^2 + b^2 = 1.
 
         Args:
-            schedule: "linear", "cosine", "sigmoid" or "sqrt" with its own options, or the table abar itself, (T + 1,)
-                from abar_0 = 1 downwards, in which case T is read off it.
+            schedule: "linear", "cosine", "sigmoid", "sigmoid_beta" or "sqrt" with its own options, or the table abar
+                itself, (T + 1,) from abar_0 = 1 downwards, in which case T is read off it.
         """
         if isinstance(schedule, Tensor):
             table = schedule.to(torch.float64)

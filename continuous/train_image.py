@@ -34,9 +34,10 @@ from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
 from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
-from .objectives import ERRORS, WEIGHTINGS, ImageObjective, ImportanceCallback
+from .objectives import ERRORS, HUBER, WEIGHTINGS, ImageObjective, ImportanceCallback
 from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
+from .schedules import SCHEDULES
 
 SMALL = 256
 """Up to so many numbers an image, the default network is the small one."""
@@ -65,7 +66,7 @@ class ModelArguments:
     """What to train."""
 
     process: str = field(default="vp", metadata={"help": "Corruption: vp, ve, rf or cold."})
-    schedule: str = field(default="cosine", metadata={"help": "Of vp: linear, cosine, sigmoid or sqrt."})
+    schedule: str = field(default="cosine", metadata={"help": f"Of vp: {', '.join(SCHEDULES)}."})
     times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
     process_options: str = field(
         default="{}", metadata={"help": 'Further parameters of the process, as JSON: {"sigma_max": 80} for ve.'}
@@ -90,6 +91,9 @@ class ObjectiveArguments:
     """What is minimised."""
 
     error: str | None = field(default=None, metadata={"help": f"{', '.join(ERRORS)}; default: l2, cold: l1."})
+    huber_delta: float = field(
+        default=HUBER, metadata={"help": "Of huber: where it turns from a parabola into a line (torch's own: 1)."}
+    )
     weighting: str = field(default="simple", metadata={"help": f"{', '.join(WEIGHTINGS)}."})
     gamma: float = field(default=5.0, metadata={"help": "Of min_snr."})
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
@@ -241,6 +245,7 @@ def build_objective(
     return ImageObjective(
         config,
         error=goal.error or config.build_process().default_error,
+        huber_delta=goal.huber_delta,
         weighting=goal.weighting,
         gamma=goal.gamma,
         label_drop=goal.label_drop,

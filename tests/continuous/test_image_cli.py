@@ -1,6 +1,7 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from continuous.cli import evaluate
 from continuous.data import digits, folder_rows, read_image, to_bytes
 from continuous.degradations import DEGRADATIONS
 from continuous.pipeline import ImagePipeline
+from continuous.schedules import SCHEDULES
 from continuous.train_image import main
 from tests.helpers import ROOT
 from udm_text.cli import main as command
@@ -227,6 +229,10 @@ def test_the_snippets_of_the_documentation_run_one_after_the_other(hot, tmp_path
         for field in dataclasses.fields(kind):
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert f'"{field.name}": {json.dumps(default)}' in line
+    for name, make in SCHEDULES.items():
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` | `{{")]
+        options = {key: one.default for key, one in inspect.signature(make).parameters.items() if key != "T"}
+        assert json.loads(re.search(r"\{.*?\}", line)[0]) == options
 
 
 @pytest.mark.slow

@@ -199,6 +199,14 @@ def test_the_errors_are_what_their_names_say(error, expected):
     assert float(objective.errors(told, target)) == pytest.approx(expected)
 
 
+def test_where_the_huber_error_turns_can_be_said():
+    told, target = torch.tensor([[0.5, 0.0]]).double(), torch.tensor([[0.1, -0.05]]).double()
+    config = config_of(PROCESSES["vp"])
+    for delta, expected in ((1.0, (0.4**2 + 0.05**2) / 2), (0.2, 0.2 * (0.4 - 0.1) + 0.05**2 / 2)):
+        objective = ImageObjective(config, error="huber", huber_delta=delta)
+        assert float(objective.errors(told, target)) == pytest.approx(expected)
+
+
 def test_cold_training_compares_x0_with_what_is_predicted_of_the_degraded_image():
     process = ColdProcess(Blur(T=4, std=2.0))
     config = config_of(process, "x0")
@@ -299,6 +307,9 @@ def test_importance_observed_in_parts_is_importance_observed_at_once():
         ({"weighting": "vlb", "error": "l1"}, "'vlb' is a bound and goes with error 'l2'"),
         ({"label_drop": 1.5}, r"label_drop must lie in \[0, 1\]"),
         ({"gamma": 0.0}, "gamma must be positive"),
+        ({"error": "huber", "huber_delta": 0.0}, "huber_delta must be a positive number, got 0.0"),
+        ({"error": "huber", "huber_delta": math.inf}, "huber_delta must be a positive number, got inf"),
+        ({"huber_delta": 1.0}, "huber_delta belongs to error 'huber', got 1.0 with error 'l2'"),
         ({"eval_draws": 0}, "eval_draws must be at least 1"),
     ],
 )

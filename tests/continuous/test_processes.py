@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
@@ -19,6 +20,7 @@ PROCESSES = {
     "linear": GaussianProcess.vp("linear", 1000),
     "cosine": GaussianProcess.vp("cosine", 50),
     "sigmoid": GaussianProcess.vp("sigmoid", 50),
+    "sigmoid_beta": GaussianProcess.vp("sigmoid_beta", 1000),
     "sqrt": GaussianProcess.vp("sqrt", 1000),
     "abar": GaussianProcess.vp(torch.linspace(1, 0, 11).double() ** 2),
     "ve": GaussianProcess.ve(30),
@@ -180,6 +182,15 @@ def test_the_schedules_have_their_closed_forms():
         assert table[0] == 1 and bool((table.diff() < 0).all()) and float(table[-1]) > 0
 
 
+def test_a_sigmoid_of_beta_is_the_table_that_code_prints_and_not_that_of_a_sigmoid_of_abar():
+    i = np.arange(1000)
+    beta = 1 / (1 + np.exp(-(i / 1000 - 0.5) * 12)) * (0.02 - 1e-4) + 1e-4
+    expected = np.concatenate(([1.0], np.cumprod(1 - beta)))
+    found = schedules.sigmoid_beta(1000).numpy()
+    assert np.abs(found - expected).max() < 1e-15 and np.abs(found / expected - 1).max() < 1e-12
+    assert float(np.abs(found - schedules.sigmoid(1000).numpy()).max()) == pytest.approx(0.258, abs=5e-4)
+
+
 # cold -----------------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +308,7 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
     [
         (lambda: GaussianProcess.vp("linear", 0), "T, the number of corruption steps, .* got 0"),
         (lambda: GaussianProcess.rf(2.5), "got 2.5"),
-        (lambda: GaussianProcess.vp("quadratic", 10), "'linear', 'cosine', 'sigmoid', 'sqrt', got 'quadratic'"),
+        (lambda: GaussianProcess.vp("quadratic", 10), "'linear', 'cosine', 'sigmoid', 'sigmoid_beta', 'sqrt', got"),
         (lambda: GaussianProcess.vp("cosine", 10, slope=1), "does not take these options"),
         (lambda: GaussianProcess.vp("linear", 10, beta_end=1.5), r"betas must be a row of numbers in \[0, 1\)"),
         (lambda: GaussianProcess.vp(torch.tensor([1.0, 2.0])), r"abar must be .* in \[0, 1\]"),
