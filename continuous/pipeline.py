@@ -403,6 +403,8 @@ class ImagePipeline:
         start: int | None = None,
         num_steps: int | None = 100,
         eta: float = 1.0,
+        corrections: int = 0,
+        step_size: float = control.STEP_SIZE,
         guidance_scale: float = 1.0,
         clip: bool = True,
         seed: int | None = None,
@@ -413,10 +415,13 @@ class ImagePipeline:
     ) -> Any:
         """New content where `editable` is true, `known` exactly elsewhere: (N, C, H, W) float32 on the CPU.
 
+        Without corrections that fits `known` less well than it should: see `control.edit`.
+
         Args:
             known: (N, C, H, W) in [-1, 1]. editable: bool, broadcasts against `known`.
             start: begin at this t, from the known content (a smaller one stays nearer to it); None: T, from nothing.
             num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
+            corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
         """
         known = check_images(known, "known", self.shape)
         process = self.denoiser.gaussian
@@ -428,7 +433,9 @@ class ImagePipeline:
         check_number("guidance_scale", guidance_scale)
         check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
+        check_number("step_size", step_size)
         times = sampling.grid(process, steps, start=start)
+        steps *= 1 + check_whole("corrections", corrections, 0)
         editable = control.check_editable(editable, known)
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
@@ -438,6 +445,8 @@ class ImagePipeline:
                 known[part].to(self.denoiser.device, torch.float32),
                 editable[part].to(self.denoiser.device),
                 times=times,
+                corrections=corrections,
+                step_size=step_size,
                 random=random,
                 on_step=watcher.on_step,
             )

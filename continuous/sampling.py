@@ -154,7 +154,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
 
     In l = log(b/a) and with h the length of a step in it, x0_hat + h / (2 h_before) (x0_hat - x0_hat_before); then the
     deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A row whose step does not go
-    on where the last one ended starts afresh, so one predictor serves many calls.
+    on where the last one ended, or whose last one stayed at its t, starts afresh, so one predictor serves many calls.
     """
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
 
@@ -163,7 +163,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
         x0 = prediction.x0
         if before and before[0][1].shape == t.shape and before[0][2].shape == x0.shape:
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
-            goes_on = (s > 0) & (before[0][1] == t)
+            goes_on = (s > 0) & (before[0][1] == t) & (before[0][0] > t)
             weight = torch.where(goes_on, (middle - low) / (2 * (high - middle)), 0.0)
             x0 = x0 + per_row(weight, x0) * (x0 - before[0][2])
         before[:] = [(t, s, prediction.x0)]

@@ -221,6 +221,9 @@ def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
     found, states = made.images, made.trajectory
     assert torch.equal(found[..., :2], known[..., :2]) and not torch.allclose(found[..., 2:], known[..., 2:], atol=0.05)
     assert torch.allclose(found, pipe.edit(known, editable, label=1, num_steps=8, seed=0, batch_size=1), atol=1e-5)
+    more = pipe.edit(known, editable, label=1, num_steps=8, seed=0, corrections=2, output_trajectory=True)
+    assert torch.equal(more.images[..., :2], known[..., :2]) and len(more.trajectory) == 25
+    assert not torch.allclose(more.images, found, atol=0.05)
     # on the way the known pixels carry noise
     assert not torch.allclose(states[3][..., :2], known[..., :2], atol=0.05)
 
@@ -365,6 +368,9 @@ def test_types_are_checked_as_values_are(pipe, how, words):
         (lambda p, c, x: p.edit(x, x > 0, num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda p, c, x: p.edit(x, x > 0, start=2.5), "start must be an integer"),
         (lambda p, c, x: p.edit(x, x > 0, eta=None), "eta must be a finite number"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=1.5), "corrections must be an integer, got 1.5"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=-1), "corrections must be at least 0, got -1"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=1, step_size=0.0), r"step_size must lie in \(0, 2\)"),
         (lambda p, c, x: p(generator=3), "generator must be a torch.Generator, got int"),
         (lambda p, c, x: p(return_dict="yes"), "return_dict must be True or False"),
         (lambda p, c, x: p(class_labels=torch.tensor(1.0)), "or an index for each image"),
