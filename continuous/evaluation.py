@@ -20,6 +20,7 @@ from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
+from .pipeline import default_sampler
 from .processes import GaussianProcess
 from .sampling import Predictor, optimal_variance
 
@@ -378,11 +379,16 @@ def measured_variance(pipe: Any, rows: ImageRows, seed: int = 0) -> Tensor:
     return table
 
 
+def generates(pipe: Any) -> bool:
+    """Whether a model can draw images of its own: a cold one has to keep a law of x_T for it."""
+    return bool(pipe.process.starts_from_noise or pipe.denoiser.config.prior_rank)
+
+
 def evaluate_model(
     pipe: Any,
     splits: ImageSplits,
     *,
-    sampler: str = "dpm_solver",
+    sampler: str | None = None,
     num_steps: int | None = 20,
     guidance_scale: float = 1.0,
     number: int | None = None,
@@ -393,8 +399,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """The figures of a model as they go into a report; `pipe`: an `ImagePipeline`. progress: show bars.
 
-    Cold: "restorations". Gaussian: "samples" (their classes those of the held-out rows, where the model knows classes),
-    "reference", and with `terms` the "bound".
+    Cold: "restorations". Of what generates, "samples" (their classes those of the held-out rows, where the model knows
+    classes; sampler None: that of `generate`) and "reference"; Gaussian, with `terms`: the "bound".
     """
     held = splits.validation
     if splits.train.shape != pipe.shape:
@@ -413,9 +419,13 @@ def evaluate_model(
             raise ValueError("variance is that of the steps of a Gaussian process, and this model's process is cold")
         check_variance(pipe, variance)
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
+    figures: dict[str, Any] = {}
     if not pipe.process.starts_from_noise:
         found = restorations(pipe, held, classifier, seed=seed, progress=progress)
-        return {"restorations": {name: one.to_dict() for name, one in found.items()}, "rows": len(held), "seed": seed}
+        figures |= {"restorations": {name: one.to_dict() for name, one in found.items()}}
+        figures |= {"rows": len(held), "seed": seed}
+        if not generates(pipe):
+            return figures
     number = len(held) if number is None else number
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
@@ -430,12 +440,13 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    how = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
-    figures: dict[str, Any] = {
+    name = default_sampler(pipe.process) if sampler is None else sampler
+    how = {"sampler": name, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
+    figures |= {
         "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
         "reference": {name: one.to_dict() for name, one in reference.items()},
     }
-    if terms:
+    if terms and pipe.process.starts_from_noise:
         figures["bound"] = bits_per_dim(pipe, held, terms, seed, variance=variance, train=splits.train)
     return figures
 
@@ -451,10 +462,17 @@ def describe_work(
 ) -> str:
     """What `evaluate_model` is about to do with these arguments, in a line: it takes minutes where there is much."""
     held, train = len(splits.validation), len(splits.train)
-    if not pipe.process.starts_from_noise:
-        return f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
-    words = f"{number or held} samples of {num_steps or pipe.process.T} steps are drawn, and compared with {held} "
+    cold, words = not pipe.process.starts_from_noise, ""
+    if cold:
+        words = f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
+        if not generates(pipe):
+            return words
+        words += "; "
+    steps = min(num_steps or pipe.process.T, pipe.process.T)
+    words += f"{number or held} samples of {steps} steps are drawn, and compared with {held} "
     words += f"held-out images and {train} to train on"
+    if cold:
+        return words
     words += f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
     if terms and variance == "optimal":
         words += f", and its variance {pipe.process.T} for each of at most {MEASURED} training images"
@@ -469,31 +487,33 @@ def describe_figures(figures: dict[str, Any]) -> str:
     def cell(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else format(value, f".{digits}f")
 
-    table, lines = Table(""), []
-    heads: tuple[str, ...]
+    def printed(heads: tuple[str, ...], rows: dict[str, tuple[str, ...]]) -> str:
+        table = Table("")
+        for head in heads:
+            table.add_column(head, justify="right")
+        for name, row in rows.items():
+            table.add_row(name, *row)
+        console = Console(color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+    parts: list[str] = []
     rows: dict[str, tuple[str, ...]]
     if "restorations" in figures:
-        heads = ("RMSE", "Frechet")
         rows = {n: (cell(r["rmse"], 4), cell(r["frechet"])) for n, r in figures["restorations"].items()}
-        lines.append(f"({figures['rows']} held-out images, from D_T)")
-    else:
-        heads = ("Frechet", "nearest", "1-NN", "label")
+        parts.append(printed(("RMSE", "Frechet"), rows) + f"({figures['rows']} held-out images, from D_T)")
+    if "samples" in figures:
         own, names = figures["samples"], ("frechet", "nearest", "one_nn", "label_accuracy")
         every = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
         rows = {name: tuple(cell(row[key]) for key in names) for name, row in every.items()}
-        lines.append(
-            "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
+        parts.append(
+            printed(("Frechet", "nearest", "1-NN", "label"), rows)
+            + "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
         )
-        if "bound" in figures:
-            lines.append(describe_bound(figures["bound"]))
-    for head in heads:
-        table.add_column(head, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *row)
-    console = Console(color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get() + "\n".join(lines)
+    if "bound" in figures:
+        parts.append(describe_bound(figures["bound"]))
+    return "\n".join(parts)
 
 
 def describe_bound(bound: dict[str, Any]) -> str:

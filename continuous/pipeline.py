@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from udm_text.common import choices, eval_mode, refuse_missing, takes, written_whole
-from udm_text.core import Prediction
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 from . import control, sampling
@@ -29,12 +29,14 @@ from .data import check_images, to_pil
 from .degradations import per_row
 from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
-from .processes import ImageProcess
+from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
 
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
+COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
+"""Names of samplers of cold models, and their churn."""
 OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place.
 
@@ -280,11 +282,12 @@ class ImagePipeline:
         num: int = 1,
         label: int | str | Sequence[int] | Tensor | None = None,
         *,
-        sampler: str = "dpm_solver",
+        sampler: str | None = None,
         num_steps: int | None = 20,
         spacing: str | None = None,
         eta: float | None = None,
         guidance_scale: float = 1.0,
+        jitter: float = 0.0,
         clip: bool = True,
         seed: int | None = None,
         batch_size: int = 512,
@@ -294,24 +297,41 @@ class ImagePipeline:
     ) -> Any:
         """New images: (num, C, H, W) float32 in [-1, 1] on the CPU.
 
+        A model of a cold process draws x_T from the law that it keeps (`sampling.ColdPrior`) and restores it. Its
+        answers are means (or medians), and nothing but x_T is drawn: the less D_T leaves, the more alike images are.
+
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class.
-            sampler: one of `SAMPLERS`. num_steps: network calls of an image (twice with guidance); None: T.
+            sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved".
+            num_steps: network calls of an image (twice with guidance); None: T. A cold model takes T at most.
             spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
+            jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
             callback_on_step_end: see `OnStepEnd`; called for each batch of `batch_size` images.
             output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone.
             progress: show a bar.
         """
-        if not isinstance(sampler, str) or sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be {choices(SAMPLERS)}, got {sampler!r}")
-        process = self.denoiser.gaussian
+        cold = not self.process.starts_from_noise
+        sampler = default_sampler(self.process) if sampler is None else sampler
+        names = COLD_SAMPLERS if cold else SAMPLERS
+        if not isinstance(sampler, str) or sampler not in names:
+            raise ValueError(f"sampler must be {choices(names)} for this model, got {sampler!r}")
         labels, num = self.labels(label, num), int(num)
         check_number("guidance_scale", guidance_scale)
+        check_number("jitter", jitter, 0)
         if eta is not None:
             check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        if cold:
+            if eta is not None:
+                raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
+            walk, calls = self._from_law(COLD_SAMPLERS[sampler], num_steps, spacing, guidance_scale, jitter, clip)
+            return self._batches(walk, labels, num, calls, seed, batch_size, watcher)
+        if jitter:
+            raise ValueError(f"jitter is noise on the x_T of a cold model, and this one is Gaussian; got {jitter}")
+        process = self.denoiser.gaussian
         if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:
             raise ValueError(
                 "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
@@ -341,8 +361,31 @@ class ImagePipeline:
                 on_step=watcher.on_step,
             )
 
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, num, calls, seed, batch_size, watcher)
+
+    def _from_law(
+        self,
+        churn: float,
+        num_steps: int | None,
+        spacing: str | None,
+        guidance_scale: float,
+        jitter: float,
+        clip: bool,
+    ) -> tuple[Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor], int]:
+        """What `_batches` runs for images of a cold model, x_T from its law, restored; and how many calls it takes."""
+        process, prior = cast(ColdProcess, self.process), self.denoiser.prior
+        steps = process.T if num_steps is None else min(check_whole("num_steps", num_steps, 1), process.T)
+        times = sampling.grid(process, steps, "even" if spacing is None else spacing)
+
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+            rows = self.denoiser.label_row(own, len(random.rows))
+            places = torch.zeros(len(random.rows), dtype=torch.int64) if rows is None else rows
+            xt = prior.draw(process, places.to(self.denoiser.device), jitter=jitter, random=random)
+            predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
+            walk = sampling.spread(times, len(xt), xt.device)
+            return denoise(process, predict, xt, walk, churn, random=random, on_step=watcher.on_step)
+
+        return run, steps
 
     @torch.no_grad()
     def restore(
@@ -588,6 +631,11 @@ class _Watcher:
         with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
             self.advance = bar.update
             yield
+
+
+def default_sampler(process: ImageProcess) -> str:
+    """The name of the sampler of `generate` where none is given."""
+    return "dpm_solver" if process.starts_from_noise else "improved"
 
 
 def check_device(device: Any) -> None:

@@ -37,6 +37,7 @@ from .modeling import ImageConfig, ImageDenoiser
 from .objectives import ERRORS, HUBER, WEIGHTINGS, ImageObjective, ImportanceCallback
 from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
+from .sampling import PRIOR_RANK
 from .schedules import SCHEDULES
 
 SMALL = 256
@@ -74,6 +75,10 @@ class ModelArguments:
     degradation: str = field(default="blur", metadata={"help": "Of cold: blur, pixel_mask, pool or desaturate."})
     degradation_options: str = field(default="{}", metadata={"help": 'Its parameters, as JSON: {"std": 3.0}.'})
     sigma: float = field(default=0.0, metadata={"help": "Of cold: noise beside the degradation."})
+    prior_rank: int | None = field(
+        default=None,
+        metadata={"help": "Of cold: directions of the law of x_T kept to generate from (default: 64; 0: no law)."},
+    )
     prediction: str | None = field(
         default=None, metadata={"help": "What the network predicts: epsilon, x0 or v (default; cold: x0)."}
     )
@@ -219,6 +224,9 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
+        if not process.starts_from_noise and (rank := model_args.prior_rank) != 0:
+            labels = splits.train.labels if config.num_classes else None
+            trainer.model.fit_prior(splits.train.images, labels, PRIOR_RANK if rank is None else rank)
         found = trainer.evaluate(held)  # all of it
         figures = {name: found[f"eval_{name}"] for name in ("loss", "loss_stderr")}
         if ready.state.is_main_process:
@@ -258,6 +266,8 @@ def build_objective(
 
 
 def _cold(model_args: ModelArguments) -> ColdProcess:
+    if model_args.prior_rank is not None and model_args.prior_rank < 0:
+        raise ValueError(f"prior_rank must be at least 0, got {model_args.prior_rank}")
     how = options("degradation_options", model_args.degradation_options)
     if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
         how["T"] = model_args.times
@@ -271,6 +281,8 @@ def _gaussian(family: str, *names: str) -> Callable[[ModelArguments], GaussianPr
         more = options("process_options", model_args.process_options)
         if model_args.sigma:
             raise ValueError(f"sigma belongs to process 'cold', got it with {family!r}")
+        if model_args.prior_rank:
+            raise ValueError(f"prior_rank belongs to process 'cold', got it with {family!r}")
         more["T"] = 1000 if model_args.times is None else model_args.times
         return GaussianProcess.of_family(family, **{**more, **{n: getattr(model_args, n) for n in names}})
 

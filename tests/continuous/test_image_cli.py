@@ -68,6 +68,19 @@ def test_generate_writes_a_grid_and_a_strip_that_a_seed_reproduces(hot, tmp_path
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_cold_model_generates_too_unless_its_law_was_not_kept(cold, tmp_path):
+    call = ["-n", 6, "--seed", 1, "--quiet", "--columns", 3, "--strip", tmp_path / "strip.png"]
+    udm("generate", cold, *call, "-o", tmp_path / "a.png")
+    assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
+    assert size(tmp_path / "strip.png") == ((4 * 68 + 4, 6 * 68 + 4), "L")  # 4 states: T is 3
+    udm("generate", cold, *call, "-o", tmp_path / "b.png", "--jitter", 0.3, "--sampler", "naive")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    udm("generate", cold, *call, "-o", tmp_path / "b.png", "--sampler", "ddpm", error="'improved' or 'naive'")
+    more = ["--process", "cold", "--degradation", "pool", "--conditional", "false", "--prior_rank", "0"]
+    main(["--output", str(tmp_path / "older"), *QUIET, *TINY, *more])
+    udm("generate", tmp_path / "older", *call, "-o", tmp_path / "c.png", error="keeps no law of x_T to draw from")
+
+
 def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     clean = digits().validation.images[:2]
     files = []
@@ -117,8 +130,13 @@ def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, co
     printed = udm("evaluate", hot, "--num-steps", 4, "-n", 40, "--terms", 4)
     for words in ("dpm_solver, 4 steps", "memoriser", "matched Gaussian", "bits/dim"):
         assert words in printed
-    figures = json.loads(udm("evaluate", cold, "--json"))["restorations"]
-    assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
+    figures = json.loads(udm("evaluate", cold, "--json"))
+    restored, samples = figures["restorations"], figures["samples"]
+    assert restored.keys() == {"degraded", "direct", "naive", "improved"} and restored["degraded"]["rmse"] > 0.3
+    assert samples["sampler"] == "improved" and samples["number"] == 500 and "bound" not in figures
+    printed = udm("evaluate", cold, "--sampler", "naive")
+    for words in ("RMSE", "(500 held-out images, from D_T)", "naive, 20 steps", "memoriser"):
+        assert words in printed
 
 
 def test_a_run_in_a_folder_named_digits_is_measured_on_the_digits(hot, tmp_path, monkeypatch):
@@ -146,7 +164,9 @@ def test_evaluate_says_what_it_is_about_to_do_and_shows_bars_on_a_terminal(hot, 
         "takes 8 calls for each held-out image"
     )
     first = CliRunner().invoke(app, ["image", "evaluate", str(cold), "--json"]).stderr
-    assert first.startswith("note: 500 held-out images are degraded and restored in 3 ways")
+    assert first.startswith(
+        "note: 500 held-out images are degraded and restored in 3 ways; 500 samples of 3 steps are drawn, and compared"
+    )
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -165,7 +185,7 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatc
     udm("generate", hot, "-o", tmp_path / "no" / "out.png", error="existing directory")
     udm("generate", hot, "-o", out, "--label", "ten", "--quiet", error="label must be 'all' or one of")
     udm("generate", hot, "-o", out, "--num-steps", 31, "--quiet", error="num_steps must be an integer in 1..30")
-    udm("generate", cold, "-o", out, "--quiet", error="this one is cold")
+    udm("generate", cold, "-o", out, "--quiet", "--spacing", "snr", error="'snr' needs a GaussianProcess")
     udm("generate", "./no/model", "-o", out, error="there is no model directory ./no/model")
     udm("restore", cold, tmp_path / "torn.png", "-o", out, error="torn.png cannot be read as an image")
     udm("train", "--output", hot, *QUIET, error="--resume")

@@ -213,6 +213,34 @@ def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
     assert len(states) == 5 and torch.equal(states[0], degraded)
 
 
+def test_a_cold_model_generates_from_the_law_it_keeps_and_an_older_one_says_what_is_missing(tmp_path):
+    pipe = make(ColdProcess(Blur(T=6, std=1.0), sigma=0.05), prediction="x0")
+    images = torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    pipe.save_pretrained(tmp_path / "older")
+    with pytest.raises(ValueError, match="keeps no law of x_T"):
+        ImagePipeline.from_pretrained(tmp_path / "older").generate(2)
+    pipe.denoiser.fit_prior(images, torch.arange(90) % 3)
+    pipe.save_pretrained(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again = ImagePipeline.from_pretrained(tmp_path / "model")
+    how = {"label": "all", "seed": 3, "guidance_scale": 1.5}
+    for more in ({}, {"sampler": "naive"}, {"num_steps": 3, "jitter": 0.1}, {"num_steps": None}):
+        made = pipe.generate(5, **how, **more)
+        assert made.shape == (5, 1, 4, 4) and made.abs().max() <= 1.0
+        assert torch.equal(again.generate(5, **how, **more), made)
+        assert torch.allclose(again.generate(5, **how, **more, batch_size=2), made, atol=1e-5)
+    assert len({float(pipe.generate(2, label, seed=1)[0].sum()) for label in (None, 0, 1, 2)}) == 4
+    # the walk is that of restore, from what the law gives
+    random = RowRandom(3, torch.arange(4))
+    xt = pipe.denoiser.prior.draw(pipe.process, torch.full((4,), 3), random=random)
+    expected = sampling.restore(pipe.process, pipe.predictor(), xt, churn=1.0, random=random)
+    with torch.no_grad():
+        found = pipe.generate(4, sampler="naive", seed=3)
+    assert torch.allclose(found, expected.clamp(-1, 1), atol=1e-6)
+    states = pipe.generate(4, sampler="naive", seed=3, output_trajectory=True).trajectory
+    assert len(states) == 7 and torch.equal(states[0], xt)
+
+
 def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
     known = torch.linspace(-1, 1, 48).view(3, 1, 4, 4)
     editable = torch.zeros(4, 4, dtype=torch.bool)
@@ -282,7 +310,24 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
         (lambda p, c: p.generate(2, 1, guidance_scale=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
         (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda p, c: p.generate(2, batch_size=0), "batch_size must be at least 1"),
-        (lambda p, c: c.generate(2), "this one is cold: use restore"),
+        (lambda p, c: c.generate(2), "keeps no law of x_T to draw from: restore degraded images, or have it measured"),
+        (
+            lambda p, c: c.generate(2, sampler="ddim"),
+            "sampler must be 'improved' or 'naive' for this model, got 'ddim'",
+        ),
+        (lambda p, c: c.generate(2, eta=0.5), "eta belongs to sampler 'ddim', got sampler 'improved'"),
+        (lambda p, c: c.generate(2, jitter=-0.5), r"jitter must lie in \[0, inf\], got -0.5"),
+        (lambda p, c: p.generate(2, jitter=0.5), "jitter is noise on the x_T of a cold model"),
+        (lambda p, c: p.denoiser.fit_prior(torch.zeros(2, 1, 4, 4)), "only a cold one has it measured"),
+        (
+            lambda p, c: c.denoiser.fit_prior(torch.zeros(2, 1, 8, 8)),
+            r"images must be \(N, 1, 4, 4\), got \(2, 1, 8, 8\)",
+        ),
+        (lambda p, c: make(prior_rank=3), "prior_rank must be 0, or of a cold process at least 1, got 3"),
+        (
+            lambda p, c: make(ColdProcess(Blur(T=6)), prediction="x0", prior_rank=3).generate(2),
+            "the law of x_T was not measured yet",
+        ),
         (
             lambda p, c: c.restore(torch.zeros(2, 1, 8, 8)),
             r"degraded must have shape \(N, 1, 4, 4\), got \(2, 1, 8, 8\)",

@@ -353,6 +353,52 @@ def test_naive_sampling_ends_at_the_restorers_last_answer_and_improved_keeps_the
     assert float((improved - x0).square().mean()) < float((naive - x0).square().mean())
 
 
+# where a cold walk starts ---------------------------------------------------------------------------------------------
+
+
+def covariance_of(prior, law=-1):
+    basis, deviation = prior.basis[law].flatten(1).double(), prior.deviations[law].flatten().double()
+    return basis.T @ basis + torch.diag(deviation.square())
+
+
+def test_the_law_of_x_T_has_the_moments_of_degraded_images_and_few_directions_keep_the_variances():
+    process, x0 = ColdProcess(Blur(6, 1.0)), images(300)
+    spoilt = process.degrade(x0, at(6, 300)).flatten(1)
+    whole, low = (sampling.ColdPrior.fit(process, x0, rank=rank) for rank in (64, 5))
+    assert whole.means.shape == (1, 1, 8, 8) and whole.basis.shape == (1, 64, 1, 8, 8) and low.basis.shape[1] == 5
+    assert torch.allclose(whole.means[0].flatten().double(), spoilt.mean(0), atol=1e-6)
+    found, few = covariance_of(whole), covariance_of(low)
+    true = torch.cov(spoilt.T)
+    assert torch.allclose(found, true, atol=1e-6) and torch.allclose(few.diagonal(), true.diagonal(), atol=1e-6)
+    # no five directions and a diagonal of their own are nearer, but for the diagonal: Eckart and Young
+    values, vectors = torch.linalg.eigh(true)
+    best = (vectors[:, -5:] * values[-5:]) @ vectors[:, -5:].T
+    off = ~torch.eye(64, dtype=torch.bool)
+    assert torch.allclose(few[off], best[off], atol=1e-6)
+    # fewer images than numbers: by inner products of images, the same law
+    some = sampling.ColdPrior.fit(process, x0[:20])
+    assert some.basis.shape[1] == 19 and torch.allclose(covariance_of(some), torch.cov(spoilt[:20].T), atol=1e-6)
+
+
+def test_each_class_starts_at_its_own_mean_and_no_class_at_that_of_all():
+    process, x0 = ColdProcess(Blur(6, 2.0)), images(400)
+    labels = torch.arange(400) % 2
+    x0 = x0 * 0.2 + torch.where(labels == 0, -0.6, 0.6).view(-1, 1, 1, 1)
+    prior = sampling.ColdPrior.fit(process, x0, labels, num_classes=3)  # of the third there is no image
+    n, draws = 2000, {}
+    for row in range(4):
+        draws[row] = prior.draw(process, torch.full((n,), row), random=rows(n, row)).flatten(1).double()
+    spoilt = process.degrade(x0, at(6, 400)).flatten(1)
+    for row, part in ((0, spoilt[0::2]), (1, spoilt[1::2]), (3, spoilt)):
+        assert torch.allclose(draws[row].mean(0), part.mean(0), atol=5 * float(part.std(0).max()) / n**0.5)
+        assert float(draws[row].var(0).sum() / part.var(0).sum()) == pytest.approx(1, rel=0.1)
+    assert torch.allclose(draws[2].mean(0), spoilt.mean(0), atol=0.02)
+    alone = prior.draw(process, torch.tensor([1]), random=RowRandom(1, torch.tensor([7])))
+    assert torch.allclose(alone.flatten(1).double(), draws[1][7:8], atol=1e-6)
+    jittered = prior.draw(process, torch.full((n,), 1), jitter=0.5, random=rows(n, 1)).flatten(1) - draws[1]
+    assert float(jittered.std()) == pytest.approx(0.5, rel=0.02)
+
+
 # likelihood -----------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +488,13 @@ COLD = ColdProcess(Blur(6, 3.0))
         (lambda: sampling.sample(VP, PREDICT, (2,)), r"\(B, \.\.\.\)"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), dtype=torch.int64), "float tensor"),
         (lambda: sampling.sample(COLD, PREDICT, (2, 1, 8, 8)), "sampling.restore"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(1)), "a law of x_T needs at least 2 images, got 1"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(), rank=0), "rank must be an integer of at least 1, got 0"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(), num_classes=2), "labels must be given with classes"),
+        (
+            lambda: sampling.ColdPrior.fit(COLD, images()).draw(COLD, at(0, 2), jitter=-1.0),
+            "jitter must be a number >= 0, got -1.0",
+        ),
         (lambda: sampling.sample(VP, lambda *a: torch.zeros(1), (2, 2)), "shape of xt"),
         (lambda: sampling.restore(COLD, PREDICT, images() * torch.nan), "NaN"),
         (lambda: sampling.restore(COLD, PREDICT, images(), 0), "nothing to restore"),
