@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .processes import ColdProcess as ColdProcess
     from .processes import GaussianProcess as GaussianProcess
     from .processes import process_from_dict as process_from_dict
+    from .sampling import ColdPrior as ColdPrior
     from .sampling import ancestral as ancestral
     from .sampling import clip as clip
     from .sampling import ddim as ddim
@@ -55,6 +56,7 @@ _HOMES = {
     "PixelMask": "degradations",
     "Pool": "degradations",
     "register": "degradations",
+    "ColdPrior": "sampling",
     "ancestral": "sampling",
     "clip": "sampling",
     "ddim": "sampling",

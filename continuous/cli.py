@@ -38,13 +38,21 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The image to write: all of them in a grid.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Images.")] = 64,
     label: Label = None,
-    sampler: Annotated[str, typer.Option(help="ddim, ddpm, dpm_solver, baseline or ddpm_learned.")] = "dpm_solver",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, ddpm, dpm_solver (default), baseline, ddpm_learned; of cold models improved (default) or naive."
+        ),
+    ] = None,
     num_steps: Steps = 20,
     spacing: Annotated[
         str | None, typer.Option(help="even, quadratic or snr; default: what suits the sampler.")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Share of fresh noise of ddim: 0 none, 1 that of ddpm.")] = None,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    jitter: Annotated[
+        float, typer.Option(min=0.0, help="Of cold models: deviation of noise on what they start from.")
+    ] = 0.0,
     clip: Annotated[bool, typer.Option(help="Hold predictions inside the range of images.")] = True,
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 512,
@@ -53,7 +61,7 @@ def generate(
     device: Device = None,
     quiet: Quiet = False,
 ) -> None:
-    """New images from noise, by a model of a Gaussian process."""
+    """New images: from noise, or of a cold model from degraded images that it draws itself."""
     from .grids import check_target, save_grid, save_strip
 
     check_target(output)
@@ -62,6 +70,7 @@ def generate(
     pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
+    how["jitter"] = jitter
     how |= {"guidance_scale": guidance_scale, "seed": seed}
     images = pipe.generate(number, label, batch_size=batch_size, progress=not quiet, **how)
     save_grid(output, images, columns)
@@ -142,7 +151,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Of --data: bring the shorter side to it; default: as in training.")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="Of --data: 1 or 3; default: as in training.")] = None,
-    sampler: Annotated[str, typer.Option(help="As in generate (Gaussian models).")] = "dpm_solver",
+    sampler: Annotated[str | None, typer.Option(help="As in generate.")] = None,
     num_steps: Steps = 20,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     number: Annotated[
@@ -151,11 +160,17 @@ def evaluate(
     terms: Annotated[
         int, typer.Option(min=0, help="Terms of the likelihood bound of a held-out image; 0: no bound.")
     ] = 64,
+    variance: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the bound's steps: fixed, learned or optimal (measured on training images); default: as learned."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of samples and noise.")] = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """How good samples are, beside real images and a memoriser, and the bound; of a cold model its restorations."""
+    """How good samples are, beside real images and a memoriser, and the bound; of a cold model restorations, too."""
     from udm_text.common import watching
     from udm_text.training.callbacks import terminal_bar
 
@@ -166,7 +181,7 @@ def evaluate(
     splits, name = load_splits_of(model, data, image_size, channels)
     for note in splits.notes:
         print(f"note: {note}", file=sys.stderr)
-    amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms}
+    amount: dict[str, Any] = {"num_steps": num_steps, "number": number, "terms": terms, "variance": variance}
     print(f"note: {describe_work(pipe, splits, **amount)}", file=sys.stderr, flush=True)
     with watching(terminal_bar):
         figures = evaluate_model(

@@ -7,6 +7,7 @@ at a given xt the two are tied by a straight line.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from udm_text.devices import demand
 from udm_text.randomness import RowRandom
 
 from .processes import GaussianProcess, ImageProcess, check_finite
-from .sampling import OnStep, Predictor, as_prediction, check_falling, grid, spread
+from .sampling import OnStep, Predictor, as_prediction, check_falling, grid, langevin, repeated, spread
+
+STEP_SIZE = 0.2
+"""Of a correction of `edit`, in units of b_t^2: it makes the noise of its time too large by a tenth, in variance."""
 
 
 def guided(conditional: Predictor, unconditional: Predictor, scale: float) -> Predictor:
@@ -104,10 +108,18 @@ def edit(
     num_steps: int | None = None,
     times: Tensor | None = None,
     churn: float = 0.0,
+    corrections: int = 0,
+    step_size: float = STEP_SIZE,
     random: RowRandom | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Inpainting: new content where `editable` is true, `known` exactly elsewhere.
+
+    Putting the known content back at every step (replacement, Song et al. 2011.13456) does not sample the law of the
+    rest given it, not even with an exact predictor and very many steps: what was drawn earlier never hears what the
+    known content says later. Of two standard normal numbers of correlation 0.8, one known as 0.625, the other is drawn
+    with mean 0.31 and deviation 0.70 in 1,000 steps of DDPM; right are 0.5 and 0.6. `corrections` let both come to
+    terms at each noise: 10 of them in 50 steps of DDPM give 0.47 and 0.61, and more of them go on towards the truth.
 
     Args:
         known: (B, ...) images; editable: bool, broadcasts against known.
@@ -115,12 +127,18 @@ def edit(
             (SDEdit, 2108.01073), so that the edit stays near it.
         num_steps: see `sampling.grid`; `times` is a falling grid of your own, in place of both.
         churn: as in `core.denoise`; wrap the predictor for other samplers.
+        corrections: Langevin steps (`sampling.langevin`) at each time but 0, for Gaussian processes: each is a call of
+            the predictor more, with known content of fresh noise.
+        step_size: of a correction, in (0, 2), in units of b_t^2.
+        on_step: see `core.denoise`; corrections count as steps.
     """
     check_finite(known, "known")
     editable = check_editable(editable, known)
     times = grid(process, num_steps, start=start) if times is None else times
     check_falling(times, process.T)
     random = RowRandom.fresh(len(known), known.device) if random is None else random
+    if corrections:
+        times, predict_x0 = corrected(process, predict_x0, times, corrections, step_size, random)
     walk = spread(times, len(known), known.device)
     keep = keep_known(process, known, editable, walk, random)
     if int(times[0]) == process.T:
@@ -135,6 +153,25 @@ def edit(
 
     xt = keep(-1, xt, None)
     return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=after)
+
+
+def corrected(
+    process: ImageProcess,
+    predict_x0: Predictor,
+    times: Tensor,
+    corrections: int,
+    step_size: float = STEP_SIZE,
+    random: RowRandom | None = None,
+) -> tuple[Tensor, Predictor]:
+    """A falling grid with corrections, and the predictor whose steps that stay are such; see `edit`.
+
+    Raises:
+        ValueError: corrections below 0, a step_size outside (0, 2), a cold process, which has no score.
+    """
+    if not process.starts_from_noise:
+        raise ValueError(f"corrections are Langevin steps and need a Gaussian process, got {process!r}: give 0")
+    hot = cast(GaussianProcess, process)
+    return repeated(times, corrections), langevin(hot, predict_x0, step_size, random=random)
 
 
 def check_editable(editable: Tensor, known: Tensor) -> Tensor:

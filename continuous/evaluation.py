@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udm_text.common import watched
+from udm_text.common import choices, watched
 from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
+from .pipeline import default_sampler
 from .processes import GaussianProcess
+from .sampling import Predictor, optimal_variance
 
 FEATURES = 32
 _BLOCK = 512
@@ -293,8 +295,24 @@ def last_time(process: GaussianProcess, levels: int) -> int:
     return min(int(below.sum()) + 1, process.T)
 
 
-def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[str, Any]:
+VARIANCES = ("fixed", "learned", "optimal")
+"""Of a step, in the bound: the least one that is right for some data; what the network predicts; measured on images."""
+
+
+def bits_per_dim(
+    pipe: Any,
+    rows: ImageRows,
+    terms: int,
+    seed: int = 0,
+    *,
+    variance: str | None = None,
+    train: ImageRows | None = None,
+) -> dict[str, Any]:
     """The bound on -log2 p a dimension, of two DDPM samplers, with its standard error over images.
+
+    Args:
+        variance: of the sampler's steps, one of `VARIANCES`; None: "learned" where the model has it, else "fixed".
+            "optimal" is that of Analytic-DPM (arXiv 2201.06503), measured on at most 512 images of `train`.
 
     "bits_per_dim" is of the sampler that goes through every t down to `last_time` and from there to 0 at once, a level
     being drawn by its probability. "bits_per_dim_all_steps" is of the one that takes every step to t = 0. Where pixels
@@ -302,14 +320,28 @@ def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[
     """
     process = pipe.denoiser.gaussian
     labels = rows.labels if pipe.denoiser.config.num_classes else None
+    variance = check_variance(pipe, variance)
+    predict_x0: Predictor = pipe.predictor(labels)
+    v: Any = None
+    if variance == "learned":
+        learned = pipe.learned(labels)
+        predict_x0, v = learned.predict_x0, learned.variance
+    elif variance == "optimal":
+        if train is None:
+            raise ValueError(
+                "variance 'optimal' is measured on images: give train, those that the model was trained on"
+            )
+        v = measured_variance(pipe, train, seed)
     figures: dict[str, Any] = {"terms": min(terms, process.T), "last_time": last_time(process, rows.levels)}
+    figures["variance"] = variance
     for name, end in (("bits_per_dim", figures["last_time"]), ("bits_per_dim_all_steps", 1)):
         times = torch.tensor([*range(process.T, end - 1, -1), 0])
         bound = likelihood.nelbo(
             process,
-            pipe.predictor(labels),
+            predict_x0,
             rows.images,
             times,
+            variance=v,
             levels=rows.levels,
             num_terms=terms if terms < len(times) - 1 else None,
             random=RowRandom(seed, torch.arange(len(rows))),
@@ -320,22 +352,55 @@ def bits_per_dim(pipe: Any, rows: ImageRows, terms: int, seed: int = 0) -> dict[
     return figures
 
 
+def check_variance(pipe: Any, variance: str | None) -> str:
+    """One of `VARIANCES` that the model has; None: the learned one where there is one."""
+    learned = pipe.denoiser.config.learned_variance
+    if variance is None:
+        return "learned" if learned else "fixed"
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be {choices(VARIANCES)}, got {variance!r}")
+    if variance == "learned" and not learned:
+        raise ValueError("this model was trained without learned_variance: variance can be 'fixed' or 'optimal'")
+    return variance
+
+
+MEASURED = 512
+"""Images that the optimal variance is measured on, at most."""
+
+
+def measured_variance(pipe: Any, rows: ImageRows, seed: int = 0) -> Tensor:
+    """(T + 1,) float64 `sampling.optimal_variance` of a model on rows, evenly spread; never 0 but at t = 0."""
+    some = rows.take(torch.arange(0, len(rows), -(-len(rows) // MEASURED)))
+    labels = some.labels if pipe.denoiser.config.num_classes else None
+    times = watched(range(1, pipe.process.T + 1), "variance")
+    random = RowRandom(seed, torch.arange(len(some)))
+    table = optimal_variance(pipe.denoiser.gaussian, pipe.predictor(labels), some.images, times, random=random)
+    table[1:] = table[1:].clamp(min=torch.finfo(torch.float32).tiny)
+    return table
+
+
+def generates(pipe: Any) -> bool:
+    """Whether a model can draw images of its own: a cold one has to keep a law of x_T for it."""
+    return bool(pipe.process.starts_from_noise or pipe.denoiser.config.prior_rank)
+
+
 def evaluate_model(
     pipe: Any,
     splits: ImageSplits,
     *,
-    sampler: str = "dpm_solver",
+    sampler: str | None = None,
     num_steps: int | None = 20,
     guidance_scale: float = 1.0,
     number: int | None = None,
     terms: int = 64,
+    variance: str | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
     """The figures of a model as they go into a report; `pipe`: an `ImagePipeline`. progress: show bars.
 
-    Cold: "restorations". Gaussian: "samples" (their classes those of the held-out rows, where the model knows classes),
-    "reference", and with `terms` the "bound".
+    Cold: "restorations". Of what generates, "samples" (their classes those of the held-out rows, where the model knows
+    classes; sampler None: that of `generate`) and "reference"; Gaussian, with `terms`: the "bound".
     """
     held = splits.validation
     if splits.train.shape != pipe.shape:
@@ -349,10 +414,18 @@ def evaluate_model(
         raise ValueError(f"number, of samples, must be at least 2, got {number}")
     if terms and terms < 2:
         raise ValueError(f"terms must be 0, for no bound, or at least 2, got {terms}")
+    if variance is not None:
+        if not pipe.process.starts_from_noise:
+            raise ValueError("variance is that of the steps of a Gaussian process, and this model's process is cold")
+        check_variance(pipe, variance)
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
+    figures: dict[str, Any] = {}
     if not pipe.process.starts_from_noise:
         found = restorations(pipe, held, classifier, seed=seed, progress=progress)
-        return {"restorations": {name: one.to_dict() for name, one in found.items()}, "rows": len(held), "seed": seed}
+        figures |= {"restorations": {name: one.to_dict() for name, one in found.items()}}
+        figures |= {"rows": len(held), "seed": seed}
+        if not generates(pipe):
+            return figures
     number = len(held) if number is None else number
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
@@ -367,26 +440,43 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    how = {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
-    figures: dict[str, Any] = {
+    name = default_sampler(pipe.process) if sampler is None else sampler
+    how = {"sampler": name, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
+    figures |= {
         "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
         "reference": {name: one.to_dict() for name, one in reference.items()},
     }
-    if terms:
-        figures["bound"] = bits_per_dim(pipe, held, terms, seed)
+    if terms and pipe.process.starts_from_noise:
+        figures["bound"] = bits_per_dim(pipe, held, terms, seed, variance=variance, train=splits.train)
     return figures
 
 
 def describe_work(
-    pipe: Any, splits: ImageSplits, *, num_steps: int | None = 20, number: int | None = None, terms: int = 64
+    pipe: Any,
+    splits: ImageSplits,
+    *,
+    num_steps: int | None = 20,
+    number: int | None = None,
+    terms: int = 64,
+    variance: str | None = None,
 ) -> str:
     """What `evaluate_model` is about to do with these arguments, in a line: it takes minutes where there is much."""
     held, train = len(splits.validation), len(splits.train)
-    if not pipe.process.starts_from_noise:
-        return f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
-    words = f"{number or held} samples of {num_steps or pipe.process.T} steps are drawn, and compared with {held} "
+    cold, words = not pipe.process.starts_from_noise, ""
+    if cold:
+        words = f"{held} held-out images are degraded and restored in {len(RESTORATIONS)} ways"
+        if not generates(pipe):
+            return words
+        words += "; "
+    steps = min(num_steps or pipe.process.T, pipe.process.T)
+    words += f"{number or held} samples of {steps} steps are drawn, and compared with {held} "
     words += f"held-out images and {train} to train on"
-    return words + f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
+    if cold:
+        return words
+    words += f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
+    if terms and variance == "optimal":
+        words += f", and its variance {pipe.process.T} for each of at most {MEASURED} training images"
+    return words
 
 
 def describe_figures(figures: dict[str, Any]) -> str:
@@ -397,31 +487,33 @@ def describe_figures(figures: dict[str, Any]) -> str:
     def cell(value: float | None, digits: int = 3) -> str:
         return "-" if value is None else format(value, f".{digits}f")
 
-    table, lines = Table(""), []
-    heads: tuple[str, ...]
+    def printed(heads: tuple[str, ...], rows: dict[str, tuple[str, ...]]) -> str:
+        table = Table("")
+        for head in heads:
+            table.add_column(head, justify="right")
+        for name, row in rows.items():
+            table.add_row(name, *row)
+        console = Console(color_system=None)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+    parts: list[str] = []
     rows: dict[str, tuple[str, ...]]
     if "restorations" in figures:
-        heads = ("RMSE", "Frechet")
         rows = {n: (cell(r["rmse"], 4), cell(r["frechet"])) for n, r in figures["restorations"].items()}
-        lines.append(f"({figures['rows']} held-out images, from D_T)")
-    else:
-        heads = ("Frechet", "nearest", "1-NN", "label")
+        parts.append(printed(("RMSE", "Frechet"), rows) + f"({figures['rows']} held-out images, from D_T)")
+    if "samples" in figures:
         own, names = figures["samples"], ("frechet", "nearest", "one_nn", "label_accuracy")
         every = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
         rows = {name: tuple(cell(row[key]) for key in names) for name, row in every.items()}
-        lines.append(
-            "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
+        parts.append(
+            printed(("Frechet", "nearest", "1-NN", "label"), rows)
+            + "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
         )
-        if "bound" in figures:
-            lines.append(describe_bound(figures["bound"]))
-    for head in heads:
-        table.add_column(head, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *row)
-    console = Console(color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get() + "\n".join(lines)
+    if "bound" in figures:
+        parts.append(describe_bound(figures["bound"]))
+    return "\n".join(parts)
 
 
 def describe_bound(bound: dict[str, Any]) -> str:
@@ -431,5 +523,5 @@ def describe_bound(bound: dict[str, Any]) -> str:
     )
     return (
         f"held-out images: at most {first} bits/dim, the last step from t = {bound['last_time']} (every step taken: "
-        f"{second}; {bound['terms']} terms an image)"
+        f"{second}; {bound['terms']} terms an image; {bound['variance']} variance)"
     )

@@ -5,13 +5,15 @@ With l_t = a_t^2 / b_t^2 the signal-to-noise ratio, a step of DDPM from t to s (
     KL(q(xs | xt, x0) || p(xs | xt)) = w / 2 ||x0 - x0_hat||^2                                 v = 0, w = l_s - l_t
                        = sum of [log(1 + w v) + (1 + w (x0 - x0_hat)^2) / (1 + w v) - 1] / 2   v > 0
 
-where v is the variance of x0_hat's law (`sampling.with_variance`). Source: Kingma et al. 2107.00630 for v = 0; the
-other follows from the same two normal laws. Everything is in nats, summed over an image, unless it says bits/dim.
+where v is the variance of x0_hat's law (`sampling.with_variance`), of each number of an image its own. Source: Kingma
+et al. 2107.00630 for v = 0; the other follows from the same two normal laws. Everything is in nats, summed over an
+image, unless it says bits/dim.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,7 +47,7 @@ def nelbo(
     x0: Tensor,
     times: Tensor | None = None,
     *,
-    variance: Tensor | None = None,
+    variance: Tensor | Callable[[Tensor, Tensor, Prediction], Tensor] | None = None,
     levels: int | None = None,
     low: float = -1.0,
     high: float = 1.0,
@@ -57,8 +59,10 @@ def nelbo(
     Args:
         x0: (B, ...) clean images.
         times: the sampler's falling grid from T to 0; None: every step, T terms.
-        variance: (T + 1,) table of v (see `sampling.optimal_variance`). None: v = 0, and the decoder's variance is
-            b^2 / a^2 of the last step.
+        variance: (T + 1,) table of v (see `sampling.optimal_variance`); or a function (xt, t, prediction) -> v >= 0 of
+            a shape that broadcasts against xt, for learned variances: whatever `sampling.with_variance` takes, of whose
+            sampler this is then the bound. v is also the decoder's variance, and has to be positive there. None: v = 0,
+            and the decoder's variance is b^2 / a^2 of the last step.
         levels: images of so many evenly spaced values from `low` to `high` (256 for bytes): the decoder gives
             probabilities and bits/dim are comparable with published ones. None: densities.
         num_terms: estimate the sum by so many terms an image, without bias: the steps nearest to t = 0, where the
@@ -85,13 +89,15 @@ def nelbo(
     for index, weight in watched(_terms(last, num_terms, random), "bound"):
         t, s = grid[index], grid[index + 1]
         xt = process.corrupt(x0, t, process.sample_noise(x0, random=random))
-        off = (x0.double() - as_prediction(predict_x0(xt, t, s), xt).x0.double()).flatten(1)
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        off = (x0.double() - prediction.x0.double()).flatten(1)
+        v = None if variance is None else _known(variance, xt, t, prediction)
         if int(index[0]) == last:
-            v = process.sigma(t).square() if variance is None else _known(variance, t)
-            decoder = _decoder(x0.double().flatten(1), off, v[:, None], levels, low, high)
+            v = process.sigma(t).square()[:, None] if v is None else v
+            decoder = _decoder(x0.double().flatten(1), off, v, levels, low, high)
         else:
             w = (ratio[index + 1] - ratio[index])[:, None]
-            wv = w * _known(variance, t)[:, None] if variance is not None else torch.zeros_like(w)
+            wv = torch.zeros_like(w) if v is None else w * v
             steps = steps + weight * 0.5 * (wv.log1p() + (1 + w * off.square()) / (1 + wv) - 1).sum(1)
     prior = 0.5 * ratio[0] * x0.double().square().flatten(1).sum(1)
     return Bound(prior + steps + decoder, prior, steps, decoder)
@@ -142,8 +148,14 @@ def _decoder(x0: Tensor, off: Tensor, v: Tensor, levels: int | None, low: float,
     return -discretised_log_prob(x0, x0 - off, 0.5 * v.log(), levels, low, high).sum(1)
 
 
-def _known(variance: Tensor, t: Tensor) -> Tensor:
-    v = variance.to(t.device, torch.float64)[t]
+def _known(
+    variance: Tensor | Callable[[Tensor, Tensor, Prediction], Tensor], xt: Tensor, t: Tensor, prediction: Prediction
+) -> Tensor:
+    """v at t, float64: (B, 1) from a table, (B, numbers of an image) from a function."""
+    if isinstance(variance, Tensor):
+        v = variance.to(t.device, torch.float64)[t][:, None]
+    else:
+        v = variance(xt, t, prediction).to(t.device, torch.float64).expand(xt.shape).flatten(1)
     if not bool((v >= 0).all()):
         raise ValueError(
             f"variance must be known and not negative at every t of the grid, is not at t = {int(t.max())}"

@@ -19,7 +19,8 @@ from udm_text.devices import demand, reads_are_free
 
 from .degradations import per_row
 from .networks import NETWORKS, network
-from .processes import PREDICTIONS, GaussianProcess, ImageProcess, process_from_dict
+from .processes import PREDICTIONS, ColdProcess, GaussianProcess, ImageProcess, process_from_dict
+from .sampling import PRIOR_RANK, ColdPrior
 
 CONFIG_VERSION = 1
 
@@ -41,6 +42,8 @@ class ImageConfig(PreTrainedConfig):
         levels (`int`): values that a pixel can take, evenly spaced over [-1, 1].
         classes (`list[str]`): names of the classes; empty: not conditional. One label more means "no class".
         network (`dict`): "kind" ("mlp" or "unet") and the options of that network.
+        prior_rank (`int`): directions of the law of x_T that a model of a cold process holds, beside its weights, to
+            generate from (`ImageDenoiser.fit_prior` sets it); 0: it holds none and restores only.
     """
 
     model_type = "udm-image"
@@ -52,6 +55,7 @@ class ImageConfig(PreTrainedConfig):
     levels: int = 256
     classes: list[str] | None = None
     network: dict | None = None
+    prior_rank: int = 0
     udm_version: int = CONFIG_VERSION
 
     _extras: ClassVar[frozenset[str]] = frozenset(
@@ -83,7 +87,10 @@ class ImageConfig(PreTrainedConfig):
             raise ValueError(f"network must have a kind, {choices(NETWORKS)}, got {self.network.get('kind')!r}")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be {choices(PREDICTIONS)}, got {self.prediction!r}")
-        self.build_process().check_learnable(self.prediction, self.learned_variance)
+        process = self.build_process()
+        process.check_learnable(self.prediction, self.learned_variance)
+        if self.prior_rank < 0 or (self.prior_rank and process.starts_from_noise):
+            raise ValueError(f"prior_rank must be 0, or of a cold process at least 1, got {self.prior_rank}")
 
     def build_process(self) -> ImageProcess:
         """The process object of this model."""
@@ -127,7 +134,43 @@ class ImageDenoiser(PreTrainedModel):
             **options,
         )
         self._process: ImageProcess | None = None
+        if config.prior_rank:
+            means, laws = (config.num_classes + 1, 2) if config.num_classes else (1, 1)
+            shapes = ((means,), (laws, config.prior_rank), (laws,))
+            self._hold_prior(ColdPrior(*(torch.full((*shape, *config.shape), torch.nan) for shape in shapes)))
         self.post_init()
+
+    def _hold_prior(self, prior: ColdPrior) -> None:
+        for name, values in prior._asdict().items():
+            self.register_buffer(f"prior_{name}", values)
+
+    @property
+    def prior(self) -> ColdPrior:
+        """The law of x_T that is kept beside the weights of a cold model; ValueError where it keeps none."""
+        if not self.config.prior_rank:
+            raise ValueError(
+                "this model of a cold process keeps no law of x_T to draw from: restore degraded images, or have it "
+                "measured by fit_prior(images) on those it was trained with"
+            )
+        found = ColdPrior(*(getattr(self, f"prior_{name}") for name in ColdPrior._fields))
+        demand(~found.means.isnan().any(), "the law of x_T was not measured yet: call fit_prior(images)")
+        return found
+
+    def fit_prior(self, images: Tensor, labels: Tensor | None = None, rank: int = PRIOR_RANK) -> None:
+        """Measure the law of x_T on clean images and keep it beside the weights, to be saved with them.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], those of training. labels: (N,) int64 of a model with classes.
+            rank: see `sampling.ColdPrior`.
+        """
+        if self.process.starts_from_noise:
+            raise ValueError("the law of x_T of a Gaussian process is known: only a cold one has it measured")
+        if tuple(images.shape[1:]) != self.config.shape:
+            raise ValueError(f"images must be (N, {', '.join(map(str, self.config.shape))}), got {tuple(images.shape)}")
+        cold = cast(ColdProcess, self.process)
+        prior = ColdPrior.fit(cold, images, labels, self.config.num_classes, rank)
+        self._hold_prior(ColdPrior(*(values.to(self.device) for values in prior)))
+        self.config.prior_rank = prior.basis.shape[1]
 
     def _init_weights(self, module: Any) -> None:
         """Networks initialise themselves; a checkpoint that lacks weights is refused."""
@@ -155,7 +198,7 @@ class ImageDenoiser(PreTrainedModel):
     def gaussian(self) -> GaussianProcess:
         """The process, where it is a Gaussian one; else a ValueError."""
         if not self.process.starts_from_noise:
-            raise ValueError("this needs a model of a Gaussian process, and this one is cold: use restore")
+            raise ValueError("this needs a model of a Gaussian process, and this one is cold: use restore or generate")
         return cast(GaussianProcess, self.process)
 
     def label_row(self, labels: Tensor | None, rows: int) -> Tensor | None:

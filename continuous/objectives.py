@@ -3,7 +3,7 @@
 All weights are stated for the squared error of x0, and carried over to what the network predicts by the process itself:
 the error of x0 is gain_t times that of the model's output, gain_t = d x0_hat / d output. With snr_t = a_t^2 / b_t^2:
 
-    weighting   on |x0 - x0_hat|^2            on epsilon            on v where a^2 + b^2 = 1
+    weighting   on |x0 - x0_hat|^2            on epsilon            on v (but that of rf)
     simple      1 / gain_t^2                  1                     1
     snr         snr_t                         1                     snr_t / (snr_t + 1)
     min_snr     min(snr_t, gamma)             min(snr_t, gamma)/snr_t   min(snr_t, gamma) / (snr_t + 1)
@@ -37,7 +37,11 @@ from .processes import GaussianProcess, ImageProcess
 ERRORS = ("l2", "l1", "huber")
 WEIGHTINGS = ("simple", "snr", "min_snr", "vlb")
 HUBER = 0.1
-"""Where the Huber loss turns from a parabola into a line."""
+"""Where the Huber loss turns from a parabola into a line, unless it is said: a tenth of a deviation of the noise.
+
+torch's own default, and that of most code of diffusion models, is 1, at which most errors of a network lie in the
+parabola: half of l2.
+"""
 _STRATA = 0x494D414745540000
 """Distinguishes the seed of the stratification of t from that of the noise."""
 
@@ -104,7 +108,7 @@ def kl_terms(
 
 
 def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
-    """(B,) float64 d x0_hat / d model_output at t: -b/a for epsilon, 1 for x0, -b for v where a^2 + b^2 = 1."""
+    """(B,) float64 d x0_hat / d output at t: -b/a for epsilon, 1 for x0, -b/sqrt(a^2 + b^2) for v (rf: -b/(a + b))."""
     one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
     return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
 
@@ -241,7 +245,8 @@ class ImageObjective:
 
     Args:
         config: the model's.
-        error: "l2", "l1" or "huber".
+        error: "l2", "l1" or "huber". huber_delta: > 0, where "huber", e^2 / 2 for small errors e, turns into the line
+            delta (|e| - delta / 2) (Huber 1964).
         weighting: "simple", "snr", "min_snr" or "vlb".
         gamma: of min_snr.
         label_drop: share of the rows whose class is withheld; what classifier-free guidance needs.
@@ -258,6 +263,7 @@ class ImageObjective:
         config: ImageConfig,
         *,
         error: str = "l2",
+        huber_delta: float = HUBER,
         weighting: str = "simple",
         gamma: float = 5.0,
         label_drop: float = 0.1,
@@ -273,6 +279,10 @@ class ImageObjective:
         loss_weights(process, config.prediction, weighting, torch.tensor([min(2, process.T)]), gamma)
         if weighting == "vlb" and error != "l2":
             raise ValueError(f"weighting 'vlb' is a bound and goes with error 'l2', got {error!r}")
+        if not (math.isfinite(huber_delta) and huber_delta > 0):
+            raise ValueError(f"huber_delta must be a positive number, got {huber_delta}")
+        if huber_delta != HUBER and error != "huber":
+            raise ValueError(f"huber_delta belongs to error 'huber', got {huber_delta} with error {error!r}")
         if not gamma > 0:
             raise ValueError(f"gamma must be positive, got {gamma}")
         if not 0.0 <= label_drop <= 1.0:
@@ -283,6 +293,7 @@ class ImageObjective:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
         self.config, self.process = config, process
         self.error, self.weighting, self.gamma = error, weighting, gamma
+        self.huber_delta = huber_delta
         self.label_drop, self.vlb_share, self.flip = label_drop, vlb_share, flip
         self.importance = Importance(process.T) if importance else None
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
@@ -357,7 +368,7 @@ class ImageObjective:
         elif self.error == "l1":
             each = (model_output - target).abs()
         else:
-            each = functional.huber_loss(model_output, target, reduction="none", delta=HUBER)
+            each = functional.huber_loss(model_output, target, reduction="none", delta=self.huber_delta)
         return each.flatten(1).sum(dim=1)
 
     @torch.no_grad()

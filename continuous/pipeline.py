@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from udm_text.common import choices, eval_mode, refuse_missing, takes, written_whole
-from udm_text.core import Prediction
+from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
 from . import control, sampling
@@ -29,12 +29,14 @@ from .data import check_images, to_pil
 from .degradations import per_row
 from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
-from .processes import ImageProcess, normal_like
+from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
 
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
+COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
+"""Names of samplers of cold models, and their churn."""
 OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place.
 
@@ -55,6 +57,49 @@ class ImageOutput(ModelOutput):
 
     images: Any = None
     trajectory: tuple[Tensor, ...] | None = None
+
+
+class LearnedVariance:
+    """x0_hat of a network that also predicts the variance of a step, and what that says of x0: one call, two answers.
+
+    The network's share of a step's variance lies between the least, right where x0 is known, and the largest
+    (`objectives.step_variances`; Nichol and Dhariwal, arXiv 2102.09672, eq. 15). A step whose x0 is drawn around x0_hat
+    with variance v has the least one and slope^2 v, slope that of its mean in x0; so v is what is predicted beyond the
+    least one, over slope^2, and never below 0. In the step from t > 1 to 0 v is that of the step to t - 1, which was
+    learned, and not below the least variance that is learned at t = 1; in the step from 1 to 0 it is the step's own.
+
+    Args:
+        denoiser: a model with `learned_variance`. labels: (B,) int64, -1 for none. clip: hold x0_hat inside [-1, 1].
+    """
+
+    def __init__(self, denoiser: ImageDenoiser, labels: Tensor | None = None, clip: bool = True):
+        if not denoiser.config.learned_variance:
+            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
+        self.denoiser, self.labels, self.clip = denoiser, labels, clip
+        self.last: tuple[Tensor, Tensor] | None = None  # s and share of the last call
+
+    def predict_x0(self, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x0_hat (B, C, H, W), as `ImageDenoiser.predict_x0`."""
+        x0, share = self.denoiser.predict(xt, t, self.labels)
+        assert share is not None
+        self.last = s, share
+        return x0.clamp(-1.0, 1.0) if self.clip else x0
+
+    def variance(self, xt: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+        """v (B, C, H, W) of the call that `predict_x0` answered last, for `with_variance` and `nelbo`."""
+        if self.last is None:
+            raise ValueError("variance belongs to an answer of predict_x0, which was not asked yet")
+        process, (s, share) = self.denoiser.gaussian, self.last
+        whole = t == 1  # the step to 0 of a pixel that nothing more is drawn for
+        lower = torch.where(whole, 0, torch.where(s > 0, s, t - 1))
+        least, largest = step_variances(process, t, lower)
+        slope = process.at(lower)[0] * (1 - snr(process, t) / snr(process, lower))
+        grown = (share * per_row(largest.log() - least.log(), share)).expm1()  # variance = least (1 + grown)
+        v = grown.clamp(min=0) * per_row(least / slope.square(), share)
+        floor, _ = step_variances(process, torch.ones_like(t), torch.zeros_like(t))
+        v = torch.where(per_row(s > 0, share, torch.bool), v, v.maximum(per_row(floor, share)))
+        v = torch.where(per_row(whole, share, torch.bool), (1 + grown) * per_row(least, share), v)
+        return v.nan_to_num(nan=0.0)  # where the network is not finite, x0_hat says so
 
 
 class ImagePipeline:
@@ -166,27 +211,17 @@ class ImagePipeline:
     def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
         """DDPM whose steps have the variance that the network predicts (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
 
-        A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: its variance is what is
-        predicted beyond the least one, over the square of the step's slope in x0. No noise in the step to 0.
+        A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: see `LearnedVariance`. No
+        noise in the step to 0.
         """
-        if not self.denoiser.config.learned_variance:
-            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
-        process = self.denoiser.gaussian
+        learned = self.learned(labels, clip)
+        return sampling.with_variance(
+            self.denoiser.gaussian, learned.predict_x0, learned.variance, random=random, last=False
+        )
 
-        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
-            x0, share = self.denoiser.predict(xt, t, labels)
-            assert share is not None
-            x0 = x0.clamp(-1.0, 1.0) if clip else x0
-            inner, upper = s.clamp(min=1), torch.where(s > 0, t, t.clamp(min=2))
-            least, largest = (per_row(v, xt) for v in step_variances(process, upper, inner))
-            slope = process.at(inner)[0] * (1 - snr(process, upper) / snr(process, inner))
-            variance = (least.log() + share * (largest.log() - least.log())).exp()
-            spread = (variance - least).clamp(min=0) / per_row(slope, xt).square()
-            spread = torch.where(per_row(s > 0, xt, torch.bool), spread, 0.0)
-            drawn = x0 + spread.sqrt() * normal_like(xt, random)
-            return Prediction(drawn, churn=process.ancestral_churn(t, s))
-
-        return predict
+    def learned(self, labels: Tensor | None = None, clip: bool = True) -> LearnedVariance:
+        """x0_hat, and the variance of x0 around it that the network predicts; labels and clip as in `predictor`."""
+        return LearnedVariance(self.denoiser, labels, clip)
 
     # what is done with it --------------------------------------------------------------------------------------------
 
@@ -247,11 +282,12 @@ class ImagePipeline:
         num: int = 1,
         label: int | str | Sequence[int] | Tensor | None = None,
         *,
-        sampler: str = "dpm_solver",
+        sampler: str | None = None,
         num_steps: int | None = 20,
         spacing: str | None = None,
         eta: float | None = None,
         guidance_scale: float = 1.0,
+        jitter: float = 0.0,
         clip: bool = True,
         seed: int | None = None,
         batch_size: int = 512,
@@ -261,24 +297,41 @@ class ImagePipeline:
     ) -> Any:
         """New images: (num, C, H, W) float32 in [-1, 1] on the CPU.
 
+        A model of a cold process draws x_T from the law that it keeps (`sampling.ColdPrior`) and restores it. Its
+        answers are means (or medians), and nothing but x_T is drawn: the less D_T leaves, the more alike images are.
+
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class.
-            sampler: one of `SAMPLERS`. num_steps: network calls of an image (twice with guidance); None: T.
+            sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved".
+            num_steps: network calls of an image (twice with guidance); None: T. A cold model takes T at most.
             spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
+            jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
             callback_on_step_end: see `OnStepEnd`; called for each batch of `batch_size` images.
             output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone.
             progress: show a bar.
         """
-        if not isinstance(sampler, str) or sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be {choices(SAMPLERS)}, got {sampler!r}")
-        process = self.denoiser.gaussian
+        cold = not self.process.starts_from_noise
+        sampler = default_sampler(self.process) if sampler is None else sampler
+        names = COLD_SAMPLERS if cold else SAMPLERS
+        if not isinstance(sampler, str) or sampler not in names:
+            raise ValueError(f"sampler must be {choices(names)} for this model, got {sampler!r}")
         labels, num = self.labels(label, num), int(num)
         check_number("guidance_scale", guidance_scale)
+        check_number("jitter", jitter, 0)
         if eta is not None:
             check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        if cold:
+            if eta is not None:
+                raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
+            walk, calls = self._from_law(COLD_SAMPLERS[sampler], num_steps, spacing, guidance_scale, jitter, clip)
+            return self._batches(walk, labels, num, calls, seed, batch_size, watcher)
+        if jitter:
+            raise ValueError(f"jitter is noise on the x_T of a cold model, and this one is Gaussian; got {jitter}")
+        process = self.denoiser.gaussian
         if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:
             raise ValueError(
                 "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
@@ -308,8 +361,31 @@ class ImagePipeline:
                 on_step=watcher.on_step,
             )
 
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, num, calls, seed, batch_size, watcher)
+
+    def _from_law(
+        self,
+        churn: float,
+        num_steps: int | None,
+        spacing: str | None,
+        guidance_scale: float,
+        jitter: float,
+        clip: bool,
+    ) -> tuple[Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor], int]:
+        """What `_batches` runs for images of a cold model, x_T from its law, restored; and how many calls it takes."""
+        process, prior = cast(ColdProcess, self.process), self.denoiser.prior
+        steps = process.T if num_steps is None else min(check_whole("num_steps", num_steps, 1), process.T)
+        times = sampling.grid(process, steps, "even" if spacing is None else spacing)
+
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+            rows = self.denoiser.label_row(own, len(random.rows))
+            places = torch.zeros(len(random.rows), dtype=torch.int64) if rows is None else rows
+            xt = prior.draw(process, places.to(self.denoiser.device), jitter=jitter, random=random)
+            predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
+            walk = sampling.spread(times, len(xt), xt.device)
+            return denoise(process, predict, xt, walk, churn, random=random, on_step=watcher.on_step)
+
+        return run, steps
 
     @torch.no_grad()
     def restore(
@@ -370,6 +446,8 @@ class ImagePipeline:
         start: int | None = None,
         num_steps: int | None = 100,
         eta: float = 1.0,
+        corrections: int = 0,
+        step_size: float = control.STEP_SIZE,
         guidance_scale: float = 1.0,
         clip: bool = True,
         seed: int | None = None,
@@ -380,10 +458,13 @@ class ImagePipeline:
     ) -> Any:
         """New content where `editable` is true, `known` exactly elsewhere: (N, C, H, W) float32 on the CPU.
 
+        Without corrections that fits `known` less well than it should: see `control.edit`.
+
         Args:
             known: (N, C, H, W) in [-1, 1]. editable: bool, broadcasts against `known`.
             start: begin at this t, from the known content (a smaller one stays nearer to it); None: T, from nothing.
             num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
+            corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
         """
         known = check_images(known, "known", self.shape)
         process = self.denoiser.gaussian
@@ -395,7 +476,9 @@ class ImagePipeline:
         check_number("guidance_scale", guidance_scale)
         check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
+        check_number("step_size", step_size)
         times = sampling.grid(process, steps, start=start)
+        steps *= 1 + check_whole("corrections", corrections, 0)
         editable = control.check_editable(editable, known)
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
@@ -405,6 +488,8 @@ class ImagePipeline:
                 known[part].to(self.denoiser.device, torch.float32),
                 editable[part].to(self.denoiser.device),
                 times=times,
+                corrections=corrections,
+                step_size=step_size,
                 random=random,
                 on_step=watcher.on_step,
             )
@@ -546,6 +631,11 @@ class _Watcher:
         with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
             self.advance = bar.update
             yield
+
+
+def default_sampler(process: ImageProcess) -> str:
+    """The name of the sampler of `generate` where none is given."""
+    return "dpm_solver" if process.starts_from_noise else "improved"
 
 
 def check_device(device: Any) -> None:

@@ -27,7 +27,11 @@ from udm_text.randomness import RowRandom
 from . import degradations, schedules
 
 PREDICTIONS = ("epsilon", "x0", "v")
-"""What a network may be trained to predict: the noise, the clean image, or v = a noise - b x0 (rf: noise - x0)."""
+"""What a network may be trained to predict: the noise, the clean image, or v = (a noise - b x0) / sqrt(a^2 + b^2).
+
+v of rf is noise - x0. Elsewhere it has unit variance at every t where x0 and noise have, and are independent: of vp it
+is the v of Salimans and Ho (2202.00512), whose a^2 + b^2 is 1.
+"""
 
 SMALL = 0.05  # a_T / b_T above this leaves more than a thousandth of a nat per dimension in x_T
 
@@ -131,6 +135,8 @@ class GaussianProcess:
 
     Args:
         a, b: (T + 1,) float64, T >= 1; a_0 = 1, b_0 = 0 and a_t / b_t falls with t.
+        unit_v: False: v = a noise - b x0 is not divided by sqrt(a^2 + b^2), as it was not when older models of `ve` and
+            of tables were trained; `from_dict` gives these back so.
 
     Raises:
         ValueError: tables of another form. A UserWarning says so where x_T still shows x0 (a_T / b_T above 0.05).
@@ -143,7 +149,9 @@ class GaussianProcess:
         "gaussian-diffusion", "unconditional-image-generation", "generate(16, seed=0)"
     )
 
-    def __init__(self, a: Tensor, b: Tensor, *, made_by: dict[str, Any] | None = None):
+    def __init__(self, a: Tensor, b: Tensor, *, unit_v: bool = True, made_by: dict[str, Any] | None = None):
+        if not isinstance(unit_v, bool):
+            raise ValueError(f"unit_v must be True or False, got {unit_v!r}")
         a, b = (torch.as_tensor(table, dtype=torch.float64).cpu() for table in (a, b))
         if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
             raise ValueError(
@@ -157,7 +165,7 @@ class GaussianProcess:
             raise ValueError("b_t must be positive from t = 1 on and a_t / b_t must fall with every t")
         self.a, self.b, self._tables = a, b, Sent(a, b)
         self.T = len(a) - 1
-        self._made_by = made_by
+        self.unit_v, self._made_by = unit_v, made_by
         rest = float(a[-1] / b[-1])
         if rest > SMALL:
             warnings.warn(
@@ -173,8 +181,8 @@ class GaussianProcess:
         """Variance preserving, a^2 + b^2 = 1.
 
         Args:
-            schedule: "linear", "cosine", "sigmoid" or "sqrt" with its own options, or the table abar itself, (T + 1,)
-                from abar_0 = 1 downwards, in which case T is read off it.
+            schedule: "linear", "cosine", "sigmoid", "sigmoid_beta" or "sqrt" with its own options, or the table abar
+                itself, (T + 1,) from abar_0 = 1 downwards, in which case T is read off it.
         """
         if isinstance(schedule, Tensor):
             table = schedule.to(torch.float64)
@@ -187,7 +195,9 @@ class GaussianProcess:
         return cls(table.sqrt(), (1 - table).sqrt(), made_by=made_by)
 
     @classmethod
-    def ve(cls, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> GaussianProcess:
+    def ve(
+        cls, T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0, unit_v: bool = True
+    ) -> GaussianProcess:
         """Variance exploding: a = 1, b_t geometric from sigma_min at 1 to sigma_max at T (Song et al. 2011.13456)."""
         schedules.check_num_times(T)
         if not 0 < sigma_min <= sigma_max or (T > 1 and sigma_min == sigma_max):
@@ -195,8 +205,8 @@ class GaussianProcess:
         sigmas = torch.linspace(math.log(sigma_min), math.log(sigma_max), T, dtype=torch.float64).exp()
         sigmas = sigmas if T > 1 else torch.tensor([sigma_max], dtype=torch.float64)
         b = torch.cat((torch.zeros(1, dtype=torch.float64), sigmas))
-        made_by = {"family": "ve", "T": T, "sigma_min": sigma_min, "sigma_max": sigma_max}
-        return cls(torch.ones_like(b), b, made_by=made_by)
+        made_by = {"family": "ve", "T": T, "sigma_min": sigma_min, "sigma_max": sigma_max, "unit_v": unit_v}
+        return cls(torch.ones_like(b), b, unit_v=unit_v, made_by=made_by)
 
     @classmethod
     def rf(cls, T: int = 1000) -> GaussianProcess:
@@ -206,16 +216,28 @@ class GaussianProcess:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `process_from_dict` gives an equal process back."""
-        how = self._made_by or {"family": "table", "a": self.a.tolist(), "b": self.b.tolist()}
+        how = self._made_by or {
+            "family": "table",
+            "a": self.a.tolist(),
+            "b": self.b.tolist(),
+            "unit_v": self.unit_v,
+        }
         return {"process": "gaussian", **how}
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> GaussianProcess:
-        """The process that `to_dict` wrote."""
+        """The process that `to_dict` wrote. One of `ve` or of tables without `unit_v` is older, and keeps its v."""
         options = {name: value for name, value in saved.items() if name not in ("process", "family")}
         family = saved.get("family")
+        if family in ("ve", "table"):
+            options.setdefault("unit_v", False)
+        return cls.of_family(family, **options)
+
+    @classmethod
+    def of_family(cls, family: Any, /, **options: Any) -> GaussianProcess:
+        """A new process: 'vp', 've' or 'rf' with the parameters of that constructor, or 'table' with `a` and `b`."""
         if family == "table":
-            return cls(_doubles(options["a"]), _doubles(options["b"]))
+            return cls(_doubles(options["a"]), _doubles(options["b"]), unit_v=options.get("unit_v", True))
         if family not in ("vp", "ve", "rf"):
             raise ValueError(f"family must be 'vp', 've', 'rf' or 'table', got {family!r}")
         if isinstance(options.get("schedule"), (list, tuple)):
@@ -295,8 +317,13 @@ class GaussianProcess:
 
     def _of_v(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """(p, q) of v = p noise - q x0, given (a_t, b_t)."""
-        straight = self._made_by is not None and self._made_by["family"] == "rf"
-        return (torch.ones_like(a), torch.ones_like(b)) if straight else (a, b)
+        family = None if self._made_by is None else self._made_by["family"]
+        if family == "rf":
+            return torch.ones_like(a), torch.ones_like(b)
+        if family == "vp" or not self.unit_v:  # of vp the root is 1
+            return a, b
+        root = (a.square() + b.square()).sqrt()
+        return a / root, b / root
 
     def check_learnable(self, prediction: str, learned_variance: bool) -> None:
         """Raises ValueError where the noise says nothing of x0, and it is the noise that is to be predicted."""

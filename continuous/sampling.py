@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from udm_text.devices import Sent, demand
 from udm_text.randomness import RowRandom
 
 from .degradations import per_row
-from .processes import GaussianProcess, ImageProcess, check_finite, check_times, normal_like
+from .processes import ColdProcess, GaussianProcess, ImageProcess, check_finite, check_times, normal_like
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
 OnStep = Callable[[int, Tensor, Prediction], Tensor | None]
@@ -154,7 +154,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
 
     In l = log(b/a) and with h the length of a step in it, x0_hat + h / (2 h_before) (x0_hat - x0_hat_before); then the
     deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A row whose step does not go
-    on where the last one ended starts afresh, so one predictor serves many calls.
+    on where the last one ended, or whose last one stayed at its t, starts afresh, so one predictor serves many calls.
     """
     before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
 
@@ -163,7 +163,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
         x0 = prediction.x0
         if before and before[0][1].shape == t.shape and before[0][2].shape == x0.shape:
             high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
-            goes_on = (s > 0) & (before[0][1] == t)
+            goes_on = (s > 0) & (before[0][1] == t) & (before[0][0] > t)
             weight = torch.where(goes_on, (middle - low) / (2 * (high - middle)), 0.0)
             x0 = x0 + per_row(weight, x0) * (x0 - before[0][2])
         before[:] = [(t, s, prediction.x0)]
@@ -173,7 +173,7 @@ def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
 
 
 def with_variance(
-    process: GaussianProcess,
+    process: ImageProcess,
     predict_x0: Predictor,
     variance: Tensor | Callable[[Tensor, Tensor, Prediction], Tensor],
     *,
@@ -183,14 +183,15 @@ def with_variance(
     """x0_hat drawn from a normal law around the predictor's answer, then a step of DDPM: Analytic-DPM (2201.06503).
 
     With v the variance of x0 given xt, the step's variance is that of q(xs | xt, x0) plus v times the square of the
-    step's slope in x0: the best variance a normal step can have.
+    step's slope in x0: the best variance a normal step can have. A cold process has no DDPM: there x0_hat is drawn, and
+    the loop's churn stays; that is exact where x0 given xt is normal, which takes sigma > 0.
 
     Args:
         variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, prediction) -> v of a shape that
             broadcasts against xt, for learned variances.
         last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner images, another law.
     """
-    inner = ancestral(process, predict_x0)
+    inner = ancestral(cast(GaussianProcess, process), predict_x0) if process.starts_from_noise else predict_x0
     table = Sent(variance.cpu()) if isinstance(variance, Tensor) else None
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
@@ -286,6 +287,117 @@ def repeated(times: Tensor, corrections: int) -> Tensor:
     return times.repeat_interleave(torch.where(times > 0, corrections + 1, 1))
 
 
+# where a cold walk starts ---------------------------------------------------------------------------------------------
+
+PRIOR_RANK = 64
+"""Directions that a `ColdPrior` keeps, unless it is said."""
+_WIDE = 1024
+"""Numbers of an image above which the covariance is that of at most `_FEW` images, by their inner products."""
+_FEW = 2048
+_MOST = 2**26
+"""Numbers that are held at once."""
+
+
+class ColdPrior(NamedTuple):
+    """The normal law of D_T(x0) over images, from which a cold walk starts where no degraded image is given.
+
+    x_T = mean + sum over k of z_k basis_k + deviation z', z and z' standard normal: a covariance of low rank and a
+    diagonal, with the variance of every number right whatever the rank. Source: Bansal et al., "Cold Diffusion"
+    (2208.09392, section 5.2), who draw the few numbers that their D_T leaves from a mixture of normal laws and add a
+    little noise.
+
+    With classes, each has a mean of its own (that of all images where it has no image), and all one covariance around
+    these; images of no class are drawn from the law of all.
+
+    Args:
+        means: (K + 1, ...), of the K classes and of all images; (1, ...) without classes.
+        basis: (2, rank, ...), of the classes and of all images; (1, rank, ...) without.
+        deviations: (2, ...) or (1, ...).
+    """
+
+    means: Tensor
+    basis: Tensor
+    deviations: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        process: ColdProcess,
+        images: Tensor,
+        labels: Tensor | None = None,
+        num_classes: int = 0,
+        rank: int = PRIOR_RANK,
+    ) -> ColdPrior:
+        """Measured on clean images, float32 on their device; of many large ones, on 2,048 evenly spread.
+
+        Args:
+            images: (N, ...) float, N >= 2. labels: (N,) int64 in 0..num_classes-1; None where num_classes
+                is 0.
+            rank: >= 1, of which no more are kept than N - 1 or than an image has numbers.
+        """
+        check_finite(images, "images")
+        if len(images) < 2:
+            raise ValueError(f"a law of x_T needs at least 2 images, got {len(images)}")
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+        if (labels is None) != (num_classes == 0):
+            raise ValueError(f"labels must be given with classes, and without none, got {num_classes} classes")
+        numbers = images[0].numel()
+        most = _FEW if numbers > _WIDE else max(_FEW, _MOST // numbers)
+        some = torch.arange(0, len(images), -(-len(images) // most), device=images.device)
+        parts = [
+            process.degrade(images[part], torch.full((len(part),), process.T, device=images.device)).flatten(1)
+            for part in some.split(512)
+        ]
+        x = torch.cat(parts).double()
+        means, laws = x.mean(0, keepdim=True), []
+        if labels is not None:
+            of = labels.to(images.device)[some]
+            own = torch.stack([x[of == k].mean(0) if bool((of == k).any()) else means[0] for k in range(num_classes)])
+            laws, means = [_directions(x - own[of], rank)], torch.cat((own, means))
+        laws.append(_directions(x - means[-1], rank))
+        basis, deviations = (torch.stack(found) for found in zip(*laws, strict=True))
+        shape = images.shape[1:]
+        return cls(*(y.float().unflatten(-1, shape) for y in (means, basis, deviations)))
+
+    def draw(
+        self, process: ColdProcess, rows: Tensor, *, jitter: float = 0.0, random: RowRandom | None = None
+    ) -> Tensor:
+        """x_T (B, ...) float32, each from numbers of its own: a draw of the law, and the noise of the process (sigma).
+
+        Args:
+            rows: (B,) int64, places in `means`: classes, or the last one for all.
+            jitter: deviation of further noise, which tells numbers apart that the degradation has made equal.
+        """
+        random = RowRandom.fresh(len(rows), rows.device) if random is None else random
+        if not (math.isfinite(jitter) and jitter >= 0):
+            raise ValueError(f"jitter must be a number >= 0, got {jitter!r}")
+        means, basis, deviations = (y.to(rows.device, torch.float64) for y in self)
+        law = torch.where(rows == len(means) - 1, len(basis) - 1, 0)
+        rank = basis.shape[1]
+        z = random.normal(rank + means[0].numel())
+        low = torch.stack([z[:, :rank] @ one.flatten(1) for one in basis])[law, torch.arange(len(rows))]
+        xt = means[rows].flatten(1) + low + deviations[law].flatten(1) * z[:, rank:]
+        xt = xt.float().view(len(rows), *means.shape[1:])
+        xt = xt + process.sample_noise(xt, random=random)
+        return xt + jitter * normal_like(xt, random) if jitter else xt
+
+
+def _directions(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Of centred rows (N, d): (rank, d) directions, each as long as the deviation along it, and (d,) of the rest."""
+    rank = min(rank, len(x) - 1, x.shape[1])
+    if x.shape[1] <= len(x):
+        values, vectors = torch.linalg.eigh(x.T @ x / (len(x) - 1))
+        basis = (vectors * values.clamp(min=0).sqrt()).T
+    else:
+        _, vectors = torch.linalg.eigh(x @ x.T)
+        basis = vectors.T @ x / math.sqrt(len(x) - 1)
+    basis = basis.flip(0)[:rank]  # eigenvalues rise
+    left = x.square().sum(0) / (len(x) - 1) - basis.square().sum(0)
+    return basis, left.clamp(min=0).sqrt()
+
+
 # whole walks ----------------------------------------------------------------------------------------------------------
 
 SAMPLERS: dict[str, Callable[[GaussianProcess, Predictor], Predictor]] = {
@@ -333,7 +445,8 @@ def sample(
     """
     if not process.starts_from_noise:
         raise ValueError(
-            "only hot processes start from noise: a cold one restores a degraded image, see sampling.restore"
+            "only hot processes start from noise: a cold one restores a degraded image, see sampling.restore, also one "
+            "that sampling.ColdPrior has drawn"
         )
     if churn and sampler is not None:
         raise ValueError(f"sampler {sampler!r} sets its own churn: give sampler=None to set it yourself")

@@ -50,6 +50,16 @@ def sigmoid(T: int, start: float = -3.0, end: float = 3.0, temperature: float = 
     return _cut((curve[-1] - curve) / (curve[-1] - curve[0]))
 
 
+def sigmoid_beta(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
+    """beta_t = sigmoid(12 ((t - 1)/T - 1/2)) (beta_end - beta_start) + beta_start: beta, not abar, is the sigmoid.
+
+    Source: public code of diffusion models, where it is called "sigmoid", as in diffusers (whose last beta stands at 6
+    itself); that of Chen is `sigmoid`. The default is for T = 1000: raise beta_end for less.
+    """
+    u = torch.arange(check_num_times(T), dtype=torch.float64) / T - 0.5
+    return from_betas(torch.sigmoid(12 * u) * (beta_end - beta_start) + beta_start)
+
+
 def sqrt(T: int, slope: float = 0.02) -> Tensor:
     """alpha_t = sqrt(1 - slope t/T), abar_t = product of alpha_i^2 (Su Jianlin, kexue.fm/archives/9119)."""
     return from_betas(slope * torch.arange(1, check_num_times(T) + 1, dtype=torch.float64) / T)
@@ -60,7 +70,13 @@ def _cut(curve: Tensor) -> Tensor:
     return from_betas((1 - curve[1:] / curve[:-1]).clamp(0.0, MAX_BETA))
 
 
-SCHEDULES: dict[str, Callable[..., Tensor]] = {"linear": linear, "cosine": cosine, "sigmoid": sigmoid, "sqrt": sqrt}
+SCHEDULES: dict[str, Callable[..., Tensor]] = {
+    "linear": linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "sigmoid_beta": sigmoid_beta,
+    "sqrt": sqrt,
+}
 """The one table from a schedule's name to its function."""
 
 

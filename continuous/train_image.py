@@ -34,9 +34,11 @@ from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
 from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
-from .objectives import ERRORS, WEIGHTINGS, ImageObjective, ImportanceCallback
+from .objectives import ERRORS, HUBER, WEIGHTINGS, ImageObjective, ImportanceCallback
 from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
+from .sampling import PRIOR_RANK
+from .schedules import SCHEDULES
 
 SMALL = 256
 """Up to so many numbers an image, the default network is the small one."""
@@ -65,7 +67,7 @@ class ModelArguments:
     """What to train."""
 
     process: str = field(default="vp", metadata={"help": "Corruption: vp, ve, rf or cold."})
-    schedule: str = field(default="cosine", metadata={"help": "Of vp: linear, cosine, sigmoid or sqrt."})
+    schedule: str = field(default="cosine", metadata={"help": f"Of vp: {', '.join(SCHEDULES)}."})
     times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
     process_options: str = field(
         default="{}", metadata={"help": 'Further parameters of the process, as JSON: {"sigma_max": 80} for ve.'}
@@ -73,6 +75,10 @@ class ModelArguments:
     degradation: str = field(default="blur", metadata={"help": "Of cold: blur, pixel_mask, pool or desaturate."})
     degradation_options: str = field(default="{}", metadata={"help": 'Its parameters, as JSON: {"std": 3.0}.'})
     sigma: float = field(default=0.0, metadata={"help": "Of cold: noise beside the degradation."})
+    prior_rank: int | None = field(
+        default=None,
+        metadata={"help": "Of cold: directions of the law of x_T kept to generate from (default: 64; 0: no law)."},
+    )
     prediction: str | None = field(
         default=None, metadata={"help": "What the network predicts: epsilon, x0 or v (default; cold: x0)."}
     )
@@ -90,6 +96,9 @@ class ObjectiveArguments:
     """What is minimised."""
 
     error: str | None = field(default=None, metadata={"help": f"{', '.join(ERRORS)}; default: l2, cold: l1."})
+    huber_delta: float = field(
+        default=HUBER, metadata={"help": "Of huber: where it turns from a parabola into a line (torch's own: 1)."}
+    )
     weighting: str = field(default="simple", metadata={"help": f"{', '.join(WEIGHTINGS)}."})
     gamma: float = field(default=5.0, metadata={"help": "Of min_snr."})
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
@@ -179,6 +188,8 @@ def _train(
         )
     for note in splits.notes:
         ready.say(f"note: {note}")
+    if ready.checkpoint is not None:  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
+        process = ImageConfig.from_pretrained(ready.checkpoint).build_process()
     config = build_config(model_args, process, splits, data.conditional)
     model = ImageDenoiser(config)
     if run.learning_rate is None:
@@ -213,6 +224,9 @@ def _train(
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
+        if not process.starts_from_noise and (rank := model_args.prior_rank) != 0:
+            labels = splits.train.labels if config.num_classes else None
+            trainer.model.fit_prior(splits.train.images, labels, PRIOR_RANK if rank is None else rank)
         found = trainer.evaluate(held)  # all of it
         figures = {name: found[f"eval_{name}"] for name in ("loss", "loss_stderr")}
         if ready.state.is_main_process:
@@ -239,6 +253,7 @@ def build_objective(
     return ImageObjective(
         config,
         error=goal.error or config.build_process().default_error,
+        huber_delta=goal.huber_delta,
         weighting=goal.weighting,
         gamma=goal.gamma,
         label_drop=goal.label_drop,
@@ -251,6 +266,8 @@ def build_objective(
 
 
 def _cold(model_args: ModelArguments) -> ColdProcess:
+    if model_args.prior_rank is not None and model_args.prior_rank < 0:
+        raise ValueError(f"prior_rank must be at least 0, got {model_args.prior_rank}")
     how = options("degradation_options", model_args.degradation_options)
     if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
         how["T"] = model_args.times
@@ -264,8 +281,10 @@ def _gaussian(family: str, *names: str) -> Callable[[ModelArguments], GaussianPr
         more = options("process_options", model_args.process_options)
         if model_args.sigma:
             raise ValueError(f"sigma belongs to process 'cold', got it with {family!r}")
+        if model_args.prior_rank:
+            raise ValueError(f"prior_rank belongs to process 'cold', got it with {family!r}")
         more["T"] = 1000 if model_args.times is None else model_args.times
-        return GaussianProcess.from_dict({"family": family, **more, **{n: getattr(model_args, n) for n in names}})
+        return GaussianProcess.of_family(family, **{**more, **{n: getattr(model_args, n) for n in names}})
 
     return make
 

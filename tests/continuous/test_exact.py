@@ -163,6 +163,32 @@ def test_the_bound_is_tight_for_normal_data_with_the_optimal_variance(num_steps)
         assert float((fixed.nats - exact).mean()) / 20 > 0.1  # with DDPM's variance it is far from tight
 
 
+@pytest.mark.parametrize("num_steps", [1, 5, 50])
+def test_a_variance_that_is_a_function_makes_it_tight_where_every_number_has_its_own(num_steps):
+    spread = torch.tensor([0.01, 0.25, 1.0], dtype=torch.float64).repeat(7)  # of 21 independent numbers
+    n = 3000
+    x = spread.sqrt() * torch.randn(n, 21, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    exact = 0.5 * ((2 * math.pi * spread).log() + x.square() / spread).sum(1)
+
+    def predict_x0(xt, t, s):
+        a, b = VP.coefficients(t, xt)
+        return a * spread / (a**2 * spread + b**2) * xt
+
+    def variance(xt, t, prediction):
+        a, b = VP.coefficients(t, xt)
+        return spread * b**2 / (a**2 * spread + b**2)
+
+    times = sampling.grid(VP, num_steps)
+    bound = nelbo(VP, predict_x0, x, times, variance=variance, random=rows(n))
+    gap = (bound.nats - exact) / 21
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(n) + 1e-4
+    assert float(gap.std()) / math.sqrt(n) < 0.005
+    # one variance for all numbers, the best there is, is not enough
+    table = (spread * VP.b[:, None] ** 2 / (VP.a[:, None] ** 2 * spread + VP.b[:, None] ** 2)).mean(1)
+    one = nelbo(VP, predict_x0, x, times, variance=table, random=rows(n))
+    assert float((one.nats - exact).mean()) / 21 > 0.03
+
+
 # 6 --------------------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +259,97 @@ def test_a_linear_degradation_ends_at_the_sum_of_the_restorers_errors_times_its_
     assert len(errors) == 6
     assert torch.allclose(end - x0, expected, atol=1e-12)
     assert float(expected.abs().mean()) > 0.1
+
+
+class LinearWorld:
+    """Normal images of four numbers, degraded towards means of neighbours, beside noise: x0 given xt is normal too."""
+
+    mean = torch.tensor([0.3, -0.5, 0.1, 0.8], dtype=torch.float64)
+    root = torch.tensor(
+        [[0.6, 0.0, 0.0, 0.0], [0.3, 0.5, 0.0, 0.0], [-0.2, 0.3, 0.4, 0.0], [0.1, -0.3, 0.2, 0.5]]
+    ).double()
+    covariance = root @ root.T
+    pairs = torch.block_diag(*[torch.full((2, 2), 0.5, dtype=torch.float64)] * 2)
+    T, sigma = 8, 0.3
+
+    def __init__(self):
+        self.process = ColdProcess(self.degrade, T=self.T, sigma=self.sigma)
+
+    def matrix(self, t):
+        return torch.lerp(torch.eye(4).double(), self.pairs, t / self.T)
+
+    def degrade(self, x, t):
+        return x + (t / self.T).to(x)[:, None] * (x @ self.pairs.to(x) - x)
+
+    def posterior(self, t):
+        """(K, C) of x0 given xt, N(mean + K (xt - D mean), C)."""
+        d = self.matrix(t)
+        gain = (
+            self.covariance @ d.T @ torch.linalg.inv(d @ self.covariance @ d.T + self.sigma**2 * torch.eye(4).double())
+        )
+        return gain, self.covariance - gain @ d @ self.covariance
+
+    def predictor(self, random=None):
+        """E[x0 | xt], or with `random` a draw of x0 given xt."""
+
+        def predict(xt, t, s):
+            gain, covariance = self.posterior(int(t[0]))
+            x0 = self.mean + (xt.double() - self.matrix(int(t[0])) @ self.mean) @ gain.T
+            if random is not None:
+                x0 = x0 + random.normal(4) @ torch.linalg.cholesky(covariance).T
+            return x0.to(xt)
+
+        return predict
+
+    def images(self, n, seed):
+        z = torch.randn(n, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return self.mean + z @ self.root.T
+
+    def off(self, x):
+        """Relative error of the covariance of samples, and the largest of their means in standard errors."""
+        error = (torch.cov(x.T.double()) - self.covariance).norm() / self.covariance.norm()
+        means = (x.double().mean(0) - self.mean) / (self.covariance.diagonal() / len(x)).sqrt()
+        return float(error), float(means.abs().max())
+
+
+@pytest.mark.parametrize("churn", [0.0, 1.0], ids=["improved", "naive"])
+def test_cold_images_from_the_fitted_law_of_x_T_have_the_law_of_images_where_x0_hat_is_drawn(churn):
+    world, n = LinearWorld(), 40_000
+    prior = sampling.ColdPrior.fit(world.process, world.images(n, seed=1))
+    random, places = rows(n), torch.zeros(n, dtype=torch.int64)
+    xt = prior.draw(world.process, places, random=random)
+    end = world.matrix(8)
+    expected = end @ world.covariance @ end.T + 0.3**2 * torch.eye(4)
+    assert float((torch.cov(xt.T.double()) - expected).norm() / expected.norm()) < 0.02
+    drawn = sampling.restore(world.process, world.predictor(random), xt, churn=churn, random=random)
+    error, means = world.off(drawn)
+    assert error < 0.03 and means < 5  # the means of the images it was fitted on have an error of their own
+    mean = sampling.restore(world.process, world.predictor(), xt, churn=churn, random=rows(n, 1))
+    assert world.off(mean)[0] > 0.25  # answers that are means lose what the degradation took
+
+
+def test_a_drawn_x0_hat_of_a_cold_process_has_the_variance_that_is_said():
+    """Numbers that fade, x0 (1 - t/16) + noise: x0 given xt is normal, each number for itself."""
+    process, n = ColdProcess(lambda x, t: x * (1 - t.to(x) / 16).view(-1, 1), T=8, sigma=0.3), 40_000
+    law = torch.tensor([0.04, 0.25, 1.0], dtype=torch.float64)
+
+    def variance(xt, t, prediction):
+        d = 1 - t.double()[:, None] / 16
+        return law * 0.3**2 / (d**2 * law + 0.3**2)
+
+    def mean(xt, t, s):
+        d = 1 - t.double()[:, None] / 16
+        return d * law / (d**2 * law + 0.3**2) * xt
+
+    x0 = law.sqrt() * torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    xt = process.prior(x0, random=rows(n))
+    for churn in (0.0, 1.0):
+        random = rows(n, 1)
+        drawn = sampling.with_variance(process, mean, variance, random=random)
+        found = sampling.restore(process, drawn, xt, churn=churn, random=random).var(0)
+        assert ((found / law - 1).abs() < 4 * math.sqrt(2 / n)).all()
+        alone = sampling.restore(process, mean, xt, churn=churn, random=rows(n, 1)).var(0)
+        assert float((alone / law)[0]) < 0.8
 
 
 def test_nested_pixel_masks_are_the_mask_sampler_of_text():

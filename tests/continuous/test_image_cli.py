@@ -1,6 +1,7 @@
 """`udm image`, as a person uses it, and the demo in small."""
 
 import dataclasses
+import inspect
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from continuous.cli import evaluate
 from continuous.data import digits, folder_rows, read_image, to_bytes
 from continuous.degradations import DEGRADATIONS
 from continuous.pipeline import ImagePipeline
+from continuous.schedules import SCHEDULES
 from continuous.train_image import main
 from tests.helpers import ROOT
 from udm_text.cli import main as command
@@ -64,6 +66,19 @@ def test_generate_writes_a_grid_and_a_strip_that_a_seed_reproduces(hot, tmp_path
     assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
     assert size(tmp_path / "strip.png") == ((5 * 68 + 4, 6 * 68 + 4), "L")  # 5 states of 6 images
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_cold_model_generates_too_unless_its_law_was_not_kept(cold, tmp_path):
+    call = ["-n", 6, "--seed", 1, "--quiet", "--columns", 3, "--strip", tmp_path / "strip.png"]
+    udm("generate", cold, *call, "-o", tmp_path / "a.png")
+    assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
+    assert size(tmp_path / "strip.png") == ((4 * 68 + 4, 6 * 68 + 4), "L")  # 4 states: T is 3
+    udm("generate", cold, *call, "-o", tmp_path / "b.png", "--jitter", 0.3, "--sampler", "naive")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    udm("generate", cold, *call, "-o", tmp_path / "b.png", "--sampler", "ddpm", error="'improved' or 'naive'")
+    more = ["--process", "cold", "--degradation", "pool", "--conditional", "false", "--prior_rank", "0"]
+    main(["--output", str(tmp_path / "older"), *QUIET, *TINY, *more])
+    udm("generate", tmp_path / "older", *call, "-o", tmp_path / "c.png", error="keeps no law of x_T to draw from")
 
 
 def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
@@ -115,8 +130,13 @@ def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, co
     printed = udm("evaluate", hot, "--num-steps", 4, "-n", 40, "--terms", 4)
     for words in ("dpm_solver, 4 steps", "memoriser", "matched Gaussian", "bits/dim"):
         assert words in printed
-    figures = json.loads(udm("evaluate", cold, "--json"))["restorations"]
-    assert figures.keys() == {"degraded", "direct", "naive", "improved"} and figures["degraded"]["rmse"] > 0.3
+    figures = json.loads(udm("evaluate", cold, "--json"))
+    restored, samples = figures["restorations"], figures["samples"]
+    assert restored.keys() == {"degraded", "direct", "naive", "improved"} and restored["degraded"]["rmse"] > 0.3
+    assert samples["sampler"] == "improved" and samples["number"] == 500 and "bound" not in figures
+    printed = udm("evaluate", cold, "--sampler", "naive")
+    for words in ("RMSE", "(500 held-out images, from D_T)", "naive, 20 steps", "memoriser"):
+        assert words in printed
 
 
 def test_a_run_in_a_folder_named_digits_is_measured_on_the_digits(hot, tmp_path, monkeypatch):
@@ -144,14 +164,16 @@ def test_evaluate_says_what_it_is_about_to_do_and_shows_bars_on_a_terminal(hot, 
         "takes 8 calls for each held-out image"
     )
     first = CliRunner().invoke(app, ["image", "evaluate", str(cold), "--json"]).stderr
-    assert first.startswith("note: 500 held-out images are degraded and restored in 3 ways")
+    assert first.startswith(
+        "note: 500 held-out images are degraded and restored in 3 ways; 500 samples of 3 steps are drawn, and compared"
+    )
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr("sys.stderr", screen := Terminal())
-    evaluate(str(hot), None, None, None, "dpm_solver", 4, 1.0, 40, 4, 0, None, True)
+    evaluate(str(hot), None, None, None, "dpm_solver", 4, 1.0, 40, 4, None, 0, None, True)
     shown = set(re.findall(r"([a-z ]+): +\d+%\|", screen.getvalue()))
     assert shown == {"classifier", "nearest images", "bound"} and "step/s" in screen.getvalue()
 
@@ -163,7 +185,7 @@ def test_what_cannot_be_done_is_said_in_one_line(hot, cold, tmp_path, monkeypatc
     udm("generate", hot, "-o", tmp_path / "no" / "out.png", error="existing directory")
     udm("generate", hot, "-o", out, "--label", "ten", "--quiet", error="label must be 'all' or one of")
     udm("generate", hot, "-o", out, "--num-steps", 31, "--quiet", error="num_steps must be an integer in 1..30")
-    udm("generate", cold, "-o", out, "--quiet", error="this one is cold")
+    udm("generate", cold, "-o", out, "--quiet", "--spacing", "snr", error="'snr' needs a GaussianProcess")
     udm("generate", "./no/model", "-o", out, error="there is no model directory ./no/model")
     udm("restore", cold, tmp_path / "torn.png", "-o", out, error="torn.png cannot be read as an image")
     udm("train", "--output", hot, *QUIET, error="--resume")
@@ -203,6 +225,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(hot, cold, tm
 def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, monkeypatch, tmp_path):
     monkeypatch.setattr(ImagePipeline, "generate", lambda *_, **__: pytest.fail("samples were drawn"))
     udm("evaluate", hot, "--terms", 1, error="terms must be 0, for no bound, or at least 2, got 1")
+    udm("evaluate", hot, "--variance", "wide", error="variance must be 'fixed', 'learned' or 'optimal', got 'wide'")
     for i, image in enumerate(to_bytes(digits().train.images[:5])):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
     udm("evaluate", hot, "--data", tmp_path, error="at least 2 held-out images and 4 to train on, got 1 and 4")
@@ -226,6 +249,10 @@ def test_the_snippets_of_the_documentation_run_one_after_the_other(hot, tmp_path
         for field in dataclasses.fields(kind):
             default = list(field.default) if isinstance(field.default, tuple) else field.default
             assert f'"{field.name}": {json.dumps(default)}' in line
+    for name, make in SCHEDULES.items():
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{name}` | `{{")]
+        options = {key: one.default for key, one in inspect.signature(make).parameters.items() if key != "T"}
+        assert json.loads(re.search(r"\{.*?\}", line)[0]) == options
 
 
 @pytest.mark.slow

@@ -140,6 +140,10 @@ def test_the_weights_are_those_of_the_papers():
     assert torch.allclose(weights("x0", "min_snr"), ratio.clamp(max=5))
     assert torch.allclose(weights("epsilon", "min_snr"), ratio.clamp(max=5) / ratio)
     assert torch.allclose(weights("v", "min_snr"), ratio.clamp(max=5) / (ratio + 1))
+    exploding = PROCESSES["ve"]  # v is divided by sqrt(a^2 + b^2), so its weights are those of vp
+    loud = snr(exploding, t)
+    assert torch.allclose(loss_weights(exploding, "v", "snr", t), loud / (loud + 1))
+    assert torch.allclose(loss_weights(exploding, "v", "min_snr", t), loud.clamp(max=5) / (loud + 1))
     # plain losses of two kinds differ by the squared gain: epsilon's is snr-weighted, v's (snr + 1)-weighted on x0
     simple = {kind: terms_of(process, kind, "simple", t[1:7]) for kind in ("epsilon", "x0", "v")}
     assert torch.allclose(simple["epsilon"], ratio[1:7] * simple["x0"])
@@ -193,6 +197,14 @@ def test_the_errors_are_what_their_names_say(error, expected):
     objective = ImageObjective(config_of(PROCESSES["vp"]), error=error)
     told, target = torch.tensor([[0.5, 0.0]]).double(), torch.tensor([[0.1, -0.05]]).double()
     assert float(objective.errors(told, target)) == pytest.approx(expected)
+
+
+def test_where_the_huber_error_turns_can_be_said():
+    told, target = torch.tensor([[0.5, 0.0]]).double(), torch.tensor([[0.1, -0.05]]).double()
+    config = config_of(PROCESSES["vp"])
+    for delta, expected in ((1.0, (0.4**2 + 0.05**2) / 2), (0.2, 0.2 * (0.4 - 0.1) + 0.05**2 / 2)):
+        objective = ImageObjective(config, error="huber", huber_delta=delta)
+        assert float(objective.errors(told, target)) == pytest.approx(expected)
 
 
 def test_cold_training_compares_x0_with_what_is_predicted_of_the_degraded_image():
@@ -295,6 +307,9 @@ def test_importance_observed_in_parts_is_importance_observed_at_once():
         ({"weighting": "vlb", "error": "l1"}, "'vlb' is a bound and goes with error 'l2'"),
         ({"label_drop": 1.5}, r"label_drop must lie in \[0, 1\]"),
         ({"gamma": 0.0}, "gamma must be positive"),
+        ({"error": "huber", "huber_delta": 0.0}, "huber_delta must be a positive number, got 0.0"),
+        ({"error": "huber", "huber_delta": math.inf}, "huber_delta must be a positive number, got inf"),
+        ({"huber_delta": 1.0}, "huber_delta belongs to error 'huber', got 1.0 with error 'l2'"),
         ({"eval_draws": 0}, "eval_draws must be at least 1"),
     ],
 )

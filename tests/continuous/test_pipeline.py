@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from continuous import sampling
+from continuous.data import ImageRows
 from continuous.degradations import Blur
+from continuous.evaluation import bits_per_dim, describe_bound
+from continuous.likelihood import nelbo
 from continuous.modeling import ImageConfig, ImageDenoiser, NonFiniteOutputError
-from continuous.objectives import snr, step_variances
+from continuous.objectives import kl_terms, snr, step_variances
 from continuous.pipeline import SAMPLERS, ImagePipeline
 from continuous.processes import ColdProcess, GaussianProcess
 from tests.helpers import python
@@ -145,6 +148,56 @@ def test_steps_with_the_learned_variance_have_it(pipe):
     assert (drawn.double().var(0) / wanted - 1).abs().max() < 5 * (2 / many) ** 0.5
 
 
+def test_the_bound_of_a_learned_variance_is_the_sum_of_what_was_trained():
+    # likelihood.nelbo by the variance of x0, objectives.kl_terms by that of the step: the same noise, the same nats
+    pipe = make(learned_variance=True, prediction="epsilon")
+    with torch.no_grad():  # shares between 0 and 1, as a normal step can have them
+        write = pipe.denoiser.network.write
+        write.weight[16:] *= 0.02
+        write.bias[16:] = torch.linspace(-0.7, 0.7, 16)
+    process, images = pipe.process, torch.linspace(-1, 1, 33)[torch.arange(48) * 7 % 33].view(3, 1, 4, 4).double()
+    learned, source, expected = pipe.learned(clip=False), RowRandom(4, torch.arange(3)), torch.zeros(3).double()
+    bound = nelbo(
+        process, learned.predict_x0, images, variance=learned.variance, levels=33, random=RowRandom(4, torch.arange(3))
+    )
+    for step in range(20, 0, -1):
+        t = torch.full((3,), step)
+        xt = process.corrupt(images, t, process.sample_noise(images, random=source))
+        with torch.no_grad():
+            x0_hat, share = pipe.denoiser.predict(xt, t)
+        assert 0.05 < share.min() < share.max() < 0.95
+        expected += kl_terms(process, images, x0_hat, t, share.double(), levels=33)
+    assert torch.allclose(bound.steps + bound.decoder, expected, rtol=1e-5)
+    fixed = nelbo(process, pipe.predictor(clip=False), images, levels=33, random=RowRandom(4, torch.arange(3)))
+    assert ((fixed.nats - bound.nats) / fixed.nats).abs().min() > 1e-3
+
+
+def test_bits_a_dimension_are_of_the_variance_that_was_asked_for():
+    images = (torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 16).round() / 8 - 1
+    rows = ImageRows(images, levels=17)
+    learned, plain = make(learned_variance=True, levels=17), make(levels=17)
+    found = {how: bits_per_dim(learned, rows, 20, variance=how, train=rows) for how in ("fixed", "learned", "optimal")}
+    assert bits_per_dim(learned, rows, 20) == found["learned"] and found["learned"]["variance"] == "learned"
+    assert len({figures["bits_per_dim_all_steps"] for figures in found.values()}) == 3
+    # a network of random weights is far off, which the measured variance knows and the least one does not
+    assert found["optimal"]["bits_per_dim_all_steps"] < found["fixed"]["bits_per_dim_all_steps"] - 1
+    assert found["optimal"]["bits_per_dim"] < found["fixed"]["bits_per_dim"]
+    assert bits_per_dim(plain, rows, 20)["variance"] == "fixed"
+    assert "learned variance" in describe_bound(found["learned"])
+    for call, words in (
+        (
+            lambda: bits_per_dim(plain, rows, 20, variance="learned"),
+            "trained without learned_variance: variance can be",
+        ),
+        (lambda: bits_per_dim(plain, rows, 20, variance="wide"), "variance must be 'fixed', 'learned' or 'optimal'"),
+        (lambda: bits_per_dim(plain, rows, 20, variance="optimal"), "measured on images: give train"),
+        (lambda: learned.learned().variance(images, torch.ones(40).long(), None), "which was not asked yet"),
+        (lambda: plain.learned(), "trained without learned_variance"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
 def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
     clean = torch.linspace(-1, 1, 32).view(2, 1, 4, 4)
     degraded = cold.degrade(clean)
@@ -160,6 +213,34 @@ def test_restoring_is_the_walk_of_the_package_and_brings_degrading_back(cold):
     assert len(states) == 5 and torch.equal(states[0], degraded)
 
 
+def test_a_cold_model_generates_from_the_law_it_keeps_and_an_older_one_says_what_is_missing(tmp_path):
+    pipe = make(ColdProcess(Blur(T=6, std=1.0), sigma=0.05), prediction="x0")
+    images = torch.rand(90, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    pipe.save_pretrained(tmp_path / "older")
+    with pytest.raises(ValueError, match="keeps no law of x_T"):
+        ImagePipeline.from_pretrained(tmp_path / "older").generate(2)
+    pipe.denoiser.fit_prior(images, torch.arange(90) % 3)
+    pipe.save_pretrained(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again = ImagePipeline.from_pretrained(tmp_path / "model")
+    how = {"label": "all", "seed": 3, "guidance_scale": 1.5}
+    for more in ({}, {"sampler": "naive"}, {"num_steps": 3, "jitter": 0.1}, {"num_steps": None}):
+        made = pipe.generate(5, **how, **more)
+        assert made.shape == (5, 1, 4, 4) and made.abs().max() <= 1.0
+        assert torch.equal(again.generate(5, **how, **more), made)
+        assert torch.allclose(again.generate(5, **how, **more, batch_size=2), made, atol=1e-5)
+    assert len({float(pipe.generate(2, label, seed=1)[0].sum()) for label in (None, 0, 1, 2)}) == 4
+    # the walk is that of restore, from what the law gives
+    random = RowRandom(3, torch.arange(4))
+    xt = pipe.denoiser.prior.draw(pipe.process, torch.full((4,), 3), random=random)
+    expected = sampling.restore(pipe.process, pipe.predictor(), xt, churn=1.0, random=random)
+    with torch.no_grad():
+        found = pipe.generate(4, sampler="naive", seed=3)
+    assert torch.allclose(found, expected.clamp(-1, 1), atol=1e-6)
+    states = pipe.generate(4, sampler="naive", seed=3, output_trajectory=True).trajectory
+    assert len(states) == 7 and torch.equal(states[0], xt)
+
+
 def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
     known = torch.linspace(-1, 1, 48).view(3, 1, 4, 4)
     editable = torch.zeros(4, 4, dtype=torch.bool)
@@ -168,6 +249,9 @@ def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
     found, states = made.images, made.trajectory
     assert torch.equal(found[..., :2], known[..., :2]) and not torch.allclose(found[..., 2:], known[..., 2:], atol=0.05)
     assert torch.allclose(found, pipe.edit(known, editable, label=1, num_steps=8, seed=0, batch_size=1), atol=1e-5)
+    more = pipe.edit(known, editable, label=1, num_steps=8, seed=0, corrections=2, output_trajectory=True)
+    assert torch.equal(more.images[..., :2], known[..., :2]) and len(more.trajectory) == 25
+    assert not torch.allclose(more.images, found, atol=0.05)
     # on the way the known pixels carry noise
     assert not torch.allclose(states[3][..., :2], known[..., :2], atol=0.05)
 
@@ -226,7 +310,24 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
         (lambda p, c: p.generate(2, 1, guidance_scale=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
         (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda p, c: p.generate(2, batch_size=0), "batch_size must be at least 1"),
-        (lambda p, c: c.generate(2), "this one is cold: use restore"),
+        (lambda p, c: c.generate(2), "keeps no law of x_T to draw from: restore degraded images, or have it measured"),
+        (
+            lambda p, c: c.generate(2, sampler="ddim"),
+            "sampler must be 'improved' or 'naive' for this model, got 'ddim'",
+        ),
+        (lambda p, c: c.generate(2, eta=0.5), "eta belongs to sampler 'ddim', got sampler 'improved'"),
+        (lambda p, c: c.generate(2, jitter=-0.5), r"jitter must lie in \[0, inf\], got -0.5"),
+        (lambda p, c: p.generate(2, jitter=0.5), "jitter is noise on the x_T of a cold model"),
+        (lambda p, c: p.denoiser.fit_prior(torch.zeros(2, 1, 4, 4)), "only a cold one has it measured"),
+        (
+            lambda p, c: c.denoiser.fit_prior(torch.zeros(2, 1, 8, 8)),
+            r"images must be \(N, 1, 4, 4\), got \(2, 1, 8, 8\)",
+        ),
+        (lambda p, c: make(prior_rank=3), "prior_rank must be 0, or of a cold process at least 1, got 3"),
+        (
+            lambda p, c: make(ColdProcess(Blur(T=6)), prediction="x0", prior_rank=3).generate(2),
+            "the law of x_T was not measured yet",
+        ),
         (
             lambda p, c: c.restore(torch.zeros(2, 1, 8, 8)),
             r"degraded must have shape \(N, 1, 4, 4\), got \(2, 1, 8, 8\)",
@@ -312,6 +413,9 @@ def test_types_are_checked_as_values_are(pipe, how, words):
         (lambda p, c, x: p.edit(x, x > 0, num_steps=0), "num_steps must be at least 1, got 0"),
         (lambda p, c, x: p.edit(x, x > 0, start=2.5), "start must be an integer"),
         (lambda p, c, x: p.edit(x, x > 0, eta=None), "eta must be a finite number"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=1.5), "corrections must be an integer, got 1.5"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=-1), "corrections must be at least 0, got -1"),
+        (lambda p, c, x: p.edit(x, x > 0, corrections=1, step_size=0.0), r"step_size must lie in \(0, 2\)"),
         (lambda p, c, x: p(generator=3), "generator must be a torch.Generator, got int"),
         (lambda p, c, x: p(return_dict="yes"), "return_dict must be True or False"),
         (lambda p, c, x: p(class_labels=torch.tensor(1.0)), "or an index for each image"),

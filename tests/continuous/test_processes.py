@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
@@ -19,6 +20,7 @@ PROCESSES = {
     "linear": GaussianProcess.vp("linear", 1000),
     "cosine": GaussianProcess.vp("cosine", 50),
     "sigmoid": GaussianProcess.vp("sigmoid", 50),
+    "sigmoid_beta": GaussianProcess.vp("sigmoid_beta", 1000),
     "sqrt": GaussianProcess.vp("sqrt", 1000),
     "abar": GaussianProcess.vp(torch.linspace(1, 0, 11).double() ** 2),
     "ve": GaussianProcess.ve(30),
@@ -107,6 +109,32 @@ def test_a_networks_answer_and_its_target_agree(name, prediction):
         assert torch.equal(process.target("v", x0, noise, at(3, 4)), noise - x0)
 
 
+@pytest.mark.parametrize("name", [name for name in PROCESSES if name != "rf"])
+def test_v_has_unit_variance_at_every_time_where_images_and_noise_have(name):
+    # of independent x0 and noise of unit variance, the variance of p noise - q x0 is p^2 + q^2
+    process = PROCESSES[name]
+    t = torch.arange(1, process.T + 1)
+    one, zero = (torch.full((process.T, 1), value, dtype=torch.float64) for value in (1.0, 0.0))
+    p, q = process.target("v", zero, one, t), process.target("v", one, zero, t)
+    assert torch.allclose(p.square() + q.square(), torch.ones_like(p), atol=1e-12)
+    # and v and xt together are x0 and noise turned (and scaled): neither says anything of the other
+    assert torch.allclose(p * process.b[1:, None] + q * process.a[1:, None], torch.zeros_like(p), atol=1e-9)
+
+
+def test_a_process_that_was_written_before_v_was_divided_keeps_its_v():
+    x0, noise = images(), images(seed=1)
+    for process in (PROCESSES["ve"], PROCESSES["table"]):
+        t = at(min(25, process.T - 1), 4)
+        saved = process.to_dict()
+        assert saved.pop("unit_v") is True
+        older = process_from_dict(json.loads(json.dumps(saved)))
+        a, b = float(older.a[t[0]]), float(older.b[t[0]])
+        assert torch.equal(older.target("v", x0, noise, t), a * noise - b * x0)
+        assert not torch.allclose(process.target("v", x0, noise, t), a * noise - b * x0, atol=0.1)
+        assert torch.allclose(older.to_x0("v", a * noise - b * x0, a * x0 + b * noise, t), x0)
+        assert process_from_dict(older.to_dict()).to_dict() == older.to_dict() == {**saved, "unit_v": False}
+
+
 def test_rows_of_one_batch_may_stand_at_different_times():
     process, x0 = PROCESSES["linear"], images()
     noise, t = process.sample_noise(x0, random=RowRandom(0, torch.arange(4))), torch.tensor([0, 1, 500, 1000])
@@ -152,6 +180,15 @@ def test_the_schedules_have_their_closed_forms():
     for name in schedules.SCHEDULES:
         table = schedules.abar(name, 100)
         assert table[0] == 1 and bool((table.diff() < 0).all()) and float(table[-1]) > 0
+
+
+def test_a_sigmoid_of_beta_is_the_table_that_code_prints_and_not_that_of_a_sigmoid_of_abar():
+    i = np.arange(1000)
+    beta = 1 / (1 + np.exp(-(i / 1000 - 0.5) * 12)) * (0.02 - 1e-4) + 1e-4
+    expected = np.concatenate(([1.0], np.cumprod(1 - beta)))
+    found = schedules.sigmoid_beta(1000).numpy()
+    assert np.abs(found - expected).max() < 1e-15 and np.abs(found / expected - 1).max() < 1e-12
+    assert float(np.abs(found - schedules.sigmoid(1000).numpy()).max()) == pytest.approx(0.258, abs=5e-4)
 
 
 # cold -----------------------------------------------------------------------------------------------------------------
@@ -271,7 +308,7 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
     [
         (lambda: GaussianProcess.vp("linear", 0), "T, the number of corruption steps, .* got 0"),
         (lambda: GaussianProcess.rf(2.5), "got 2.5"),
-        (lambda: GaussianProcess.vp("quadratic", 10), "'linear', 'cosine', 'sigmoid', 'sqrt', got 'quadratic'"),
+        (lambda: GaussianProcess.vp("quadratic", 10), "'linear', 'cosine', 'sigmoid', 'sigmoid_beta', 'sqrt', got"),
         (lambda: GaussianProcess.vp("cosine", 10, slope=1), "does not take these options"),
         (lambda: GaussianProcess.vp("linear", 10, beta_end=1.5), r"betas must be a row of numbers in \[0, 1\)"),
         (lambda: GaussianProcess.vp(torch.tensor([1.0, 2.0])), r"abar must be .* in \[0, 1\]"),
@@ -280,6 +317,8 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
         (lambda: GaussianProcess(torch.ones(3), torch.zeros(2)), "two tables"),
         (lambda: GaussianProcess(torch.tensor([1.0, torch.nan]), torch.tensor([0.0, 1.0])), "finite"),
         (lambda: GaussianProcess.ve(10, sigma_min=3.0, sigma_max=1.0), "sigma_min < sigma_max"),
+        (lambda: GaussianProcess.ve(10, unit_v="no"), "unit_v must be True or False, got 'no'"),
+        (lambda: GaussianProcess.of_family("ve", family="rf"), "family 've' does not take these parameters"),
         (lambda: ColdProcess(Blur(5), T=6), "T is 6 and the degradation's own T is 5"),
         (lambda: ColdProcess(lambda x, t: x), "T must be given"),
         (lambda: ColdProcess("blur"), "must be a function"),

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -205,6 +206,93 @@ def test_editing_keeps_what_is_known_and_noises_it_on_the_way():
     assert torch.equal(out, control.edit(VP, sampling.ancestral(VP, PREDICT), known, editable, random=rows(400)))
 
 
+def moments_of_an_edit(process, times, correlation, value, step_size, corrections):
+    """Mean and variance of one number of a correlated pair of standard normal ones, the other put back: exactly.
+
+    Everything is linear: x0_hat = M x, so each step takes x = (mine, known) to G x + noise, and what is put back is
+    independent of mine.
+    """
+    law = np.array([[1.0, correlation], [correlation, 1.0]])
+    a, b = process.a.numpy(), process.b.numpy()
+    mean, variance = 0.0, b[times[0]] ** 2
+    other = np.array([0.0, b[times[0]] ** 2])  # mean and variance of the known number: pure noise at first
+    for t, s in zip(times, times[1:], strict=False):
+        m = a[t] * law @ np.linalg.inv(a[t] ** 2 * law + b[t] ** 2 * np.eye(2))
+        noise = (np.eye(2) - a[t] * m) / b[t]
+        for _ in range(corrections):
+            row = (a[t] * m + (1 - step_size) * b[t] * noise)[0]
+            mean = row @ (mean, other[0])
+            variance = row**2 @ (variance, other[1]) + 2 * step_size * b[t] ** 2
+            other = np.array([a[t] * value, b[t] ** 2])
+        kept = a[t] * b[s] / (a[s] * b[t])  # DDPM: the share of the noise that is kept
+        row = (a[s] * m + b[s] * kept * noise)[0]
+        mean = row @ (mean, other[0])
+        variance = row**2 @ (variance, other[1]) + b[s] ** 2 * (1 - kept**2)
+        other = np.array([a[s] * value, b[s] ** 2])
+    return mean, math.sqrt(variance)
+
+
+def test_an_edit_by_replacement_is_off_and_corrections_mend_it():
+    """Of two standard normal numbers of correlation 0.8, one known as 0.625, the other is N(0.5, 0.6^2)."""
+    process, n = GaussianProcess.vp("cosine", 1000), 20_000
+    law = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    known, editable = torch.full((n, 2), 0.625, dtype=torch.float64), torch.tensor([True, False])
+
+    def predict(xt, t, s):
+        a, b = float(process.a[t[0]]), float(process.b[t[0]])
+        return a * xt @ torch.linalg.inv(a**2 * law + b**2 * torch.eye(2)).double() @ law
+
+    def drawn(**how):
+        return control.edit(process, sampling.ancestral(process, predict), known, editable, random=rows(n), **how)[:, 0]
+
+    times, found = sampling.grid(process, 50).tolist(), {}
+    for corrections in (0, 10):
+        x = drawn(num_steps=50, corrections=corrections)
+        mean, deviation = moments_of_an_edit(process, times, 0.8, 0.625, control.STEP_SIZE, corrections)
+        assert float(x.mean()) == pytest.approx(mean, abs=4 * deviation / n**0.5)
+        assert float(x.std()) == pytest.approx(deviation, abs=4 * deviation / (2 * n) ** 0.5)
+        found[corrections] = mean, deviation
+    assert found[0] == pytest.approx((0.30, 0.68), abs=0.01)  # replacement alone
+    assert found[10] == pytest.approx((0.47, 0.61), abs=0.01)
+    every = list(range(1000, -1, -1))  # no number of steps mends replacement ...
+    assert moments_of_an_edit(process, every, 0.8, 0.625, 0.2, 0) == pytest.approx((0.31, 0.70), abs=0.01)
+    for corrections, step_size, off in ((10, 0.2, 0.012), (100, 0.2, 0.002)):  # ... and corrections go on to the truth
+        found = moments_of_an_edit(process, every, 0.8, 0.625, step_size, corrections)
+        assert found == pytest.approx((0.5, 0.6), abs=off)
+
+
+def test_corrections_are_calls_at_the_same_noise_that_any_sampler_survives():
+    known, editable, asked = TWO.sample(5, seed=2)[0], torch.tensor([True, False]), []
+
+    def watched(xt, t, s):
+        asked.append((int(t[0]), int(s[0])))
+        return PREDICT(xt, t, s)
+
+    for wrap in (sampling.ancestral, sampling.dpm_solver):
+        asked.clear()
+        out = control.edit(VP, wrap(VP, watched), known, editable, num_steps=4, corrections=2, random=rows(5))
+        assert asked[:4] == [(100, 100), (100, 100), (100, 75), (75, 75)] and asked[-1] == (25, 0) and len(asked) == 12
+        assert torch.isfinite(out).all() and torch.equal(out[:, 1], known[:, 1])
+        alone = control.edit(
+            VP,
+            wrap(VP, PREDICT),
+            known[3:4],
+            editable,
+            num_steps=4,
+            corrections=2,
+            random=RowRandom(0, torch.tensor([3])),
+        )
+        assert torch.allclose(alone, out[3:4], atol=1e-12)
+    for how, words in (
+        ({"corrections": -1}, "corrections must be at least 0, got -1"),
+        ({"corrections": 2, "step_size": 2.5}, r"step_size must lie in \(0, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            control.edit(VP, PREDICT, known, editable, num_steps=4, **how)
+    with pytest.raises(ValueError, match="corrections are Langevin steps and need a Gaussian process, got ColdProcess"):
+        control.edit(ColdProcess(Blur(6, 3.0)), lambda xt, t, s: xt, images(), torch.ones(8, 8).bool(), corrections=1)
+
+
 def test_an_edit_that_starts_low_stays_near():
     known, everything = TWO.sample(400, seed=2)[0], torch.tensor([True, True])
     moved = [
@@ -263,6 +351,52 @@ def test_naive_sampling_ends_at_the_restorers_last_answer_and_improved_keeps_the
     assert torch.allclose(naive, wrong, atol=1e-12)
     assert torch.allclose(improved, wrong + xt - process.degrade(wrong, at(6, 4)), atol=1e-12)
     assert float((improved - x0).square().mean()) < float((naive - x0).square().mean())
+
+
+# where a cold walk starts ---------------------------------------------------------------------------------------------
+
+
+def covariance_of(prior, law=-1):
+    basis, deviation = prior.basis[law].flatten(1).double(), prior.deviations[law].flatten().double()
+    return basis.T @ basis + torch.diag(deviation.square())
+
+
+def test_the_law_of_x_T_has_the_moments_of_degraded_images_and_few_directions_keep_the_variances():
+    process, x0 = ColdProcess(Blur(6, 1.0)), images(300)
+    spoilt = process.degrade(x0, at(6, 300)).flatten(1)
+    whole, low = (sampling.ColdPrior.fit(process, x0, rank=rank) for rank in (64, 5))
+    assert whole.means.shape == (1, 1, 8, 8) and whole.basis.shape == (1, 64, 1, 8, 8) and low.basis.shape[1] == 5
+    assert torch.allclose(whole.means[0].flatten().double(), spoilt.mean(0), atol=1e-6)
+    found, few = covariance_of(whole), covariance_of(low)
+    true = torch.cov(spoilt.T)
+    assert torch.allclose(found, true, atol=1e-6) and torch.allclose(few.diagonal(), true.diagonal(), atol=1e-6)
+    # no five directions and a diagonal of their own are nearer, but for the diagonal: Eckart and Young
+    values, vectors = torch.linalg.eigh(true)
+    best = (vectors[:, -5:] * values[-5:]) @ vectors[:, -5:].T
+    off = ~torch.eye(64, dtype=torch.bool)
+    assert torch.allclose(few[off], best[off], atol=1e-6)
+    # fewer images than numbers: by inner products of images, the same law
+    some = sampling.ColdPrior.fit(process, x0[:20])
+    assert some.basis.shape[1] == 19 and torch.allclose(covariance_of(some), torch.cov(spoilt[:20].T), atol=1e-6)
+
+
+def test_each_class_starts_at_its_own_mean_and_no_class_at_that_of_all():
+    process, x0 = ColdProcess(Blur(6, 2.0)), images(400)
+    labels = torch.arange(400) % 2
+    x0 = x0 * 0.2 + torch.where(labels == 0, -0.6, 0.6).view(-1, 1, 1, 1)
+    prior = sampling.ColdPrior.fit(process, x0, labels, num_classes=3)  # of the third there is no image
+    n, draws = 2000, {}
+    for row in range(4):
+        draws[row] = prior.draw(process, torch.full((n,), row), random=rows(n, row)).flatten(1).double()
+    spoilt = process.degrade(x0, at(6, 400)).flatten(1)
+    for row, part in ((0, spoilt[0::2]), (1, spoilt[1::2]), (3, spoilt)):
+        assert torch.allclose(draws[row].mean(0), part.mean(0), atol=5 * float(part.std(0).max()) / n**0.5)
+        assert float(draws[row].var(0).sum() / part.var(0).sum()) == pytest.approx(1, rel=0.1)
+    assert torch.allclose(draws[2].mean(0), spoilt.mean(0), atol=0.02)
+    alone = prior.draw(process, torch.tensor([1]), random=RowRandom(1, torch.tensor([7])))
+    assert torch.allclose(alone.flatten(1).double(), draws[1][7:8], atol=1e-6)
+    jittered = prior.draw(process, torch.full((n,), 1), jitter=0.5, random=rows(n, 1)).flatten(1) - draws[1]
+    assert float(jittered.std()) == pytest.approx(0.5, rel=0.02)
 
 
 # likelihood -----------------------------------------------------------------------------------------------------------
@@ -354,6 +488,13 @@ COLD = ColdProcess(Blur(6, 3.0))
         (lambda: sampling.sample(VP, PREDICT, (2,)), r"\(B, \.\.\.\)"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), dtype=torch.int64), "float tensor"),
         (lambda: sampling.sample(COLD, PREDICT, (2, 1, 8, 8)), "sampling.restore"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(1)), "a law of x_T needs at least 2 images, got 1"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(), rank=0), "rank must be an integer of at least 1, got 0"),
+        (lambda: sampling.ColdPrior.fit(COLD, images(), num_classes=2), "labels must be given with classes"),
+        (
+            lambda: sampling.ColdPrior.fit(COLD, images()).draw(COLD, at(0, 2), jitter=-1.0),
+            "jitter must be a number >= 0, got -1.0",
+        ),
         (lambda: sampling.sample(VP, lambda *a: torch.zeros(1), (2, 2)), "shape of xt"),
         (lambda: sampling.restore(COLD, PREDICT, images() * torch.nan), "NaN"),
         (lambda: sampling.restore(COLD, PREDICT, images(), 0), "nothing to restore"),

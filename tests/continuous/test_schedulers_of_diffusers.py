@@ -66,6 +66,12 @@ def test_the_schedules_are_those_of_diffusers():
         table = DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs).alphas_cumprod.double()
         assert torch.allclose(GaussianProcess.vp(ours, 1000).a[1:].square(), table, rtol=2e-3, atol=1e-7)
         assert torch.allclose(GaussianProcess.vp(ours, 1000).a[1:900].square(), table[:899], rtol=1e-4)
+    table = DDPMScheduler(num_train_timesteps=1000, beta_schedule="sigmoid").alphas_cumprod.double()
+    distance = {
+        name: float((GaussianProcess.vp(name, 1000).a[1:].square() - table).abs().max())
+        for name in ("sigmoid_beta", "sigmoid")
+    }
+    assert distance["sigmoid_beta"] < 0.01 and distance["sigmoid"] > 0.25  # the ends of their betas are other ones
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -12,9 +12,11 @@ from continuous import train_image
 from continuous.modeling import ImageConfig, ImageDenoiser
 from continuous.objectives import ImageObjective
 from continuous.pipeline import ImagePipeline
+from continuous.sampling import ColdPrior
 from continuous.train_image import build_process, load_splits_of, main, parse
 from tests.helpers import ROOT, assert_equal_weights, listing, python, weights_in
 from udm_text.training import UDMTrainer, UDMTrainingArguments
+from udm_text.training.checkpoints import digest_of
 from udm_text.training.resuming import ResumeError
 from udm_text.training.runs import evaluated_rows
 
@@ -63,6 +65,46 @@ def test_a_resumed_run_ends_on_the_bits_of_the_uninterrupted_one(trained, tmp_pa
     shutil.copytree(trained / "checkpoint-4", half / "checkpoint-4")
     run(half, "--save_steps", "4", "--resume")
     assert_equal_weights(weights_in(trained), weights_in(half))
+
+
+def test_a_run_that_an_older_package_began_goes_on_with_the_v_it_began_with(tmp_path, monkeypatch):
+    flags = ["--process", "ve", "--save_steps", "4"]
+    whole = run(tmp_path / "new", *flags)
+    assert json.loads((whole / "config.json").read_text())["process"]["unit_v"] is True
+    with monkeypatch.context() as patch:  # as it was: nothing was divided, and nothing said so
+        patch.setattr("continuous.processes.GaussianProcess.ve.__func__.__defaults__", (1000, 0.01, 50.0, False))
+        before = run(tmp_path / "before", *flags)
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(before / "checkpoint-4", half / "checkpoint-4")
+    older = json.loads((half / "checkpoint-4" / "config.json").read_text())
+    assert older["process"].pop("unit_v") is False
+    (half / "checkpoint-4" / "config.json").write_text(json.dumps(older))
+    (half / "checkpoint-4" / "manifest.json").unlink()  # older ones have none
+    run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(before), weights_in(half))
+    assert json.loads((half / "report.json").read_text())["process"]["unit_v"] is False
+    assert any(
+        not torch.equal(a, b) for a, b in zip(weights_in(before).values(), weights_in(whole).values(), strict=True)
+    )
+
+
+def test_a_cold_run_ends_with_the_law_of_x_T_beside_the_weights(tmp_path):
+    flags = ["--process", "cold", "--save_steps", "4", "--prior_rank", "30"]
+    whole = run(tmp_path / "whole", *flags)
+    pipe = ImagePipeline.from_pretrained(whole)
+    assert pipe.denoiser.prior.means.shape == (11, 1, 8, 8) and pipe.denoiser.prior.basis.shape == (2, 30, 1, 8, 8)
+    rows = load_splits_of(str(whole))[0].train
+    expected = ColdPrior.fit(pipe.process, rows.images, rows.labels, 10, 30)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(pipe.denoiser.prior, expected, strict=True))
+    report = json.loads((whole / "report.json").read_text())
+    assert report["files"]["model.safetensors"] == digest_of(whole / "model.safetensors")
+    assert not [name for name in weights_in(whole / "checkpoint-4") if name.startswith("prior")]
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(whole / "checkpoint-4", half / "checkpoint-4")
+    run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(whole), weights_in(half))
 
 
 def die_at(monkeypatch, step, number):
@@ -317,6 +359,8 @@ def test_a_finished_run_is_left_as_it_is_by_resume(trained, capsys):
         (["--process", "cold", "--times", "4", "--prediction", "v"], "a cold process is learned with prediction 'x0'"),
         (["--process", "cold", "--degradation", "rust"], "degradation must be one of"),
         (["--sigma", "0.1"], "sigma belongs to process 'cold'"),
+        (["--prior_rank", "8"], "prior_rank belongs to process 'cold', got it with 'vp'"),
+        (["--process", "cold", "--prior_rank", "-1"], "prior_rank must be at least 0, got -1"),
         (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
         (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
         (["--error", "l3"], "error must be 'l2'"),
