@@ -9,10 +9,12 @@ from continuous.grids import draw_loss as draw_image_loss
 from tests.helpers import python
 from tests.models import make_udm
 from udm_text.cli.reports import describe_evaluation, draw_loss
+from udm_text.cli.train_text import train_text
 from udm_text.training import TextObjective
+from udm_text.training.arguments import parse
 from udm_text.training.callbacks import LossBar, describe_time
 from udm_text.training.interrupts import TimedLRLambda, TimedShares
-from udm_text.training.runs import keep_memory, without_secrets
+from udm_text.training.runs import keep_memory, rows_a_step, without_secrets
 
 FAULTS = """
 import resource, sys, torch
@@ -45,6 +47,36 @@ def test_the_command_that_a_report_keeps_has_no_token_in_it():
 
 def test_memory_of_an_accelerator_is_left_alone():
     assert not keep_memory(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "expected"),
+    [
+        (7.0, 22_116, 256),  # names: 7 x 128 is still below 1,024
+        (18.0, 18_359, 64),
+        (16.0, 10**6, 64),
+        (1.0, 10**6, 1024),
+        (1.0, 4096, 128),  # 32 steps an epoch, no fewer
+        (1.0, 4095, 64),
+        (1.0, 10, 64),  # which the run then refuses: there are fewer rows than a step takes
+    ],
+)
+def test_short_rows_come_in_larger_steps_where_there_are_enough(tokens, rows, expected):
+    assert rows_a_step(tokens, rows) == expected
+
+
+def test_rows_that_are_not_asked_for_follow_from_the_corpus_and_others_do_not(tmp_path, capsys):
+    lines = "".join(f"{a}{b} {a * b}\n" for a in range(64) for b in range(80))
+    file = tmp_path / "lines.txt"
+    file.write_text(lines)
+    options = "--tokenizer char --model tiny --max_steps 1 --use_cpu --report_to none --plot false --keep_best false"
+    found = []
+    for more in ("", "--per_device_train_batch_size 64"):
+        output = tmp_path / f"run{len(found)}"
+        report = train_text(*parse(["--data", str(file), "--output", str(output), *options.split(), *more.split()]))
+        found.append(report["rows_per_step"])
+    assert found == [128, 64]
+    assert "process mask, 128 rows a step" in capsys.readouterr().out
 
 
 class Bar:

@@ -58,6 +58,7 @@ from ..training.runs import (
     keep_best,
     prepare,
     resolved,
+    rows_a_step,
 )
 from ..training.runs import run as carry_out
 from ..training.streams import follow_stream, stream_arguments
@@ -489,6 +490,9 @@ def prepare_trainer(
     if limit is not None and longest > limit:
         raise ValueError(f"a row has {longest} tokens and the model reads at most {limit}; give --row_length")
     shares = run.gradient_accumulation_steps * run.world_size
+    if run.rows_by_rule and model_args.model in PRESETS:
+        tokens = sum(rows.train["length"]) / len(rows.train)
+        run.per_device_train_batch_size = rows_a_step(tokens, len(rows.train) // shares)
     if stream is None and run.train_batch_size * shares > len(rows.train):
         raise ValueError(
             f"a step takes {run.train_batch_size * shares} rows (--per_device_train_batch_size x "

@@ -153,7 +153,7 @@ class ObjectiveArguments:
         check_loss(self.loss, self.max_corruption, self.loss_chunk, self.loss_weighting, self.time_law)
 
 
-DEFAULTS = {"per_device_train_batch_size": 64, "per_device_eval_batch_size": 128, "eval_rows": 512}
+DEFAULTS = {"per_device_train_batch_size": None, "per_device_eval_batch_size": 128, "eval_rows": 512}
 """Of a run on text, where they differ from those of `RunArguments`."""
 
 GROUPS: dict[str, dict[str, str | None]] = {
@@ -173,7 +173,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "max_steps": "Steps; -1: by num_train_epochs or max_seconds.",
         "num_train_epochs": "Times that all rows are seen, where neither steps nor seconds are given.",
         "max_seconds": "Seconds of training at most; measuring the model comes on top.",
-        "per_device_train_batch_size": "Rows of a step, on each device.",
+        "per_device_train_batch_size": "Rows of a step, on each device; default: 64, more of short rows.",
         "gradient_accumulation_steps": "Batches of a step.",
         "learning_rate": None,
         "seed": "Of the weights, the noise and the order of rows.",

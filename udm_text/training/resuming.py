@@ -59,7 +59,8 @@ def describe_options(options: Mapping[str, Any], run: Any) -> dict[str, dict[str
         name: resolved(part[name]) for part in parts.values() for name in PATHS if isinstance(part.get(name), str)
     }
     parts["run"] = run.to_dict()
-    parts["batch"] = {"rows_per_step": run.train_batch_size * run.gradient_accumulation_steps * run.world_size}
+    rows = run.train_batch_size * run.gradient_accumulation_steps * run.world_size
+    parts["batch"] = {"rows_per_step": None if run.rows_by_rule else rows}
     found: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=str))
     return found
 

@@ -95,6 +95,24 @@ def find_checkpoint(output: Path) -> tuple[str | None, list[str]]:
     return None, broken
 
 
+LEAST_ROWS, LEAST_TOKENS, LEAST_STEPS = 64, 1024, 32
+"""What the rows of a step follow from where they are not given, see `rows_a_step`."""
+
+
+def rows_a_step(tokens: float, rows: int) -> int:
+    """Rows of a step: 64, and of short rows twice as many as often as it takes to ask about 1,024 tokens a step.
+
+    But never so many that an epoch has fewer than 32 steps. Source: docs/training.md has the runs it was chosen by.
+
+    Args:
+        tokens: of a row that may change, on average. rows: that are there to train on.
+    """
+    found = LEAST_ROWS
+    while found * tokens < LEAST_TOKENS and 2 * found * LEAST_STEPS <= rows:
+        found *= 2
+    return found
+
+
 @dataclass
 class RunArguments(UDMTrainingArguments):
     """How a run is made: every field of TrainingArguments, some with defaults for a laptop."""
@@ -134,6 +152,8 @@ class RunArguments(UDMTrainingArguments):
 
     command = tuple[str, ...]()
     """What was typed, word for word, a recipe's options in front of the others; (): not a command. No option."""
+    rows_by_rule = False
+    """Whether per_device_train_batch_size is not given, and follows from the corpus. No option."""
 
     def __post_init__(self):
         if self.resume_from_checkpoint is not None:
@@ -141,6 +161,8 @@ class RunArguments(UDMTrainingArguments):
                 f"resume_from_checkpoint is not for this command, got {self.resume_from_checkpoint!r}: give --resume, "
                 "which goes on from the last whole checkpoint in --output"
             )
+        if self.per_device_train_batch_size is None:
+            self.rows_by_rule, self.per_device_train_batch_size = True, LEAST_ROWS
         if self.output_dir is None:
             raise ValueError("--output DIR is needed: where the model goes")
         for name in ("eval_rows", "patience"):
