@@ -12,7 +12,7 @@ from tests.helpers import udm
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     output = tmp_path_factory.mktemp("demo")
-    command = ["demo", "--output", output, "--steps", "120"]
+    command = ["demo", "--output", output, "--steps", "60"]
     return output, udm(*command).stdout, command
 
 
