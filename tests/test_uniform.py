@@ -166,6 +166,30 @@ def test_what_may_not_stand_there_and_noise_without_shifts_are_refused():
         process.blend(noise, noise, 1.5)
 
 
+@pytest.mark.parametrize("churn", [0.0, 0.3, 1.0])
+def test_a_padded_row_goes_the_way_it_goes_alone_and_no_argument_is_modified(churn):
+    board, lengths, generator = Board(4, 7), (3, 7, 1, 5), torch.Generator().manual_seed(2)
+    process = UniformProcess(board.allowed)
+    x0, x0_hat = (board.rows(torch.randint(4, (4, 7), generator=generator)) for _ in range(2))
+    editable = torch.arange(7) < torch.tensor(lengths)[:, None]
+    x0, x0_hat = (x.masked_fill(~editable, 0) for x in (x0, x0_hat))
+
+    def walk(rows, width):
+        random = RowRandom(11, torch.arange(4)[rows])
+        clean, prediction, edit = x0[rows, :width], x0_hat[rows, :width], editable[rows, :width]
+        t, before = edit.sum(1), [x.clone() for x in (clean, prediction, edit)]
+        xt = process.corrupt(clean, t - 1, process.sample_noise(clean, editable=edit, random=random))
+        prior = process.prior(clean, editable=edit, random=random)
+        xs = reverse_step(process, xt, prediction, t - 1, t // 2, churn, editable=edit, random=random)
+        assert all(torch.equal(a, b) for a, b in zip(before, (clean, prediction, edit), strict=True))
+        return torch.stack((xt, prior, xs))
+
+    together = walk(slice(None), 7)
+    for row, length in enumerate(lengths):
+        assert torch.equal(together[:, row : row + 1, :length], walk(slice(row, row + 1), length))
+    assert (together[:, ~editable] == 0).all()
+
+
 # --- the kernel ------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +226,7 @@ def test_the_exact_predictor_reproduces_the_data_law_from_the_uniform_one(num_to
     world = make_world(num_tokens, length, seed)
     prior = np.full(len(world.data), 1 / len(world.data))
     law = kernel_sampler_law("uniform", world.uniform_predictor, prior, length)
-    assert total_variation(law, world.data) < 2e-3  # where t - R is below LEAST_REST a step rests too often
+    assert total_variation(law, world.data) < 5e-4  # where t - R is below LEAST_REST a step rests too often
     monkeypatch.setattr(kernels, "LEAST_REST", 0.0)
     law = kernel_sampler_law("uniform", world.uniform_predictor, prior, length)
     assert total_variation(law, world.data) < EXACT
