@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 Label = Annotated[str | None, typer.Option(help="A class by name, or all: each in turn; default: no class.")]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Network calls of an image.")]
+Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Steps of an image, each a network call.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
@@ -41,7 +41,8 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm_solver (default), baseline, ddpm_learned; of cold models improved (default) or naive."
+            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, baseline, ddpm_learned; of cold models "
+            "improved (default) or naive."
         ),
     ] = None,
     num_steps: Steps = 20,

@@ -35,6 +35,8 @@ from .sampling import Predictor
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
+HIGHER_ORDER = ("dpm_solver", "dpm_solver_3", "heun")
+"""Those of an order above 1."""
 COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
 """Names of samplers of cold models, and their churn."""
 OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -303,8 +305,9 @@ class ImagePipeline:
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class.
             sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved".
-            num_steps: network calls of an image (twice with guidance); None: T. A cold model takes T at most.
-            spacing: of the steps, see `sampling.grid`; None: "snr" for "dpm_solver", else "even". eta: of "ddim".
+            num_steps: steps of an image, each a network call (twice with guidance; "heun": two but in the last step,
+                "dpm_solver_3": two in the first); None: T. A cold model takes T at most.
+            spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even". eta: of "ddim".
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
@@ -338,7 +341,7 @@ class ImagePipeline:
                 "another sampler with guidance"
             )
         if spacing is None:  # steps of equal length in log-SNR are what a solver of second order extrapolates best over
-            spacing = "snr" if sampler == "dpm_solver" else "even"
+            spacing = "snr" if sampler in HIGHER_ORDER else "even"
         times = sampling.grid(process, num_steps, spacing)
         calls = len(times) - 1
 
@@ -574,20 +577,23 @@ class _Watcher:
         self.states: list[Tensor] = []
         self.advance: Callable[[], Any] = lambda: None
         self.s: Any = None
+        self.asked = False  # in this step: some samplers ask twice
 
     def predictor(self, predict_x0: Predictor) -> Predictor:
-        """The same predictor, seen: it is asked once a step, with the state that the step begins from."""
+        """The same predictor, seen: in each step it is first asked with the state that the step begins from."""
 
         def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor | Prediction:
-            if self.keeps:
-                self.states.append(xt.cpu())
-            self.s = s
+            if not self.asked:
+                if self.keeps:
+                    self.states.append(xt.cpu())
+                self.s, self.asked = s, True
             return predict_x0(xt, t, s)
 
         return predict
 
     def on_step(self, step: int, xs: Tensor, prediction: Prediction) -> Tensor | None:
         self.advance()
+        self.asked = False
         if self.callback is None:
             return None
         returned: Any = self.callback(self.pipe, step, self.s, {"xt": xs})

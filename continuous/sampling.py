@@ -1,7 +1,7 @@
 """Samplers of images. There is one loop, `udm_text.core.denoise`; a sampler is a wrapper around the predictor.
 
     the share of fresh noise, handed to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
-    another x0_hat                               dpm_solver (extrapolated), with_variance (drawn), clip
+    another x0_hat                               dpm_solver (extrapolated), heun (a mean), with_variance (drawn), clip
     noise settled before the step                inverted (steps upwards), langevin (steps that stay at t)
 
 A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and gives x0_hat or a `core.Prediction`.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from udm_text.core import Prediction, denoise
-from udm_text.devices import Sent, demand
+from udm_text.devices import Sent, demand, reads_are_free
 from udm_text.randomness import RowRandom
 
 from .degradations import per_row
@@ -149,27 +149,109 @@ def clip(predict_x0: Predictor, low: float = -1.0, high: float = 1.0) -> Predict
     return predict
 
 
-def dpm_solver(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
-    """DPM-Solver++(2M) (2211.01095): x0_hat carried on in a straight line from the last two answers.
+def heun(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
+    """The mean of the answers at both ends of the deterministic step: Heun's method for x0_hat, of second order.
 
-    In l = log(b/a) and with h the length of a step in it, x0_hat + h / (2 h_before) (x0_hat - x0_hat_before); then the
-    deterministic step as ever. The first step and the step to t = 0 take x0_hat as it is. A row whose step does not go
-    on where the last one ended, or whose last one stayed at its t, starts afresh, so one predictor serves many calls.
+    Two calls a step, the second as predict_x0(xs, s, s); the step to t = 0 takes x0_hat as it is.
+
+    Source: Karras et al. (2206.00364, algorithm 1), who average the slope of xt in sigma, not x0_hat.
     """
-    before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last step
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
-        x0 = prediction.x0
-        if before and before[0][1].shape == t.shape and before[0][2].shape == x0.shape:
-            high, middle, low = (process.sigma(time).log() for time in (before[0][0], t, s))
-            goes_on = (s > 0) & (before[0][1] == t) & (before[0][0] > t)
-            weight = torch.where(goes_on, (middle - low) / (2 * (high - middle)), 0.0)
-            x0 = x0 + per_row(weight, x0) * (x0 - before[0][2])
-        before[:] = [(t, s, prediction.x0)]
+        far = _answer_beyond(process, predict_x0, xt, prediction.x0, t, s)
+        return prediction._replace(x0=0.5 * (prediction.x0 + far), churn=0.0)
+
+    return predict
+
+
+def _answer_beyond(
+    process: GaussianProcess, predict_x0: Predictor, xt: Tensor, x0: Tensor, t: Tensor, s: Tensor
+) -> Tensor:
+    """x0_hat at the end of the deterministic step from xt by x0; x0 itself for rows whose step ends at t = 0."""
+    if reads_are_free(s.device) and bool((s == 0).all()):
+        return x0
+    later = s.clamp(min=1)
+    xs = process.corrupt(x0, later, process.invert_noise(x0, xt, t))
+    beyond = as_prediction(predict_x0(xs, later, later), xt).x0
+    return torch.where(per_row(s > 0, x0, torch.bool), beyond, x0)
+
+
+def dpm_solver(process: GaussianProcess, predict_x0: Predictor, order: int = 2) -> Predictor:
+    """DPM-Solver++ (2211.01095), multistep: x0_hat carried on from the last answers, then the deterministic step.
+
+    With l = log(a/b), h the length of a step in it and e = exp(-h) - 1, the step is exact for an x0_hat that is a
+    polynomial in l, of slope D1 / h and curvature D2 / h^2 at t, if it takes
+
+        x0_hat - (e/h + 1)/e D1 + ((e + h)/h^2 - 1/2)/e D2.
+
+    Order 2 (2M) has D1 from the last two answers, and 1/2 in place of -(e/h + 1)/e. Order 3 (3M) has D1 and D2 from the
+    last three, so D2 = 2 (D1' - D1'') / (r' + r''), D1' and D1'' the slopes of the last two steps times h and r their
+    lengths over h: code that is often seen has no 2 there, and is of second order.
+
+    The step to t = 0 takes x0_hat as it is; so does the first one, but of order 3 it is one of `heun`, a call more. A
+    row whose step does not go on where the last one ended, or whose last one stayed at its t, starts afresh, so one
+    predictor serves many calls.
+
+    Args:
+        order: 2 or 3.
+    """
+    if order not in (2, 3):
+        raise ValueError(f"order must be 2 or 3, got {order!r}; of order 1 is ddim")
+    before: list[tuple[Tensor, Tensor, Tensor]] = []  # t, s and x0_hat of the last steps, the last one first
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        x0 = answer = prediction.x0
+        level = process.sigma
+        last = _joined(before, 0, t, answer)
+        goes_on = torch.zeros_like(s, dtype=torch.bool)
+        if last is not None:
+            goes_on = (s > 0) & (last[1] == t) & (last[0] > t)
+            high, middle, low = (level(time).log() for time in (last[0], t, s))
+            if order == 2:
+                weight = torch.where(goes_on, (middle - low) / (2 * (high - middle)), 0.0)
+                x0 = answer + per_row(weight, answer) * (answer - last[2])
+        if order == 3:
+            if not _surely_on(last, t, s, goes_on):
+                far = _answer_beyond(process, predict_x0, xt, answer, t, s)
+                x0 = torch.where(per_row(goes_on | (s == t), x0, torch.bool), x0, 0.5 * (answer + far))
+            if last is not None:
+                h, h0 = middle - low, high - middle
+                e = torch.expm1(-h)
+                first, second = -(e / h + 1) / e, ((e + h) / h.square() - 0.5) / e
+                slope = per_row(torch.where(goes_on, h / h0, 0.0), answer) * (answer - last[2])
+                step = per_row(torch.where(goes_on, first, 0.0), answer) * slope
+                earlier = _joined(before, 1, last[0], answer)
+                if earlier is not None:
+                    h1 = level(earlier[0]).log() - high
+                    goes_far = goes_on & (earlier[1] == last[0]) & (earlier[0] > last[0])
+                    bend = slope - per_row(torch.where(goes_far, h / h1, 0.0), answer) * (last[2] - earlier[2])
+                    weight = first * h0 / (h0 + h1) + 2 * second * h / (h0 + h1)
+                    step = step + per_row(torch.where(goes_far, weight, 0.0), answer) * bend
+                x0 = x0 + step
+        before[:] = [(t, s, answer), *before[: order - 2]]
         return prediction._replace(x0=x0, churn=0.0)
 
     return predict
+
+
+def _joined(
+    before: list[tuple[Tensor, Tensor, Tensor]], index: int, t: Tensor, x0: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A remembered step of the shape of this one, or None."""
+    if len(before) <= index or before[index][1].shape != t.shape or before[index][2].shape != x0.shape:
+        return None
+    return before[index]
+
+
+def _surely_on(last: tuple[Tensor, Tensor, Tensor] | None, t: Tensor, s: Tensor, goes_on: Tensor) -> bool:
+    """Whether no row needs a first step, as far as can be told without waiting for a device."""
+    if t is s:
+        return True
+    if reads_are_free(t.device):
+        return bool((goes_on | (s == 0) | (s == t)).all())
+    return last is not None and last[1] is t and last[0] is not t
 
 
 def with_variance(
@@ -404,6 +486,8 @@ SAMPLERS: dict[str, Callable[[GaussianProcess, Predictor], Predictor]] = {
     "ddim": ddim,
     "ddpm": ancestral,
     "dpm_solver": dpm_solver,
+    "dpm_solver_3": functools.partial(dpm_solver, order=3),
+    "heun": heun,
     "baseline": baseline,
 }
 """The one table from a sampler's name to its wrapper."""

@@ -1,5 +1,6 @@
 """The seven exact tests: no training, closed forms only."""
 
+import functools
 import math
 
 import pytest
@@ -37,7 +38,15 @@ def test_the_score_of_a_mixture_is_that_of_the_posterior_mean(process):
 # 2 --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wrapper", "order"), [(sampling.ddim, 1), (sampling.dpm_solver, 2)])
+SOLVERS = [
+    (sampling.ddim, 1),
+    (sampling.dpm_solver, 2),
+    (sampling.heun, 2),
+    (functools.partial(sampling.dpm_solver, order=3), 3),
+]
+
+
+@pytest.mark.parametrize(("wrapper", "order"), SOLVERS, ids=["ddim", "dpm_solver", "heun", "dpm_solver_3"])
 def test_a_solver_has_its_order_against_the_closed_flow(wrapper, order):
     """Normal data: the flow takes x_T to m + sqrt((v + s_1^2) / (v + s_T^2)) (x_T - m), s the sigmas of a = 1."""
     process, world = GaussianProcess.ve(1025, sigma_min=0.05, sigma_max=30.0), normal(0.3, mean=0.7)

@@ -222,9 +222,10 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(hot, cold, tm
     assert [path.name for path in tmp_path.iterdir()] == ["taken.png"]
 
 
-def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, monkeypatch, tmp_path):
+def test_an_evaluation_that_cannot_be_is_refused_before_samples_are_drawn(hot, cold, monkeypatch, tmp_path):
     monkeypatch.setattr(ImagePipeline, "generate", lambda *_, **__: pytest.fail("samples were drawn"))
     udm("evaluate", hot, "--terms", 1, error="terms must be 0, for no bound, or at least 2, got 1")
+    udm("evaluate", cold, "--variance", "fixed", error="variance is that of the steps of a Gaussian process")
     udm("evaluate", hot, "--variance", "wide", error="variance must be 'fixed', 'learned' or 'optimal', got 'wide'")
     for i, image in enumerate(to_bytes(digits().train.images[:5])):
         Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")

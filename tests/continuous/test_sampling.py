@@ -72,12 +72,48 @@ def test_a_row_of_samples_does_not_depend_on_its_neighbours_or_the_batch():
         assert together.dtype == torch.float32 and torch.allclose(together[4:5], alone, atol=1e-6)
 
 
-def test_two_walks_of_one_dpm_solver_do_not_know_of_each_other():
-    walk = sampling.dpm_solver(VP, PREDICT)
+@pytest.mark.parametrize("order", [2, 3])
+def test_two_walks_of_one_dpm_solver_do_not_know_of_each_other(order):
+    walk = sampling.dpm_solver(VP, PREDICT, order)
     first = sampling.sample(VP, walk, (6, 2), sampler=None, num_steps=9, random=rows(6))
     assert torch.equal(first, sampling.sample(VP, walk, (6, 2), sampler=None, num_steps=9, random=rows(6)))
     sampling.sample(VP, walk, (3, 2), sampler=None, num_steps=9)
     assert torch.equal(first, sampling.sample(VP, walk, (6, 2), sampler=None, num_steps=9, random=rows(6)))
+
+
+def test_higher_orders_ask_as_often_as_they_say():
+    calls = []
+
+    def counted(xt, t, s):
+        calls.append((int(t[0]), int(s[0])))
+        return PREDICT(xt, t, s)
+
+    for wrap, extra in ((sampling.heun, 8), (lambda p, f: sampling.dpm_solver(p, f, 3), 1), (sampling.dpm_solver, 0)):
+        calls.clear()
+        sampling.sample(VP, wrap(VP, counted), (6, 2), sampler=None, num_steps=9, random=rows(6))
+        assert len(calls) == 9 + extra and (extra == 0 or calls[1] == (89, 89))
+
+
+def test_a_step_of_third_order_is_exact_where_x0_hat_is_a_parabola_in_log_snr():
+    """x_s = (b_s/b_t) x + a_s int_0^h e^(u - h) x0_hat(u) du, by quadrature; the answers depend on t alone."""
+    process = GaussianProcess.ve(40, 0.05, 30.0)
+
+    def parabola(level):
+        return 0.3 + 0.2 * level - 0.07 * level**2
+
+    def predict(xt, t, s):
+        return parabola(-process.sigma(t).log())[:, None].expand_as(xt)
+
+    walk = sampling.spread([30, 26, 19, 14], 1)
+    start, states = torch.full((1, 1), 2.0, dtype=torch.float64), []
+    solver = sampling.dpm_solver(process, predict, order=3)
+    denoise(process, solver, start, walk, on_step=lambda i, xs, g: states.append(float(xs)))
+    low, high = (float(-process.sigma(t).log()) for t in (walk[2], walk[3]))
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    u = (nodes + 1) / 2 * (high - low)
+    integral = float((weights / 2 * (high - low) * np.exp(u - (high - low)) * parabola(low + u)).sum())
+    kept = float(process.b[14] / process.b[19])
+    assert states[2] == pytest.approx(kept * states[1] + integral, abs=1e-12)
 
 
 def test_a_learned_variance_may_differ_from_pixel_to_pixel():
@@ -482,7 +518,8 @@ COLD = ColdProcess(Blur(6, 3.0))
         (lambda: sampling.check_falling([5, 5, 0], 5), r"times must fall with every step, .* got \[5, 5, 0\]"),
         (lambda: sampling.check_falling([7, 0], 5), r"0..5"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), times=torch.tensor([0, 50, 100])), "times must fall"),
-        (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="euler"), "'ddim', 'ddpm', 'dpm_solver', 'baseline'"),
+        (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="euler"), "'dpm_solver_3', 'heun', 'baseline'"),
+        (lambda: sampling.dpm_solver(VP, PREDICT, order=4), "order must be 2 or 3, got 4"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="ddpm", eta=0.5), "eta belongs to sampler 'ddim'"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), churn=0.5), "sampler=None"),
         (lambda: sampling.sample(VP, PREDICT, (2,)), r"\(B, \.\.\.\)"),
