@@ -57,10 +57,10 @@ def finished(toy, tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--noisy_column", "n"], "process 'substitute', and this model has process 'mask'"),
+        (["--noisy_column", "n"], ", and this model has process 'mask'"),
         (
             ["--noisy_column", "n", "--model", "{finished}"],
-            "process 'substitute', and this model has process 'mask'",
+            ", and this model has process 'mask'",
         ),
         (["--max_corruption", 0.2], "max_corruption below 1 trains a repairer, which needs process 'substitute'"),
         (["--process", "nosuch"], "process must be 'mask', 'substitute', 'uniform', 'delete' or 'edit', got 'nosuch'"),
