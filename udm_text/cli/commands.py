@@ -551,7 +551,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer for a quick look.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of training and samples.")] = 0,
 ) -> None:
-    """Train on Unicode character names, then score, sample, fill in and repair. Some ten minutes on two cores."""
+    """Train on Unicode character names, then score, sample, fill in and repair. Six minutes on two cores."""
     from .. import register
     from .demo import run
 
