@@ -54,7 +54,7 @@ class BestWeights(TrainerCallback):
         with safe_open(Path(folder) / self.name, "pt") as file:
             known = file.metadata()
             self.step, self.loss = int(known["step"]), float(known["loss"])
-            self.since = int(known.get("since", 0))
+            self.since, self.last = int(known.get("since", 0)), int(known.get("last", -1))
             self.weights = {name: file.get_tensor(name) for name in file.keys()}
         self._end_if_out_of_patience(control)
 
@@ -77,7 +77,8 @@ class BestWeights(TrainerCallback):
     def save(self, folder: Path) -> None:
         """Writes best.safetensors, where there are such weights."""
         if self.weights:
-            about = {"format": "pt", "step": str(self.step), "loss": repr(self.loss), "since": str(self.since)}
+            known = {"step": self.step, "loss": repr(self.loss), "since": self.since, "last": self.last}
+            about = {"format": "pt", **{name: str(value) for name, value in known.items()}}
             save_file({name: value.contiguous() for name, value in self.weights.items()}, folder / self.name, about)
 
     @torch.no_grad()
