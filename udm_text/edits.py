@@ -33,7 +33,7 @@ from .lattice import (
     edit_distance,
     lattice_table,
 )
-from .processes import CardWords, corrupted_set, ranks
+from .processes import CardWords, corrupted_set, ranks, settled
 from .randomness import RowRandom
 
 SHARES = 0.4, 0.3, 0.3
@@ -92,14 +92,6 @@ class _Rows(NamedTuple):
     letters: Tensor
     number: Tensor
     length: Tensor
-
-
-def _settled(x: Tensor, editable: Tensor | None, random: RowRandom | None) -> tuple[Tensor, RowRandom]:
-    """What is editable, and the source of numbers, where a caller says neither."""
-    return (
-        torch.ones_like(x, dtype=torch.bool) if editable is None else editable,
-        RowRandom.fresh(len(x), x.device) if random is None else random,
-    )
 
 
 def _walls(editable: Tensor) -> Tensor:
@@ -262,7 +254,7 @@ class EditProcess:
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> EditNoise:
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Independent of the tokens and of their number."""
-        editable, random = _settled(x, editable, random)
+        editable, random = settled(x, editable, random)
         width = x.shape[1]
         u = [random.uniform(width) for _ in range(7)]
         return EditNoise(
@@ -402,7 +394,7 @@ class EditProcess:
 
     def log_forward(self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None) -> Tensor:
         """(B,) float64: log q(xt | x0), exactly; `hamming.NEVER` where no min(t, l) edits lead from x0 to xt."""
-        *_, end = self._lattice(x0, xt, t, _settled(xt, editable, None)[0])
+        *_, end = self._lattice(x0, xt, t, settled(xt, editable, None)[0])
         return end.flatten(1).logsumexp(dim=1)
 
     def invert_noise(
@@ -419,7 +411,7 @@ class EditProcess:
         Raises:
             ValueError: where no so many edits lead from x0 to xt.
         """
-        editable, random = _settled(xt, editable, random)
+        editable, random = settled(xt, editable, random)
         width = xt.shape[1]
         fresh = self.sample_noise(xt, editable=editable, random=random)
         walk, numbers, tie = random.uniform(2 * width), random.uniform(1), random.uniform(width)

@@ -132,12 +132,13 @@ def corrupted_set(keys: Tensor, t: Tensor) -> Tensor:
     return (ranks(keys) < t[:, None]) & (keys < torch.inf)
 
 
+def settled(x: Tensor, editable: Tensor | None, random: RowRandom | None) -> tuple[Tensor, RowRandom]:
+    """What of rows x is editable, and the source of numbers, where a caller says neither."""
+    return _editable(x, editable), RowRandom.fresh(len(x), x.device) if random is None else random
+
+
 def _editable(x: Tensor, editable: Tensor | None) -> Tensor:
     return torch.ones_like(x, dtype=torch.bool) if editable is None else editable
-
-
-def _source(x: Tensor, random: RowRandom | None) -> RowRandom:
-    return RowRandom.fresh(len(x), x.device) if random is None else random
 
 
 def _fresh_keys(editable: Tensor, random: RowRandom) -> Tensor:
@@ -268,7 +269,7 @@ class MaskProcess:
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` without shifts."""
-        editable, random = _editable(x, editable), _source(x, random)
+        editable, random = settled(x, editable, random)
         return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]))
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
@@ -293,7 +294,7 @@ class MaskProcess:
 
         `scores` (B, L): order inside the corrupted set; None draws it uniformly (the exact posterior).
         """
-        editable, random = _editable(xt, editable), _source(xt, random)
+        editable, random = settled(xt, editable, random)
         corrupted = self.corrupted(xt) & editable
         return TokenNoise(_posterior_keys(corrupted, editable, scores, random), random.uniform(xt.shape[1]))
 
@@ -367,7 +368,7 @@ class SubstituteProcess:
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` with shifts."""
-        editable, random = _editable(x, editable), _source(x, random)
+        editable, random = settled(x, editable, random)
         return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]), self._shifts(x, random))
 
     def _shifts(self, x: Tensor, random: RowRandom) -> Tensor:
@@ -395,7 +396,7 @@ class SubstituteProcess:
 
         `scores` (B, L): order inside the corrupted set; None draws it uniformly (the exact posterior).
         """
-        editable, random = _editable(xt, editable), _source(xt, random)
+        editable, random = settled(xt, editable, random)
         corrupted = (xt != x0) & editable
         keys = _posterior_keys(corrupted, editable, scores, random)
         coins = random.uniform(xt.shape[1])
@@ -407,7 +408,7 @@ class SubstituteProcess:
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
         """x with a uniform allowed token on every editable position."""
-        return self.alphabet.drawn(x, _editable(x, editable), _source(x, random))
+        return self.alphabet.drawn(x, *settled(x, editable, random))
 
     def losses(self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "site", chunk: int | None = None):
         """As in `TokenProcess`."""
@@ -485,7 +486,7 @@ class UniformProcess:
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` with shifts 0..V-1."""
-        editable, random = _editable(x, editable), _source(x, random)
+        editable, random = settled(x, editable, random)
         return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]), self._shifts(x, random))
 
     def _shifts(self, x: Tensor, random: RowRandom) -> Tensor:
@@ -517,7 +518,7 @@ class UniformProcess:
 
         `scores` (B, L): order inside the corrupted set; None draws it uniformly (the exact posterior).
         """
-        editable, random = _editable(xt, editable), _source(xt, random)
+        editable, random = settled(xt, editable, random)
         differs = (xt != x0) & editable
         same = random.uniform(xt.shape[1]).masked_fill(differs | ~editable, torch.inf)
         corrupted = differs | corrupted_set(same, t - differs.sum(dim=1))
@@ -531,7 +532,7 @@ class UniformProcess:
 
     def prior(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
         """x with a uniform allowed token on every editable position."""
-        return self.alphabet.drawn(x, _editable(x, editable), _source(x, random))
+        return self.alphabet.drawn(x, *settled(x, editable, random))
 
     def losses(
         self, predict, rows, forbidden, *, loss: str = "nelbo", kernel: str = "uniform", chunk: int | None = None
@@ -602,7 +603,7 @@ class DeleteProcess:
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None):
         """x: (B, L) int64 gives the shape; editable: (B, L) bool. Returns `TokenNoise` without shifts."""
-        editable, random = _editable(x, editable), _source(x, random)
+        editable, random = settled(x, editable, random)
         return TokenNoise(_fresh_keys(editable, random), random.uniform(x.shape[1]))
 
     def corrupt(self, x0: Tensor, t: Tensor, noise: TokenNoise) -> Tensor:
@@ -640,7 +641,7 @@ class DeleteProcess:
         Raises:
             ValueError: where xt is not x0 without some of its tokens.
         """
-        editable, random = _editable(xt, editable), _source(xt, random)
+        editable, random = settled(xt, editable, random)
         whole, part, columns = symbol_pair(x0, xt, editable, self.hole_id)
         uniforms = random.uniform(xt.shape[1])[:, : whole.shape[1]]
         taken, exists = draw_embedding(whole, part, uniforms)
