@@ -41,7 +41,8 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, baseline, ddpm_learned; of cold models "
+            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, baseline, ddpm_large, ddpm_learned; of cold "
+            "models "
             "improved (default) or naive."
         ),
     ] = None,

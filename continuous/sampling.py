@@ -2,7 +2,7 @@
 
     the share of fresh noise, handed to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
     another x0_hat                               dpm_solver (extrapolated), heun (a mean), with_variance (drawn), clip
-    noise settled before the step                inverted (steps upwards), langevin (steps that stay at t)
+    noise settled before the step                inverted (steps upwards), langevin (steps that stay at t), ddpm_large
 
 A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and gives x0_hat or a `core.Prediction`.
 Because every step finds its noise anew from x0_hat, a wrapper that changes x0_hat never leaves a stale epsilon behind.
@@ -127,6 +127,24 @@ def ddim(process: GaussianProcess, predict_x0: Predictor, eta: float = 0.0) -> P
 
 ancestral = functools.partial(ddim, eta=1.0)
 """DDPM: every step draws xs from q(xs | xt, x0_hat)."""
+
+
+def ddpm_large(process: GaussianProcess, predict_x0: Predictor, *, random: RowRandom | None = None) -> Predictor:
+    """DDPM with the largest variance of a step: that of q(xt | xs), b_t^2 - (a_t / a_s)^2 b_s^2 = (b_t churn)^2.
+
+    The mean is that of `ancestral`, whose variance is (b_s churn)^2. This one is right for vp where x0 is standard
+    normal, that one where x0 is known (Ho et al. 2006.11239, section 3.2). No noise in the step to t = 0.
+    """
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        churn = process.ancestral_churn(t, s)
+        (_, b_t), (_, b_s) = process.at(t), process.at(s.clamp(min=1))
+        kept, fresh = (1 - churn.square()).sqrt(), churn * torch.where(s > 0, b_t / b_s, 0.0)
+        noise = per_row(kept, xt) * process.invert_noise(prediction.x0, xt, t)
+        return prediction._replace(noise=noise + per_row(fresh, xt) * normal_like(xt, random))
+
+    return predict
 
 
 def baseline(process: ImageProcess, predict_x0: Predictor) -> Predictor:
@@ -482,22 +500,25 @@ def _directions(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 # whole walks ----------------------------------------------------------------------------------------------------------
 
-SAMPLERS: dict[str, Callable[[GaussianProcess, Predictor], Predictor]] = {
+SAMPLERS: dict[str, Callable[..., Predictor]] = {
     "ddim": ddim,
     "ddpm": ancestral,
+    "ddpm_large": ddpm_large,
     "dpm_solver": dpm_solver,
     "dpm_solver_3": functools.partial(dpm_solver, order=3),
     "heun": heun,
     "baseline": baseline,
 }
-"""The one table from a sampler's name to its wrapper."""
+"""The one table from a sampler's name to its wrapper, called as (process, predict_x0)."""
+OWN_NOISE = frozenset({"ddpm_large"})
+"""Of these the wrappers that draw noise themselves, and take `random`."""
 
 
-def sampler_named(name: str) -> Callable[[GaussianProcess, Predictor], Predictor]:
-    """The wrapper of this name."""
+def sampler_named(name: str, random: RowRandom | None = None) -> Callable[[GaussianProcess, Predictor], Predictor]:
+    """The wrapper of this name; `random`: what it draws from, where it draws."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {name!r}")
-    return SAMPLERS[name]
+    return functools.partial(SAMPLERS[name], random=random) if name in OWN_NOISE else SAMPLERS[name]
 
 
 @torch.no_grad()
@@ -534,19 +555,19 @@ def sample(
         )
     if churn and sampler is not None:
         raise ValueError(f"sampler {sampler!r} sets its own churn: give sampler=None to set it yourself")
+    like = torch.empty(tuple(shape), dtype=dtype, device=device)
+    check_finite(like.fill_(0.0), "shape's images")
+    random = RowRandom.fresh(len(like), like.device) if random is None else random
     if eta is not None:
         if sampler != "ddim":
             raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
         predict_x0 = ddim(process, predict_x0, eta)
     elif sampler is not None:
-        predict_x0 = sampler_named(sampler)(process, predict_x0)
+        predict_x0 = sampler_named(sampler, random)(process, predict_x0)
     if times is None:
         times = grid(process, num_steps, spacing)
     else:
         check_falling(times, process.T)
-    like = torch.empty(tuple(shape), dtype=dtype, device=device)
-    check_finite(like.fill_(0.0), "shape's images")
-    random = RowRandom.fresh(len(like), like.device) if random is None else random
     xt = process.prior(like, random=random)
     walk = spread(times, len(like), like.device)
     return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=on_step)

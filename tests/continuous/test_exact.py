@@ -93,6 +93,28 @@ def test_the_small_variance_of_ddpm_is_not():
     assert deviation(5, lambda predict, random: sampling.ancestral(VP, predict)) < 0.35
 
 
+def test_the_large_variance_of_ddpm_is_exact_for_data_as_wide_as_the_noise_and_too_wide_for_less():
+    """Normal data of variance v: by conditioning, each step is linear in xt, and its variance follows."""
+
+    def expected(v, num_steps):
+        times, variance = sampling.grid(VP, num_steps).tolist(), float(VP.b[-1]) ** 2
+        for t, s in zip(times, times[1:], strict=False):
+            (a_t, b_t), (a_s, b_s) = ((float(VP.a[time]), float(VP.b[time])) for time in (t, s))
+            gain = a_t * v / (a_t**2 * v + b_t**2)  # x0_hat = gain xt
+            kept = (a_t / a_s) * b_s**2 / b_t**2  # of xt, in the mean of xs given xt and x0
+            slope = kept + (a_s - kept * a_t) * gain
+            variance = slope**2 * variance + (b_t**2 - (a_t / a_s) ** 2 * b_s**2 if s else 0.0)
+        return math.sqrt(variance)
+
+    for num_steps in (5, 20):
+        found = deviation(num_steps, lambda predict, random: sampling.ddpm_large(VP, predict, random=random))
+        assert found == pytest.approx(expected(0.25, num_steps), abs=4 * 0.5 / math.sqrt(2 * 100_000))
+    assert expected(0.25, 20) == pytest.approx(0.516, abs=1e-3)
+    last = float(sampling.grid(VP, 20)[-2])
+    left = 1 - float(VP.b[int(last)]) ** 2  # the step to 0 has no noise: of variance 1 it takes what is left of xt's
+    assert expected(1.0, 20) == pytest.approx(math.sqrt(left), abs=1e-6)
+
+
 def test_without_its_fresh_noise_the_chain_of_ddpm_is_not_ddim():
     """Often printed: sigma = 0 in DDPM's mean. It collapses; DDIM, sigma = 0 in the noise's share, does not."""
     world = normal(0.25, 100)

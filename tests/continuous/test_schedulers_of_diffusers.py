@@ -15,8 +15,9 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from continuous import sampling
 from continuous.processes import GaussianProcess
-from continuous.sampling import ancestral, ddim, dpm_solver, inverted, sample, spread
+from continuous.sampling import ancestral, ddim, ddpm_large, dpm_solver, inverted, sample, spread
 from continuous.scheduler_adapter import SchedulerPredictor
 from tests.continuous.worlds import TWO
 from udm_text.core import denoise
@@ -97,6 +98,20 @@ def test_ddpm_is_the_ddpm_of_diffusers(kind):
     generator = torch.Generator().manual_seed(2)
     process = Dictated(torch.randn(START.shape, generator=generator, dtype=torch.float64) for _ in range(50))
     ours = denoise(process, ancestral(process, PREDICT), START, spread(times_of(scheduler), 16))
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("num_steps", [5, 50])
+def test_ddpm_of_the_large_variance_is_the_fixed_large_of_diffusers(num_steps, monkeypatch):
+    scheduler = in_float64(DDPMScheduler(**BETAS, clip_sample=False, variance_type="fixed_large"), num_steps)
+    generator, theirs = torch.Generator().manual_seed(2), START
+    for timestep in scheduler.timesteps:
+        theirs = scheduler.step(output(theirs, timestep), timestep, theirs, generator=generator).prev_sample
+    generator = torch.Generator().manual_seed(2)
+    monkeypatch.setattr(
+        sampling, "normal_like", lambda x, random: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    )
+    ours = denoise(PROCESS, ddpm_large(PROCESS, PREDICT), START, spread(times_of(scheduler), 16))
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
 
 
