@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from .sampling import ancestral as ancestral
     from .sampling import clip as clip
     from .sampling import ddim as ddim
+    from .sampling import ddpm_large as ddpm_large
     from .sampling import dpm_solver as dpm_solver
     from .sampling import encode as encode
     from .sampling import grid as grid
     from .sampling import langevin as langevin
     from .sampling import optimal_variance as optimal_variance
     from .sampling import restore as restore
+    from .sampling import reverse_sde as reverse_sde
     from .sampling import sample as sample
     from .sampling import slerp as slerp
     from .sampling import with_variance as with_variance
@@ -60,12 +62,14 @@ _HOMES = {
     "ancestral": "sampling",
     "clip": "sampling",
     "ddim": "sampling",
+    "ddpm_large": "sampling",
     "dpm_solver": "sampling",
     "encode": "sampling",
     "grid": "sampling",
     "langevin": "sampling",
     "optimal_variance": "sampling",
     "restore": "sampling",
+    "reverse_sde": "sampling",
     "sample": "sampling",
     "slerp": "sampling",
     "with_variance": "sampling",

@@ -41,16 +41,17 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, baseline, ddpm_large, ddpm_learned; of cold "
-            "models "
-            "improved (default) or naive."
+            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, ddpm_large, ddpm_learned, reverse_sde, "
+            "baseline; of cold models improved (default) or naive."
         ),
     ] = None,
     num_steps: Steps = 20,
     spacing: Annotated[
         str | None, typer.Option(help="even, quadratic or snr; default: what suits the sampler.")
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="Share of fresh noise of ddim: 0 none, 1 that of ddpm.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Share of fresh noise of ddim (1: ddpm) and reverse_sde (0: no noise).")
+    ] = None,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     jitter: Annotated[
         float, typer.Option(min=0.0, help="Of cold models: deviation of noise on what they start from.")

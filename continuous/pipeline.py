@@ -307,7 +307,8 @@ class ImagePipeline:
             sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved".
             num_steps: steps of an image, each a network call (twice with guidance; "heun": two but in the last step,
                 "dpm_solver_3": two in the first); None: T. A cold model takes T at most.
-            spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even". eta: of "ddim".
+            spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even".
+            eta: share of fresh noise, 0 to 1, of "ddim" and "reverse_sde" (None: 0 and 1).
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
@@ -328,8 +329,7 @@ class ImagePipeline:
         check_flag("clip", clip)
         watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
         if cold:
-            if eta is not None:
-                raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
+            sampling.check_eta(sampler, eta)
             walk, calls = self._from_law(COLD_SAMPLERS[sampler], num_steps, spacing, guidance_scale, jitter, clip)
             return self._batches(walk, labels, num, calls, seed, batch_size, watcher)
         if jitter:

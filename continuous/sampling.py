@@ -2,7 +2,8 @@
 
     the share of fresh noise, handed to the loop   ddim, ancestral (DDPM); a fixed churn is UDM's sigma-tilde
     another x0_hat                               dpm_solver (extrapolated), heun (a mean), with_variance (drawn), clip
-    noise settled before the step                inverted (steps upwards), langevin (steps that stay at t), ddpm_large
+    noise settled before the step                inverted (steps upwards), langevin (steps that stay at t), ddpm_large,
+                                                 reverse_sde
 
 A predictor is called as predict_x0(xt, t, s), xt (B, ...), t and s (B,) int64, and gives x0_hat or a `core.Prediction`.
 Because every step finds its noise anew from x0_hat, a wrapper that changes x0_hat never leaves a stale epsilon behind.
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from udm_text.common import choices
 from udm_text.core import Prediction, denoise
 from udm_text.devices import Sent, demand, reads_are_free
 from udm_text.randomness import RowRandom
@@ -348,11 +350,44 @@ def inverted(process: GaussianProcess, predict_x0: Predictor) -> Predictor:
     return predict
 
 
+def reverse_sde(
+    process: GaussianProcess, predict_x0: Predictor, noise: float = 1.0, *, random: RowRandom | None = None
+) -> Predictor:
+    """Euler-Maruyama steps of the reverse SDE: xs = xt - f + (1 + noise^2) / 2 G^2 score + noise G z, of first order.
+
+    f = (a_t / a_s - 1) xt and G^2 = b_t^2 - (a_t / a_s)^2 b_s^2 are drift and variance of the forward step from s to t,
+    and score = (a_t x0_hat - xt) / b_t^2 (Tweedie). The step to t = 0 takes x0_hat as it is. It takes hundreds of steps;
+    `ddim` walks the probability flow with fewer.
+
+    Args:
+        noise: >= 0. 1: the reverse diffusion sampler of Song et al. (2011.13456, appendix E); 0: the probability flow;
+            any other: an SDE with the same laws at every t (Zhang and Chen 2204.13902, eq. 6).
+    """
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise must be a number >= 0, got {noise!r}")
+
+    def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
+        prediction = as_prediction(predict_x0(xt, t, s), xt)
+        later = s.clamp(min=1)
+        (a_t, b_t), (a_s, b_s) = process.coefficients(t, xt), process.coefficients(later, xt)
+        forward = a_t / a_s
+        square = (b_t.square() - (forward * b_s).square()).clamp(min=0)
+        score = (a_t * prediction.x0 - xt) / b_t.square()
+        xs = (2 - forward) * xt + 0.5 * (1 + noise**2) * square * score
+        if noise:
+            xs = xs + noise * square.sqrt() * normal_like(xt, random)
+        settled = process.invert_noise(prediction.x0, xs, later)
+        return prediction._replace(noise=torch.where(per_row(s > 0, xt, torch.bool), settled, 0.0))
+
+    return predict
+
+
 def langevin(
     process: GaussianProcess,
     predict_x0: Predictor,
     step_size: float,
     *,
+    temperature: float | Tensor = 1.0,
     carry: bool = False,
     random: RowRandom | None = None,
 ) -> Predictor:
@@ -361,16 +396,28 @@ def langevin(
     The score is (a_t x0_hat - xt) / b_t^2 (Tweedie). In a grid that names each time several times this is the corrector
     of Song et al. 2011.13456. carry=True hands x on unchanged where t falls: annealed Langevin dynamics (1907.05600),
     for a = 1; the step to 0 then gives x0_hat.
+
+    Args:
+        step_size: in (0, 2).
+        temperature: >= 0, of sqrt(2 eta temperature) xi: the law at t becomes p_t^(1 / temperature), at 0 its modes;
+            one number, or a (T + 1,) table by t. A table that falls towards 0 with t makes it simulated annealing
+            (Kirkpatrick et al. 1983).
     """
     if not 0.0 < step_size < 2.0:
         raise ValueError(f"step_size must lie in (0, 2), in units of b_t^2: beyond, the walk explodes; got {step_size}")
+    table = torch.as_tensor(temperature, dtype=torch.float64).cpu()
+    if table.shape not in ((), (process.T + 1,)) or not bool((torch.isfinite(table) & (table >= 0)).all()):
+        raise ValueError(
+            f"temperature must be a number >= 0 or a table of {process.T + 1} of them, by t, got {temperature!r}"
+        )
+    spread_by_t = Sent((2 * step_size * table).sqrt().expand(process.T + 1))
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
         if t is s or bool((t == s).all()):
             noise = process.invert_noise(prediction.x0, xt, t)
-            fresh = normal_like(xt, random)
-            return prediction._replace(noise=(1 - step_size) * noise + math.sqrt(2 * step_size) * fresh)
+            fresh = per_row(spread_by_t(xt.device)[0][t], xt) * normal_like(xt, random)
+            return prediction._replace(noise=(1 - step_size) * noise + fresh)
         demand(t != s, "all rows of a batch must stay at t together")
         if carry:
             noise = process.invert_noise(prediction.x0, xt, s.clamp(min=1))
@@ -507,18 +554,31 @@ SAMPLERS: dict[str, Callable[..., Predictor]] = {
     "dpm_solver": dpm_solver,
     "dpm_solver_3": functools.partial(dpm_solver, order=3),
     "heun": heun,
+    "reverse_sde": reverse_sde,
     "baseline": baseline,
 }
 """The one table from a sampler's name to its wrapper, called as (process, predict_x0)."""
-OWN_NOISE = frozenset({"ddpm_large"})
+OWN_NOISE = frozenset({"ddpm_large", "reverse_sde"})
 """Of these the wrappers that draw noise themselves, and take `random`."""
+ETA = {"ddim": "eta", "reverse_sde": "noise"}
+"""Of these the wrappers that take a share of fresh noise, which is `eta` of whole walks, and how they call it."""
 
 
-def sampler_named(name: str, random: RowRandom | None = None) -> Callable[[GaussianProcess, Predictor], Predictor]:
-    """The wrapper of this name; `random`: what it draws from, where it draws."""
+def sampler_named(
+    name: str, eta: float | None = None, random: RowRandom | None = None
+) -> Callable[[GaussianProcess, Predictor], Predictor]:
+    """The wrapper of this name. eta: of one of `ETA`. random: what it draws from, where it draws."""
     if name not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(map(repr, SAMPLERS))}, got {name!r}")
-    return functools.partial(SAMPLERS[name], random=random) if name in OWN_NOISE else SAMPLERS[name]
+    check_eta(name, eta)
+    how: dict[str, Any] = {} if eta is None else {ETA[name]: eta}
+    return functools.partial(SAMPLERS[name], **how, **({"random": random} if name in OWN_NOISE else {}))
+
+
+def check_eta(sampler: str | None, eta: float | None) -> None:
+    """ValueError where an eta is given to a sampler that has none."""
+    if eta is not None and sampler not in ETA:
+        raise ValueError(f"eta belongs to sampler {choices(ETA)}, got sampler {sampler!r}")
 
 
 @torch.no_grad()
@@ -544,7 +604,7 @@ def sample(
         shape: (B, ...), for images (B, C, H, W).
         sampler: a name of `SAMPLERS`; None takes the predictor as it is, with `churn` (UDM's sigma-tilde / b_s).
         num_steps, spacing: see `grid`; `times` is a grid of your own, from T down.
-        eta: for "ddim".
+        eta: the share of fresh noise, of the samplers in `ETA`.
         random: each row's numbers; None: from torch's default generator.
         on_step: see `core.denoise`.
     """
@@ -558,12 +618,9 @@ def sample(
     like = torch.empty(tuple(shape), dtype=dtype, device=device)
     check_finite(like.fill_(0.0), "shape's images")
     random = RowRandom.fresh(len(like), like.device) if random is None else random
-    if eta is not None:
-        if sampler != "ddim":
-            raise ValueError(f"eta belongs to sampler 'ddim', got sampler {sampler!r}")
-        predict_x0 = ddim(process, predict_x0, eta)
-    elif sampler is not None:
-        predict_x0 = sampler_named(sampler, random)(process, predict_x0)
+    check_eta(sampler, eta)
+    if sampler is not None:
+        predict_x0 = sampler_named(sampler, eta, random)(process, predict_x0)
     if times is None:
         times = grid(process, num_steps, spacing)
     else:

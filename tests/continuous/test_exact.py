@@ -115,6 +115,39 @@ def test_the_large_variance_of_ddpm_is_exact_for_data_as_wide_as_the_noise_and_t
     assert expected(1.0, 20) == pytest.approx(math.sqrt(left), abs=1e-6)
 
 
+def variance_left(process, num_steps, noise, monkeypatch):
+    """Of normal data of variance 1/4, by the reverse SDE: each step is linear, so what it does to 1 and to z is all."""
+    predict, variance = normal(0.25).predictor(process), float(process.b[-1]) ** 2
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    times = sampling.grid(process, num_steps)
+    walk = sampling.spread(times, 1)
+    step = sampling.reverse_sde(process, predict, noise)
+    for t, s in zip(walk, walk[1:], strict=False):
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "normal_like", lambda x, random: zero)
+            slope = float(denoise(process, step, one, [t, s]))
+            patch.setattr(sampling, "normal_like", lambda x, random: one)
+            fresh = float(denoise(process, step, zero, [t, s]))
+        variance = slope**2 * variance + fresh**2
+    return variance
+
+
+@pytest.mark.parametrize(("family", "noise"), [("vp", 0.5), ("vp", 1.0), ("ve", 0.0), ("ve", 1.0)])
+def test_the_reverse_sde_goes_to_the_law_of_data_with_slope_one_whatever_its_noise(family, noise, monkeypatch):
+    process = GaussianProcess.vp("linear", 1600) if family == "vp" else GaussianProcess.ve(1600, 0.01, 40.0)
+    errors = [abs(variance_left(process, k, noise, monkeypatch) - 0.25) for k in (100, 200, 400)]
+    assert errors[-1] < 0.03
+    slopes = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:], strict=False)]
+    assert slopes[-1] == pytest.approx(1.0, abs=0.15), (errors, slopes)
+
+
+def test_samples_of_the_reverse_sde_have_the_variance_of_its_recursion(monkeypatch):
+    for noise in (0.5, 1.0):
+        found = deviation(40, lambda predict, random, c=noise: sampling.reverse_sde(VP, predict, c, random=random))
+        expected = math.sqrt(variance_left(VP, 40, noise, monkeypatch))
+        assert found == pytest.approx(expected, abs=4 * expected / math.sqrt(2 * 100_000))
+
+
 def test_without_its_fresh_noise_the_chain_of_ddpm_is_not_ddim():
     """Often printed: sigma = 0 in DDPM's mean. It collapses; DDIM, sigma = 0 in the noise's share, does not."""
     world = normal(0.25, 100)

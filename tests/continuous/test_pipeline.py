@@ -315,7 +315,7 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
             lambda p, c: c.generate(2, sampler="ddim"),
             "sampler must be 'improved' or 'naive' for this model, got 'ddim'",
         ),
-        (lambda p, c: c.generate(2, eta=0.5), "eta belongs to sampler 'ddim', got sampler 'improved'"),
+        (lambda p, c: c.generate(2, eta=0.5), "eta belongs to sampler 'ddim' or 'reverse_sde', got sampler 'improved'"),
         (lambda p, c: c.generate(2, jitter=-0.5), r"jitter must lie in \[0, inf\], got -0.5"),
         (lambda p, c: p.generate(2, jitter=0.5), "jitter is noise on the x_T of a cold model"),
         (lambda p, c: p.denoiser.fit_prior(torch.zeros(2, 1, 4, 4)), "only a cold one has it measured"),

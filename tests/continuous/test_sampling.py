@@ -163,6 +163,43 @@ def test_langevin_steps_have_the_law_of_their_closed_form():
     assert v / (1 - eta / (2 * v)) > 1.1 * v
 
 
+def test_the_variance_of_langevin_steps_falls_with_the_temperature():
+    world, n, t, step = normal(0.25, 50), 400, 40, 0.1
+    a, b = float(VP.a[t]), float(VP.b[t])
+    v, eta = a**2 * 0.25 + b**2, step * b**2
+    for temperature in (0.5, 0.125, 0.02):
+        table = torch.full((101,), temperature, dtype=torch.float64)
+        found = []
+        for given in (temperature, table):
+            predict = sampling.langevin(VP, world.predictor(VP), step, temperature=given, random=rows(n))
+            found.append(denoise(VP, predict, torch.zeros(n, 50, dtype=torch.float64), [at(t, n)] * 121))
+        assert torch.equal(*found)
+        expected = temperature * v / (1 - eta / (2 * v))  # of an AR(1) process with 1 - eta / v and 2 eta temperature
+        assert float(found[0].var()) == pytest.approx(expected, rel=4 * math.sqrt(2 / found[0].numel()))
+
+
+@pytest.mark.filterwarnings("ignore:a_T")
+def test_a_falling_temperature_finds_the_higher_mode_more_often_than_climbing():
+    """Simulated annealing on p0^(1 / temperature), two modes of which the start lies between: 0.3 and 0.7 of the mass."""
+    process = GaussianProcess.ve(400, sigma_min=0.4, sigma_max=0.41)
+    world, n = Mixture([[-1.0], [1.0]], [0.04, 0.04], [0.3, 0.7]), 2000
+    times, start = (
+        torch.arange(400, 0, -1),
+        2 * torch.rand(n, 1, generator=torch.Generator().manual_seed(0)).double() - 1,
+    )
+    cooling = 3.0 * torch.arange(401, dtype=torch.float64) / 400
+    shares = []
+    for temperature in (0.0, cooling):
+        predict = sampling.langevin(
+            process, world.predictor(process), 0.3, temperature=temperature, carry=True, random=rows(n)
+        )
+        walk = sampling.spread(sampling.repeated(times, 2), n)
+        end = denoise(process, predict, start, walk)
+        shares.append(float((end > 0).double().mean()))
+        assert float((end.abs() - 1).abs().mean()) < 0.1  # each stands at a mode
+    assert shares[0] < 0.62 and shares[1] > shares[0] + 0.15
+
+
 def test_annealed_langevin_carries_x_over_and_samples_normal_data():
     process, world = GaussianProcess.ve(60, sigma_min=0.05, sigma_max=30.0), normal(0.25, 50)
     times = sampling.repeated(torch.arange(60, -1, -1), 5)
@@ -518,9 +555,15 @@ COLD = ColdProcess(Blur(6, 3.0))
         (lambda: sampling.check_falling([5, 5, 0], 5), r"times must fall with every step, .* got \[5, 5, 0\]"),
         (lambda: sampling.check_falling([7, 0], 5), r"0..5"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), times=torch.tensor([0, 50, 100])), "times must fall"),
-        (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="euler"), "'dpm_solver_3', 'heun', 'baseline'"),
+        (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="euler"), "'heun', 'reverse_sde', 'baseline'"),
         (lambda: sampling.dpm_solver(VP, PREDICT, order=4), "order must be 2 or 3, got 4"),
-        (lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="ddpm", eta=0.5), "eta belongs to sampler 'ddim'"),
+        (
+            lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="ddpm", eta=0.5),
+            "eta belongs to sampler 'ddim' or 'reverse_sde', got sampler 'ddpm'",
+        ),
+        (lambda: sampling.reverse_sde(VP, PREDICT, -0.5), "noise must be a number >= 0, got -0.5"),
+        (lambda: sampling.langevin(VP, PREDICT, 0.5, temperature=-1.0), "temperature must be a number >= 0 or a table"),
+        (lambda: sampling.langevin(VP, PREDICT, 0.5, temperature=torch.ones(7)), "or a table of 101 of them, by t"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), churn=0.5), "sampler=None"),
         (lambda: sampling.sample(VP, PREDICT, (2,)), r"\(B, \.\.\.\)"),
         (lambda: sampling.sample(VP, PREDICT, (2, 2), dtype=torch.int64), "float tensor"),

@@ -12,12 +12,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
 
 from continuous import sampling
 from continuous.processes import GaussianProcess
-from continuous.sampling import ancestral, ddim, ddpm_large, dpm_solver, inverted, sample, spread
+from continuous.sampling import ancestral, ddim, ddpm_large, dpm_solver, inverted, reverse_sde, sample, spread
 from continuous.scheduler_adapter import SchedulerPredictor
 from tests.continuous.worlds import TWO
 from udm_text.core import denoise
@@ -113,6 +114,24 @@ def test_ddpm_of_the_large_variance_is_the_fixed_large_of_diffusers(num_steps, m
     )
     ours = denoise(PROCESS, ddpm_large(PROCESS, PREDICT), START, spread(times_of(scheduler), 16))
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_the_reverse_sde_of_exploding_noise_is_the_predictor_of_diffusers(monkeypatch):
+    process, steps = GaussianProcess.ve(40, 0.05, 30.0), 40
+    scheduler = ScoreSdeVeScheduler(num_train_timesteps=steps, sigma_min=0.05, sigma_max=30.0)
+    scheduler.set_sigmas(steps)
+    scheduler.discrete_sigmas = process.b[1:]
+    predict, generator, theirs = TWO.predictor(process), torch.Generator().manual_seed(2), 30 * START
+    for timestep, t in zip(scheduler.timesteps[:-1], range(steps, 1, -1), strict=True):
+        at_t = torch.full((16,), t)
+        score = (predict(theirs, at_t, at_t) - theirs) / process.b[t].square()
+        theirs = scheduler.step_pred(score, timestep, theirs, generator=generator).prev_sample
+    generator = torch.Generator().manual_seed(2)
+    monkeypatch.setattr(
+        sampling, "normal_like", lambda x, random: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    )
+    ours = denoise(process, reverse_sde(process, predict), 30 * START, spread(range(steps, 0, -1), 16))
+    assert torch.allclose(ours, theirs.double(), rtol=0, atol=1e-4)  # their times are float32
 
 
 @pytest.mark.parametrize("num_steps", [7, 20])
