@@ -11,24 +11,13 @@ import typer.main
 
 from tests.helpers import ROOT, write_shapes
 from tests.models import make_udm
+from tests.pages import PAGES, blocks, defined, named, run
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-QUOTED = {("one-loop.md", 0): {"Tensor", "Prediction"}}
+QUOTED = {("docs/one-loop.md", 0): {"Tensor", "Prediction"}}
 """Names that a block uses and does not define, by page and number of the block: it quotes udm_text/core.py, which
 tests/continuous/test_one_loop.py compares, without its head."""
 MADE = re.compile(r"data/\w+/dataset")
 """What is made by a command, and in no checkout."""
-
-
-def named(path: Path) -> str:
-    return path.name
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        body for found, body in re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if found == kind
-    ]
 
 
 def names(source: str) -> tuple[set[str], set[str]]:
@@ -52,7 +41,7 @@ def test_every_name_in_a_block_of_python_is_defined_there_or_in_an_earlier_one(p
     for number, block in enumerate(blocks(page, "python")):
         read, bound = names(block)
         known |= bound
-        assert read - known == QUOTED.get((page.name, number), set()), block
+        assert read - known == QUOTED.get((named(page), number), set()), block
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -97,7 +86,7 @@ def parsed(words: list[str], module: str):
 ALL = [(page, words) for page in PAGES for words in commands(page)]
 
 
-@pytest.mark.parametrize("page, words", ALL, ids=[f"{page.name}: {' '.join(words)}" for page, words in ALL])
+@pytest.mark.parametrize("page, words", ALL, ids=[f"{named(page)}: {' '.join(words)}" for page, words in ALL])
 def test_every_command_is_one_that_the_command_line_takes(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)  # where recipes/ is
     assert refuse(words) is None
@@ -138,11 +127,6 @@ def test_every_file_of_the_repository_that_is_named_is_there(page):
             assert (ROOT / name).exists(), name
 
 
-def names_defined(path: Path) -> set[str]:
-    kinds = ast.FunctionDef | ast.ClassDef
-    return {node.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)}
-
-
 def test_every_row_of_the_systems_names_code_and_a_test_that_are_there():
     """A name of code is whole; that of a test may be the beginning of one."""
     text = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
@@ -153,7 +137,7 @@ def test_every_row_of_the_systems_names_code_and_a_test_that_are_there():
         named = re.findall(r"`([\w/]+\.py):(\w+)`", row)
         assert [file.startswith("tests/") for file, _ in named] == [False, True], row
         for file, name in named:
-            found = names_defined(ROOT / file)
+            found = defined(ROOT / file)
             whole = not file.startswith("tests/")
             assert name in found if whole else any(test.startswith(name) for test in found), f"{file}:{name}"
 
@@ -184,18 +168,6 @@ def place(tmp_path_factory):
         tokenizer.save_pretrained(here / "runs" / name)
     write_shapes(here / "corpus.txt")
     return here
-
-
-def run(page: str, which, place: Path, monkeypatch, **replaced: str) -> dict:
-    """Runs the blocks of a page that `which` takes, one after the other; the names they leave."""
-    monkeypatch.chdir(place)
-    left: dict = {}
-    for block in blocks(ROOT / page, "python"):
-        if which(block):
-            for old, new in replaced.items():
-                block = re.sub(rf"\b{old}=\d+", f"{old}={new}", block)
-            exec(compile(block, page, "exec"), left)
-    return left
 
 
 def test_the_python_of_the_readme_runs(place, monkeypatch):
