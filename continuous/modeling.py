@@ -35,7 +35,7 @@ class ImageConfig(PreTrainedConfig):
 
     Args:
         process (`dict`): `to_dict()` of a `GaussianProcess` or a `ColdProcess`.
-        prediction (`str`): what the network predicts: "epsilon", "x0" or "v"; a cold process takes "x0".
+        prediction (`str`): what the network predicts: "epsilon", "x0", "v" or "score"; a cold process takes "x0".
         learned_variance (`bool`): whether the network also predicts the variance of a step, by a share for each value
             between the least and the largest that is right for some data (Gaussian process only).
         image_shape (`list[int]`): channels, height, width.
@@ -231,8 +231,11 @@ class ImageDenoiser(PreTrainedModel):
             (B, C, H, W), by `config.prediction`; (B, 2C, H, W) with a learned variance, whose share in [0, 1] between
             least (0) and largest (1) is `variance_share` of the second half.
         """
-        xt = self.process.scale_input(xt, t)
-        return self.network(xt.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
+        scaled = self.process.scale_input(xt, t)
+        output = self.network(scaled.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
+        model_output, *share = output.split(self.config.shape[0], dim=1)
+        model_output = self.process.scale_output(self.config.prediction, model_output, t)
+        return torch.cat((model_output, *share), dim=1) if share else model_output
 
     def split_output(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         """What is predicted of x0, noise or v, and the share of the variance, in float32 or more."""

@@ -4,7 +4,7 @@ All weights are stated for the squared error of x0, and carried over to what the
 the error of x0 is gain_t times that of the model's output, gain_t = d x0_hat / d output. With snr_t = a_t^2 / b_t^2:
 
     weighting   on |x0 - x0_hat|^2            on epsilon            on v (but that of rf)
-    simple      1 / gain_t^2                  1                     1
+    simple      1 / gain_t^2                  1                     1 (on the score b_t^2, that of epsilon)
     snr         snr_t                         1                     snr_t / (snr_t + 1)
     min_snr     min(snr_t, gamma)             min(snr_t, gamma)/snr_t   min(snr_t, gamma) / (snr_t + 1)
     vlb         (snr_{t-1} - snr_t) T / 2     nats, an unbiased estimate of the bound; t = 1 by a discretised normal law
@@ -108,7 +108,8 @@ def kl_terms(
 
 
 def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
-    """(B,) float64 d x0_hat / d output at t: -b/a for epsilon, 1 for x0, -b/sqrt(a^2 + b^2) for v (rf: -b/(a + b))."""
+    """(B,) float64 d x0_hat / d output at t: -b/a of epsilon, 1 of x0, b^2/a of the score, -b/sqrt(a^2 + b^2) of v (rf:
+    -b/(a + b))."""
     one = torch.ones(len(t), 1, dtype=torch.float64, device=t.device)
     return process.to_x0(prediction, one, torch.zeros_like(one), t)[:, 0]
 
@@ -121,6 +122,8 @@ def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tens
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be {choices(WEIGHTINGS)}, got {weighting!r}")
     if weighting == "simple":
+        if prediction == "score":
+            return cast(GaussianProcess, process).at(t)[1].square()
         return torch.ones(len(t), dtype=torch.float64, device=t.device)
     if not process.starts_from_noise:
         raise ValueError(f"weighting {weighting!r} needs a Gaussian process; a cold one takes 'simple'")
@@ -277,6 +280,10 @@ class ImageObjective:
         if error not in ERRORS:
             raise ValueError(f"error must be {choices(ERRORS)}, got {error!r}")
         loss_weights(process, config.prediction, weighting, torch.tensor([min(2, process.T)]), gamma)
+        if config.prediction == "score" and error != "l2":
+            raise ValueError(
+                f"prediction 'score' is a mean and goes with error 'l2', got {error!r}: take prediction 'epsilon'"
+            )
         if weighting == "vlb" and error != "l2":
             raise ValueError(f"weighting 'vlb' is a bound and goes with error 'l2', got {error!r}")
         if not (math.isfinite(huber_delta) and huber_delta > 0):

@@ -26,8 +26,9 @@ from udm_text.randomness import RowRandom
 
 from . import degradations, schedules
 
-PREDICTIONS = ("epsilon", "x0", "v")
-"""What a network may be trained to predict: the noise, the clean image, or v = (a noise - b x0) / sqrt(a^2 + b^2).
+PREDICTIONS = ("epsilon", "x0", "v", "score")
+"""What a network may be trained to predict: the noise, the clean image, v = (a noise - b x0) / sqrt(a^2 + b^2), or
+the score of xt, which is the mean of -noise / b given xt (denoising score matching: Vincent 2011, 1907.05600).
 
 v of rf is noise - x0. Elsewhere it has unit variance at every t where x0 and noise have, and are independent: of vp it
 is the v of Salimans and Ho (2202.00512), whose a^2 + b^2 is 1.
@@ -117,6 +118,9 @@ class ImageProcess(Process, Protocol):
 
     def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
         """xt as a network reads it, of about unit variance whatever t."""
+
+    def scale_output(self, prediction: str, output: Tensor, t: Tensor) -> Tensor:
+        """What a network of this prediction type predicts, from its numbers of about unit variance whatever t."""
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""
@@ -301,17 +305,18 @@ class GaussianProcess:
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What a network of this prediction type should answer for xt = corrupt(x0, t, noise)."""
-        a, b = self._of_v(*self.coefficients(t, x0))
-        return {"epsilon": noise, "x0": x0, "v": a * noise - b * x0}[_known(prediction)]
+        a, b = self.coefficients(t, x0)
+        p, q = self._of_v(a, b)
+        return {"epsilon": noise, "x0": x0, "v": p * noise - q * x0, "score": -noise / b}[_known(prediction)]
 
     def to_x0(self, prediction: str, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """x0_hat from a network's answer. "epsilon" has none where a_t = 0 (rectified flow at T): ValueError."""
+        """x0_hat from a network's answer. "epsilon" and "score" have none where a_t = 0 (rf at T): ValueError."""
         a, b = self.coefficients(t, xt)
         if _known(prediction) == "x0":
             return output
-        if prediction == "epsilon":
+        if prediction in ("epsilon", "score"):
             demand(a > 0, "where a_t = 0 the noise says nothing of x0: train with prediction 'v' or 'x0'")
-            return (xt - b * output) / a
+            return (xt - b * output) / a if prediction == "epsilon" else (xt + b * b * output) / a
         p, q = self._of_v(a, b)  # v = p noise - q x0 and xt = a x0 + b noise
         return (p * xt - b * output) / (p * a + q * b)
 
@@ -327,15 +332,23 @@ class GaussianProcess:
 
     def check_learnable(self, prediction: str, learned_variance: bool) -> None:
         """Raises ValueError where the noise says nothing of x0, and it is the noise that is to be predicted."""
-        if prediction == "epsilon" and float(self.a[-1]) == 0.0:
+        if prediction in ("epsilon", "score") and float(self.a[-1]) == 0.0:
             raise ValueError(
-                "prediction 'epsilon' cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' or 'x0'"
+                f"prediction {prediction!r} cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' "
+                "or 'x0'"
             )
 
     def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
         """xt / sqrt(a_t^2 + b_t^2)."""
         a, b = self.coefficients(t, xt)
         return xt / (a.square() + b.square()).sqrt()
+
+    def scale_output(self, prediction: str, output: Tensor, t: Tensor) -> Tensor:
+        """The output over b_t, of "score" (at t = 0 as it is); else itself."""
+        if prediction != "score":
+            return output
+        _, b = self.coefficients(t, output)
+        return output / torch.where(b > 0, b, 1.0)
 
     def overshoot(self) -> float:
         """Noise knows no range."""
@@ -447,6 +460,10 @@ class ColdProcess:
     def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
         """xt itself: a degraded image is of the size of an image."""
         return xt
+
+    def scale_output(self, prediction: str, output: Tensor, t: Tensor) -> Tensor:
+        """The output itself."""
+        return output
 
     def target(self, prediction: str, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x0."""

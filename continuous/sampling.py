@@ -356,8 +356,8 @@ def reverse_sde(
     """Euler-Maruyama steps of the reverse SDE: xs = xt - f + (1 + noise^2) / 2 G^2 score + noise G z, of first order.
 
     f = (a_t / a_s - 1) xt and G^2 = b_t^2 - (a_t / a_s)^2 b_s^2 are drift and variance of the forward step from s to t,
-    and score = (a_t x0_hat - xt) / b_t^2 (Tweedie). The step to t = 0 takes x0_hat as it is. It takes hundreds of steps;
-    `ddim` walks the probability flow with fewer.
+    and score = (a_t x0_hat - xt) / b_t^2 (Tweedie). The step to t = 0 takes x0_hat as it is. It takes hundreds of
+    steps; `ddim` walks the probability flow with fewer.
 
     Args:
         noise: >= 0. 1: the reverse diffusion sampler of Song et al. (2011.13456, appendix E); 0: the probability flow;

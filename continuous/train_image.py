@@ -80,7 +80,7 @@ class ModelArguments:
         metadata={"help": "Of cold: directions of the law of x_T kept to generate from (default: 64; 0: no law)."},
     )
     prediction: str | None = field(
-        default=None, metadata={"help": "What the network predicts: epsilon, x0 or v (default; cold: x0)."}
+        default=None, metadata={"help": "What the network predicts: epsilon, x0, score or v (default; cold: x0)."}
     )
     learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
     network: str | None = field(

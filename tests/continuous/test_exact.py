@@ -33,6 +33,9 @@ def test_the_score_of_a_mixture_is_that_of_the_posterior_mean(process):
         (score,) = torch.autograd.grad(TWO.log_density(x, a, b).sum(), x)
         tweedie = (a * TWO.predictor(process)(x, at(t, 50), None) - x) / b**2
         assert torch.allclose(score, tweedie, rtol=1e-9, atol=1e-12)
+        if t < 99:  # what a network of that prediction type is to say
+            told = process.to_x0("score", score, x, at(t, 50))
+            assert torch.allclose(told, TWO.predictor(process)(x, at(t, 50), None), atol=1e-8)
 
 
 # 2 --------------------------------------------------------------------------------------------------------------------

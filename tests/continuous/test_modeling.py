@@ -28,6 +28,7 @@ CASES = [
     (GaussianProcess.vp("cosine", 20), {"prediction": "epsilon", "classes": ["a", "b"]}, SMALL),
     (GaussianProcess.ve(20, 0.05, 50.0), {"prediction": "x0", "learned_variance": True}, SMALL),
     (GaussianProcess.rf(20), {"prediction": "v", "classes": ["a", "b"]}, UNET),
+    (GaussianProcess.ve(20, 0.05, 50.0), {"prediction": "score", "learned_variance": True}, SMALL),
     (ColdProcess(PixelMask(T=8, order="random", seed=3), sigma=0.1), {"prediction": "x0", "levels": 17}, SMALL),
 ]
 
@@ -48,7 +49,7 @@ def test_a_checkpoint_brings_back_the_process_and_every_prediction_bit_by_bit(tm
 
 
 @pytest.mark.parametrize("process", [GaussianProcess.vp("cosine", 1000), GaussianProcess.vp("linear", 1000)])
-@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "score"])
 def test_the_right_answer_gives_x0_back_at_both_ends(process, prediction):
     # In float32 alone, epsilon at T would be off by b/a times 1e-7.
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +63,7 @@ def test_the_right_answer_gives_x0_back_at_both_ends(process, prediction):
 
 def test_at_t_0_a_image_is_its_own_prediction():
     xt = torch.linspace(-1, 1, 32).view(2, 1, 4, 4)
-    for kind in ("epsilon", "x0", "v"):
+    for kind in ("epsilon", "x0", "v", "score"):
         found = make(prediction=kind).predict_x0(xt, torch.tensor([0, 3]))
         assert torch.equal(found[0], xt[0]) and not torch.equal(found[1], xt[1])
 
@@ -86,6 +87,15 @@ def test_the_network_sees_images_of_unit_variance_whatever_the_noise():
     a, b = process.coefficients(t, noise)
     assert torch.allclose(seen["xt"], noise * b / (1 + b.square()).sqrt(), rtol=1e-5)
     assert torch.allclose(seen["share"], t.double() / 20)
+
+
+def test_a_network_that_predicts_the_score_is_asked_for_numbers_of_unit_size():
+    model = make(GaussianProcess.ve(20, 0.05, 50.0), prediction="score", learned_variance=True)
+    numbers = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    model.network.forward = lambda xt, share, labels: numbers
+    output = model(torch.zeros(2, 1, 4, 4), torch.tensor([1, 20]))
+    assert torch.allclose(output[:, :1], numbers[:, :1] / torch.tensor([0.05, 50.0]).view(2, 1, 1, 1))
+    assert torch.equal(output[:, 1:], numbers[:, 1:])  # the share of the variance is no score
 
 
 def test_no_class_and_classes_are_told_apart_and_minus_one_is_no_class():
@@ -119,7 +129,7 @@ def test_a_checkpoint_with_other_weights_than_its_config_says_is_refused(tmp_pat
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"prediction": "noise"}, "prediction must be 'epsilon', 'x0' or 'v', got 'noise'"),
+        ({"prediction": "noise"}, "prediction must be 'epsilon', 'x0', 'v' or 'score', got 'noise'"),
         ({"process": GaussianProcess.rf(9), "prediction": "epsilon"}, "'epsilon' cannot tell x0 where a_t = 0"),
         ({"process": ColdProcess(Blur(T=4)), "prediction": "v"}, "a cold process is learned with prediction 'x0'"),
         ({"shape": (8, 8)}, "image_shape must be channels, height and width"),

@@ -64,7 +64,7 @@ def terms_of(process, prediction, weighting, t, network=None, **more):
 
 
 def predictions(process):
-    return ["x0", "v"] + ["epsilon"] * (float(process.a[-1]) > 0)
+    return ["x0", "v"] + ["epsilon", "score"] * (float(process.a[-1]) > 0)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -136,6 +136,8 @@ def test_the_weights_are_those_of_the_papers():
     for kind in ("epsilon", "x0", "v"):
         assert torch.equal(weights(kind, "simple"), ones)
     assert torch.allclose(weights("epsilon", "snr"), ones)
+    assert torch.allclose(weights("score", "simple"), process.b[1:].square())  # denoising score matching: b^2
+    assert torch.allclose(weights("score", "snr"), process.b[1:].square())
     assert torch.allclose(weights("v", "snr"), ratio / (ratio + 1))
     assert torch.allclose(weights("x0", "min_snr"), ratio.clamp(max=5))
     assert torch.allclose(weights("epsilon", "min_snr"), ratio.clamp(max=5) / ratio)
@@ -147,6 +149,7 @@ def test_the_weights_are_those_of_the_papers():
     # plain losses of two kinds differ by the squared gain: epsilon's is snr-weighted, v's (snr + 1)-weighted on x0
     simple = {kind: terms_of(process, kind, "simple", t[1:7]) for kind in ("epsilon", "x0", "v")}
     assert torch.allclose(simple["epsilon"], ratio[1:7] * simple["x0"])
+    assert torch.allclose(terms_of(process, "score", "simple", t[1:7]), simple["epsilon"])
     assert torch.allclose(simple["v"], (ratio[1:7] + 1) * simple["x0"])
 
 

@@ -97,7 +97,7 @@ def test_the_ancestral_share_gives_the_posterior_of_bayes(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "score"])
 def test_a_networks_answer_and_its_target_agree(name, prediction):
     process, x0 = PROCESSES[name], images()
     noise = process.sample_noise(x0, random=RowRandom(0, torch.arange(4)))
@@ -335,8 +335,8 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
         (lambda: process_from_dict({"process": "gaussian", "family": "xp"}), "'vp', 've', 'rf' or 'table'"),
         (lambda: process_from_dict({"process": "gaussian", "family": "rf", "steps": 3}), "does not take"),
         (
-            lambda: PROCESSES["cosine"].target("score", images(), images(), at(1, 4)),
-            "'epsilon', 'x0' or 'v', got 'score'",
+            lambda: PROCESSES["cosine"].target("noise", images(), images(), at(1, 4)),
+            "'epsilon', 'x0', 'v' or 'score', got 'noise'",
         ),
         (lambda: PROCESSES["rf"].to_x0("epsilon", images(), images(), at(30, 4)), "a_t = 0"),
         (lambda: PROCESSES["cosine"].corrupt(images(), at(51, 4), images()), "0..50, got 51..51"),

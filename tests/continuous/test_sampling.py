@@ -180,13 +180,11 @@ def test_the_variance_of_langevin_steps_falls_with_the_temperature():
 
 @pytest.mark.filterwarnings("ignore:a_T")
 def test_a_falling_temperature_finds_the_higher_mode_more_often_than_climbing():
-    """Simulated annealing on p0^(1 / temperature), two modes of which the start lies between: 0.3 and 0.7 of the mass."""
+    """Simulated annealing on p0^(1 / temperature), from between two modes of 0.3 and 0.7 of the mass."""
     process = GaussianProcess.ve(400, sigma_min=0.4, sigma_max=0.41)
     world, n = Mixture([[-1.0], [1.0]], [0.04, 0.04], [0.3, 0.7]), 2000
-    times, start = (
-        torch.arange(400, 0, -1),
-        2 * torch.rand(n, 1, generator=torch.Generator().manual_seed(0)).double() - 1,
-    )
+    times = torch.arange(400, 0, -1)
+    start = 2 * torch.rand(n, 1, generator=torch.Generator().manual_seed(0)).double() - 1
     cooling = 3.0 * torch.arange(401, dtype=torch.float64) / 400
     shares = []
     for temperature in (0.0, cooling):
