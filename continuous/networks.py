@@ -83,12 +83,14 @@ class FilmMLP(nn.Module):
 
 
 class UNet(nn.Module):
-    """diffusers' `UNet2DModel`: convolutions at every size, attention at the smallest.
+    """diffusers' `UNet2DModel`: convolutions at every size, attention at some.
 
     Args:
         widths: channels at each size, from the full one downwards; each size halves the one before, so the image's
             height and width must be divisible by 2^(len(widths) - 1).
-        layers: residual blocks at each size. attention: heads' width at the smallest size; 0: no attention.
+        layers: residual blocks at each size. attention: heads' width; 0: no attention.
+        attention_sizes: heights in pixels at which there is attention (Ho et al. 2006.11239: 16), beside the middle;
+            None: the smallest.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class UNet(nn.Module):
         layers: int = 1,
         attention: int = 8,
         dropout: float = 0.1,
+        attention_sizes: tuple[int, ...] | None = None,
     ):
         super().__init__()
         make: Any
@@ -115,15 +118,24 @@ class UNet(nn.Module):
                 f"a U-Net of {len(widths)} sizes needs a height and width divisible by {factor}, got {shape[1]} x "
                 f"{shape[2]}: give fewer widths, or --image_size"
             )
-        plain = len(widths) - 1
-        own = "Attn" if attention else ""
+        sizes = [shape[1] >> i for i in range(len(widths))]
+        if attention_sizes is None:
+            chosen = sizes[-1:] if attention else []
+        else:
+            chosen = list(attention_sizes)
+            if not attention or not set(chosen) <= set(sizes):
+                raise ValueError(
+                    f"attention_sizes must be heights of this U-Net, {', '.join(map(str, sizes))}, with an attention "
+                    f"above 0, got {chosen} and attention {attention}"
+                )
+        kinds = ["Attn" * (size in chosen) for size in sizes]
         self.body = make(
             in_channels=shape[0],
             out_channels=channels_out,
             block_out_channels=tuple(widths),
             layers_per_block=layers,
-            down_block_types=("DownBlock2D",) * plain + (f"{own}DownBlock2D",),
-            up_block_types=(f"{own}UpBlock2D",) + ("UpBlock2D",) * plain,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
             attention_head_dim=attention or None,
             add_attention=bool(attention),
             dropout=dropout,

@@ -98,6 +98,27 @@ def test_a_network_that_predicts_the_score_is_asked_for_numbers_of_unit_size():
     assert torch.equal(output[:, 1:], numbers[:, 1:])  # the share of the variance is no score
 
 
+def test_a_unet_attends_at_the_sizes_that_are_chosen_and_its_checkpoint_knows_them(tmp_path):
+    def sizes(**more):
+        network = {"kind": "unet", "widths": [8, 8, 16], "attention": 8, **more}
+        model = make(network=network, shape=(1, 16, 8))
+        body = model.network.body
+        found = [16 >> i for i, block in enumerate(body.down_blocks) if hasattr(block, "attentions")]
+        assert found == [4 << i for i, block in enumerate(body.up_blocks) if hasattr(block, "attentions")][::-1]
+        return model, found
+
+    assert sizes()[1] == [4] and sizes(attention=0)[1] == [] and sizes(attention_sizes=[])[1] == []
+    model, found = sizes(attention_sizes=[16, 4])
+    assert found == [16, 4]
+    model.save_pretrained(tmp_path)
+    again, xt, t = ImageDenoiser.from_pretrained(tmp_path).eval(), torch.zeros(2, 1, 16, 8), torch.tensor([3, 9])
+    with torch.no_grad():
+        assert torch.equal(again.predict_x0(xt, t), model.predict_x0(xt, t))
+    for wrong in ({"attention_sizes": [12]}, {"attention_sizes": [8], "attention": 0}):
+        with pytest.raises(ValueError, match="attention_sizes must be heights of this U-Net, 16, 8, 4, with an att"):
+            sizes(**wrong)
+
+
 def test_no_class_and_classes_are_told_apart_and_minus_one_is_no_class():
     model = make(classes=["a", "b", "c"])
     xt = torch.full((1, 1, 4, 4), 0.3)
