@@ -255,6 +255,7 @@ class ImageObjective:
         label_drop: share of the rows whose class is withheld; what classifier-free guidance needs.
         importance: draw t by importance instead of uniformly.
         vlb_share: with a learned variance, the share of the bound, which gives x0_hat no gradient.
+        vlb_ramp: steps over which that share rises from 0, in a straight line; 0: it is there from the first.
         flip: mirror half of the rows left to right.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
     """
@@ -272,6 +273,7 @@ class ImageObjective:
         label_drop: float = 0.1,
         importance: bool = False,
         vlb_share: float = 0.001,
+        vlb_ramp: int = 0,
         flip: bool = False,
         eval_draws: int = 2,
         eval_batch_size: int = 256,
@@ -296,12 +298,15 @@ class ImageObjective:
             raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
         if importance and not process.starts_from_noise:
             raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
+        if vlb_ramp < 0 or (vlb_ramp and not config.learned_variance):
+            raise ValueError(f"vlb_ramp must be 0, or with a learned variance a number of steps, got {vlb_ramp}")
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
         self.config, self.process = config, process
         self.error, self.weighting, self.gamma = error, weighting, gamma
         self.huber_delta = huber_delta
-        self.label_drop, self.vlb_share, self.flip = label_drop, vlb_share, flip
+        self.label_drop, self.flip = label_drop, flip
+        self.vlb_share, self.vlb_ramp = vlb_share, vlb_ramp
         self.importance = Importance(process.T) if importance else None
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
 
@@ -329,16 +334,27 @@ class ImageObjective:
             x0 = torch.where(per_row(choice[:, 0] < 0.5, x0, torch.bool), x0.flip(-1), x0)
         if self.config.num_classes and labels is not None:
             labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
-        terms, bound = self.terms(model, x0, t, labels, random, always_bound=self.importance is not None)
+        share = self.vlb_share * (min(1.0, step / self.vlb_ramp) if self.vlb_ramp else 1.0)
+        terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share)
         if self.importance is not None and torch.is_grad_enabled():
             assert bound is not None
             self.importance.observe(t, bound)
         return terms * weight.to(terms.dtype)
 
     def terms(
-        self, model: Any, x0: Tensor, t: Tensor, labels: Tensor | None, random: RowRandom, always_bound: bool = False
+        self,
+        model: Any,
+        x0: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        random: RowRandom,
+        always_bound: bool = False,
+        vlb_share: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B,) weighted errors at t, and the bound's terms L_t (B,) in nats where they are needed."""
+        """(B,) weighted errors at t, and the bound's terms L_t (B,) in nats where they are needed.
+
+        vlb_share: in place of that of the objective.
+        """
         config, process = self.config, self.process
         if not config.num_classes:
             labels = None
@@ -365,7 +381,7 @@ class ImageObjective:
         )
         if share is not None:
             assert bound is not None
-            terms = terms + self.vlb_share * process.T * bound
+            terms = terms + (self.vlb_share if vlb_share is None else vlb_share) * process.T * bound
         return terms, bound
 
     def errors(self, model_output: Tensor, target: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ class ObjectiveArguments:
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
     importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
+    vlb_ramp: int = field(default=0, metadata={"help": "Steps over which that share rises from 0; 0: none."})
 
 
 DEFAULTS = {
@@ -259,6 +260,7 @@ def build_objective(
         label_drop=goal.label_drop,
         importance=goal.importance,
         vlb_share=goal.vlb_share,
+        vlb_ramp=goal.vlb_ramp,
         flip=data.flip,
         eval_draws=run.eval_draws,
         eval_batch_size=run.per_device_eval_batch_size,

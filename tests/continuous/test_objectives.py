@@ -179,6 +179,28 @@ def test_the_hybrid_objective_gives_x0_no_gradient_from_the_bound_and_the_varian
     assert torch.allclose(terms, (output[:, :1] - noise).square().flatten(1).sum(1) + 0.5 * 12 * bound, rtol=1e-6)
 
 
+def test_the_share_of_the_bound_rises_in_a_straight_line_and_is_whole_in_evaluations():
+    process, how = PROCESSES["vp"], {"row_index": torch.arange(6), "total": 6, "seed": 5}
+    output = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    config, found = config_of(process, "epsilon", learned_variance=True), {}
+    for share, ramp in ((0.5, 8), (0.5, 0), (0.25, 0), (0.0, 0)):
+        objective = ImageObjective(config, vlb_share=share, vlb_ramp=ramp)
+        for step in (0, 4, 8, 30):
+            terms = objective.row_terms(lambda xt, t, labels: output, BATCH, step=step, **how)
+            found[share, ramp, step] = terms
+    for step, share in ((0, 0.0), (4, 0.25), (8, 0.5), (30, 0.5)):
+        assert torch.equal(found[0.5, 8, step], found[share, 0, step])
+    assert not torch.allclose(found[0.5, 8, 4], found[0.5, 0, 4])
+    t, network = torch.tensor([1, 3, 5, 7, 9, 12]), lambda xt, t, labels: output
+    plain, ramped = (
+        ImageObjective(config, vlb_share=0.5, vlb_ramp=ramp).terms(
+            network, BATCH["images"], t, None, RowRandom(1, torch.arange(6))
+        )[0]
+        for ramp in (0, 8)
+    )
+    assert torch.equal(plain, ramped)
+
+
 def test_the_bound_is_least_where_the_variance_is_that_of_x0_hat_added_to_the_known_one():
     # var = least + slope^2 E(x0 - x0_hat)^2 is the best variance of a normal step
     process, t = PROCESSES["vp"], torch.tensor([5])
@@ -314,6 +336,7 @@ def test_importance_observed_in_parts_is_importance_observed_at_once():
         ({"error": "huber", "huber_delta": math.inf}, "huber_delta must be a positive number, got inf"),
         ({"huber_delta": 1.0}, "huber_delta belongs to error 'huber', got 1.0 with error 'l2'"),
         ({"eval_draws": 0}, "eval_draws must be at least 1"),
+        ({"vlb_ramp": 100}, "vlb_ramp must be 0, or with a learned variance a number of steps, got 100"),
     ],
 )
 def test_objectives_that_mean_nothing_are_refused(how, words):
