@@ -274,11 +274,23 @@ def _surely_on(last: tuple[Tensor, Tensor, Tensor] | None, t: Tensor, s: Tensor,
     return last is not None and last[1] is t and last[0] is not t
 
 
+def laplace_like(x: Tensor, random: RowRandom | None) -> Tensor:
+    """Noise of a Laplace law of mean 0 and variance 1, of the shape of x; row i from row i of `random`."""
+    random = RowRandom.fresh(len(x), x.device) if random is None else random
+    u = random.uniform(math.prod(x.shape[1:])) - 0.5
+    return (-u.sign() * torch.log1p(-2 * u.abs()) / math.sqrt(2)).view(x.shape).to(x)
+
+
+LAWS: dict[str, Callable[[Tensor, RowRandom | None], Tensor]] = {"normal": normal_like, "laplace": laplace_like}
+"""Laws of unit variance that x0_hat may be drawn from."""
+
+
 def with_variance(
     process: ImageProcess,
     predict_x0: Predictor,
     variance: Tensor | Callable[[Tensor, Tensor, Prediction], Tensor],
     *,
+    law: str = "normal",
     random: RowRandom | None = None,
     last: bool = True,
 ) -> Predictor:
@@ -291,10 +303,14 @@ def with_variance(
     Args:
         variance: (T + 1,) table of v, from `optimal_variance`; or a function (xt, t, prediction) -> v of a shape that
             broadcasts against xt, for learned variances.
+        law: "normal", or "laplace", of the same variance and longer tails (kurtosis 6 in place of 3), where few numbers
+            of x0 are far off: the step has the mean and variance of above, and is not normal.
         last: draw in the step to t = 0, too. Without, the last answer is shown as it is: cleaner images, another law.
     """
     inner = ancestral(cast(GaussianProcess, process), predict_x0) if process.starts_from_noise else predict_x0
     table = Sent(variance.cpu()) if isinstance(variance, Tensor) else None
+    if law not in LAWS:
+        raise ValueError(f"law must be {choices(LAWS)}, got {law!r}")
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(inner(xt, t, s), xt)
@@ -303,7 +319,7 @@ def with_variance(
         demand(v >= 0, wrong, lambda: f", is not at t = {int(t.max())}")
         if not last:
             v = v * per_row(s > 0, xt)
-        return prediction._replace(x0=prediction.x0 + v.sqrt() * normal_like(xt, random))
+        return prediction._replace(x0=prediction.x0 + v.sqrt() * LAWS[law](xt, random))
 
     return predict
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, laplace, norm
 
 from continuous import control, sampling
 from continuous.degradations import Blur, PixelMask
@@ -125,6 +126,18 @@ def test_a_learned_variance_may_differ_from_pixel_to_pixel():
     assert bool((x0[:, 0] == 0).all()) and float(x0[:, 1].std()) == pytest.approx(2.0, rel=0.06)
     still = sampling.with_variance(VP, lambda x, t, s: torch.zeros_like(x), lambda x, t, g: variance, last=False)
     assert bool((still(x0, at(9, 2000), at(0, 2000)).x0 == 0).all())
+
+
+def test_x0_hat_may_be_drawn_from_a_laplace_law_of_the_same_variance():
+    n, variance = 4000, torch.full((101,), 0.25, dtype=torch.float64)
+    still = lambda xt, t, s: torch.zeros_like(xt)  # noqa: E731
+    xt, t = torch.zeros(n, 5, dtype=torch.float64), at(9, n)
+    drawn = sampling.with_variance(VP, still, variance, law="laplace", random=rows(n))(xt, t, at(4, n)).x0
+    assert kstest(drawn.flatten().numpy(), laplace(scale=0.5 / math.sqrt(2)).cdf).pvalue > 1e-3
+    assert kstest(drawn.flatten().numpy(), norm(scale=0.5).cdf).pvalue < 1e-12
+    source = RowRandom(0, torch.tensor([7, 3]))
+    alone = sampling.with_variance(VP, still, variance, law="laplace", random=source)(xt[:2], t[:2], at(4, 2)).x0
+    assert torch.equal(alone, drawn[[7, 3]])
 
 
 def test_clipping_moves_the_noise_with_x0():
@@ -558,6 +571,10 @@ COLD = ColdProcess(Blur(6, 3.0))
         (
             lambda: sampling.sample(VP, PREDICT, (2, 2), sampler="ddpm", eta=0.5),
             "eta belongs to sampler 'ddim' or 'reverse_sde', got sampler 'ddpm'",
+        ),
+        (
+            lambda: sampling.with_variance(VP, PREDICT, torch.ones(101), law="cauchy"),
+            "law must be 'normal' or 'laplace', got 'cauchy'",
         ),
         (lambda: sampling.reverse_sde(VP, PREDICT, -0.5), "noise must be a number >= 0, got -0.5"),
         (lambda: sampling.langevin(VP, PREDICT, 0.5, temperature=-1.0), "temperature must be a number >= 0 or a table"),
