@@ -17,6 +17,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.hub import cached_file
 
+from .autoregressive import JointProcess
 from .common import choices, read_object
 from .edits import EditProcess
 from .framing import LOCATION_ARGUMENTS, tokenizer_fields
@@ -44,6 +45,9 @@ PROCESSES: dict[str, Any] = {
     "edit": EditProcess,
 }
 """The one table from a process's name to its class, a `TokenProcess`."""
+
+PREDICTORS: dict[str, Any] = {"factorised": lambda process: process, "autoregressive": JointProcess}
+"""What becomes of a process by how x0 is predicted: every token by itself, or whole rows from left to right."""
 
 PRESETS = {
     "tiny": (2, 128, 2),
@@ -116,12 +120,15 @@ def check_sizes(config: Any, stored: int | None = None) -> None:
 @strict
 class UDMConfig(PreTrainedConfig):
     r"""
-    Configuration of [`UDMForMaskedGeneration`]: a masked LM (`text_config`) and the corruption it undoes.
+    Configuration of [`UDMForMaskedGeneration`]: a network (`text_config`) and the corruption it undoes.
 
     Args:
-        text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`.
+        text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`; with predictor
+            `"autoregressive"` of any `AutoModelForSeq2SeqLM` (BART, T5, ...).
         process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"uniform"`, `"delete"` or
             `"edit"` (of repairers).
+        predictor (`str`, defaults to `"factorised"`): how x0 is predicted, every token by itself; or
+            `"autoregressive"`, as a whole row from left to right (of processes mask, substitute and uniform).
         mask_token_id (`int`, *optional*): id of [MASK]. The mask process needs it; infilling needs it for all.
         special_token_ids (`list[int]`): tokens that are never corrupted, scored or drawn: [PAD], [CLS], [UNK], ... and
             unused rows of the embedding. [MASK] is one of them by itself. Add to it what you add to a tokenizer as a
@@ -154,6 +161,7 @@ class UDMConfig(PreTrainedConfig):
 
     text_config: Any = None
     process: str = "mask"
+    predictor: str = "factorised"
     mask_token_id: int | None = None
     pad_token_id: int | None = None
     special_token_ids: list[int] | None = None
@@ -187,14 +195,18 @@ class UDMConfig(PreTrainedConfig):
             self.text_config = copy.deepcopy(self.text_config)
             kwargs.setdefault("attn_implementation", self.text_config._attn_implementation)
         super().__post_init__(**kwargs)
-        if getattr(self.text_config, "is_encoder_decoder", False) or not hasattr(self.text_config, "vocab_size"):
-            raise ValueError(
-                "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
-                f"got model type {self.text_config.model_type!r}"
-            )
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor must be {choices(PREDICTORS)}, got {self.predictor!r}")
+        self._check_architecture()
         check_sizes(self.text_config)
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
+        if self.writes_rows and not PROCESSES[self.process].whole_rows:
+            able = choices([name for name, process in PROCESSES.items() if process.whole_rows])
+            raise ValueError(
+                f"predictor {self.predictor!r} writes a row of known length, token for token: process must be {able}, "
+                f"got {self.process!r}"
+            )
         self.kernel = self._find_kernel(self.kernel)
         if self.time_conditioning is None:
             self.time_conditioning = PROCESSES[self.process].time_conditioned
@@ -243,6 +255,39 @@ class UDMConfig(PreTrainedConfig):
         if self.blank_widths is not None:
             self._check_blank_widths(self.blank_widths)
 
+    @property
+    def writes_rows(self) -> bool:
+        """Whether x0 is predicted as whole rows, by the decoder of an encoder-decoder."""
+        return self.predictor == "autoregressive"
+
+    @property
+    def default_steps(self) -> int | None:
+        """The steps of a walk where none are given: one where rows are written as a whole; None: one token a step."""
+        return 1 if self.writes_rows else None
+
+    def _check_architecture(self) -> None:
+        """Raises ValueError for a text_config of a network that cannot predict as `predictor` says."""
+        kind = self.text_config.model_type
+        pair = bool(getattr(self.text_config, "is_encoder_decoder", False))
+        if not hasattr(self.text_config, "vocab_size") or (pair and not self.writes_rows):
+            instead = "; or give predictor='autoregressive', which needs an encoder-decoder" if pair else ""
+            raise ValueError(
+                "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
+                f"got model type {kind!r}{instead}"
+            )
+        if not self.writes_rows:
+            return
+        if not pair:
+            raise ValueError(
+                "predictor 'autoregressive' needs the text_config of an encoder-decoder (BART, T5, ...), got model "
+                f"type {kind!r}: give one, or predictor='factorised'"
+            )
+        if getattr(self.text_config, "decoder_start_token_id", None) is None:
+            raise ValueError(
+                f"text_config of model type {kind!r} names no decoder_start_token_id, the token that the decoder "
+                "begins with: set it"
+            )
+
     def _find_kernel(self, kernel: str | None) -> str:
         """The kernel of this model. Raises ValueError for one that its process does not have."""
         own = PROCESSES[self.process].kernels
@@ -255,6 +300,11 @@ class UDMConfig(PreTrainedConfig):
 
     def _check_blank_widths(self, widest: int) -> None:
         """Raises ValueError for a width head that this model cannot have."""
+        if self.writes_rows:
+            raise ValueError(
+                f"a width head (blank_widths) reads the hidden states of a masked LM, and this model has predictor "
+                f"{self.predictor!r}: leave it out"
+            )
         if self.process != "mask":
             raise ValueError(
                 "a width head (blank_widths) needs process 'mask', since blanks are opened into [MASK], and this model "
@@ -381,7 +431,12 @@ class UDMConfig(PreTrainedConfig):
         """The process object of this model, a `TokenProcess`."""
         if len(self.special_token_ids or []) >= self.vocab_size:
             raise ValueError("special_token_ids holds the whole vocabulary: no token may stand at an editable position")
-        return PROCESSES[self.process].from_config(self)
+        return PREDICTORS[self.predictor](PROCESSES[self.process].from_config(self))
+
+    @property
+    def process_words(self) -> str:
+        """The process as messages call it, with the predictor where that is what cannot do something."""
+        return f"process {self.process!r}" + f" with predictor {self.predictor!r}" * self.writes_rows
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

@@ -133,6 +133,7 @@ class EditProcess:
     inserts: ClassVar[bool] = False
     edits: ClassVar[bool] = True
     gap_scores: ClassVar[tuple[float, ...]] = (4.0, 0.0, 0.0)  # stop, delete, gap: a text of 18 words is left alone
+    whole_rows: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("max_edits", "min_confidence"))

@@ -135,7 +135,7 @@ OPTIONS: dict[str, Option] = {
         **_whole(1),
         kind=int | None,
         help="Reverse steps; None: one token a step, which is exact for masks. Fewer steps reveal several tokens at "
-        "once: faster, no longer exact.",
+        "once: faster, no longer exact. Of a model that writes whole rows (predictor autoregressive) None is one step.",
     ),
     "schedule": Option(
         "linear",
@@ -367,13 +367,18 @@ OPTIONS: dict[str, Option] = {
 
 
 def refuse_foreign(config: Any, process: Any, process_name: str) -> None:
-    """Raises ValueError for an option that was given and is of another process.
+    """Raises ValueError for an option that was given and is of another process, or not of the model's predictor.
 
     process: the model's; its `generation_options` are those that it takes besides the ones common to all.
     """
     for name, option in OPTIONS.items():
         if option.of is None or name in process.generation_options or getattr(config, name) == option.default:
             continue
+        if process_name in option.of.split(" or "):
+            raise ValueError(
+                f"{name} looks at the laws of single positions, and a model with predictor 'autoregressive' has those "
+                f"of whole rows: leave {name} at {option.default!r}"
+            )
         wanted = " or ".join(repr(one) for one in option.of.split(" or "))
         raise ValueError(
             f"{name} is of the {option.of} process and needs a model of process {wanted}; this one has process "

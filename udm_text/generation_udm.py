@@ -196,7 +196,7 @@ class UDMGenerationMixin:
 
         process = model.config.build_process()
         _resolve_defaults(config, model.config, process)
-        _check_classifier(config, classifier, process, model.config.process)
+        _check_classifier(config, classifier, process, model.config.process_words)
         if input_ids is not None and attention_mask is not None and not rows:
             return _no_rows(config, input_ids, attention_mask, streamer)
         widths, opened = None, None
@@ -333,7 +333,7 @@ def _check_call(generator: Any, streamer: Any, callback: Any) -> None:
         raise ValueError(f"callback_on_step_end must be callable as callback(model, step, s, state), got {what}")
 
 
-def _check_classifier(config: UDMGenerationConfig, classifier: Any, process: Any, process_name: str) -> None:
+def _check_classifier(config: UDMGenerationConfig, classifier: Any, process: Any, process_words: str) -> None:
     """Raises ValueError for a classifier that cannot guide, or for how it does without one."""
     if classifier is None:
         for name in ("classifier_scale", "classifier_candidates"):
@@ -341,8 +341,8 @@ def _check_classifier(config: UDMGenerationConfig, classifier: Any, process: Any
                 raise ValueError(f"{name}={getattr(config, name)!r} is of a classifier: give classifier, too")
     elif "classifier_scale" not in process.generation_options:
         raise ValueError(
-            "classifier fills in masks one by one and needs a model of process 'mask'; this one has process "
-            f"{process_name!r}: give logits_processor"
+            f"classifier fills in masks one by one and needs a model of process 'mask'; this one has {process_words}: "
+            "give logits_processor"
         )
     elif config.speculate is not None:
         raise ValueError("classifier weighs tokens one step at a time and does not go with speculate: leave it at None")
@@ -402,8 +402,8 @@ def _resolve_defaults(config: UDMGenerationConfig, model_config, process) -> Non
     refuse_pairs(config)
     if config.schedule == "optimal" and not process.has_curve:
         raise ValueError(
-            f"schedule 'optimal' follows the measured price of several tokens a step, and none is known of process "
-            f"{model_config.process!r}: give 'linear' or 'cosine'"
+            f"schedule 'optimal' follows the measured price of several tokens a step, and none is known of "
+            f"{model_config.process_words}: give 'linear' or 'cosine'"
         )
     if config.schedule == "optimal" and model_config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: run `udm evaluate MODEL --curve`")

@@ -293,6 +293,11 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
             f"a model of process {model.config.process!r} cannot be exported as a plain masked LM: the scores of its "
             "gaps would be lost; `model.backbone.save_pretrained(...)` writes the rest"
         )
+    if model.config.writes_rows:
+        raise ValueError(
+            "a model with predictor 'autoregressive' is an encoder-decoder and no masked LM; "
+            "`model.backbone.save_pretrained(...)` writes it as transformers itself would"
+        )
     time = model.time_embedding
     if time is not None and any(bool(parameter.any()) for parameter in time.output.parameters()):
         raise ValueError(

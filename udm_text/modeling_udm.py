@@ -1,4 +1,5 @@
-"""The x0-predictor: any masked language model, asked for the clean tokens of a corrupted row."""
+"""The x0-predictor: any masked language model, asked for the clean tokens of a corrupted row; or any encoder-decoder,
+which writes them one after the other."""
 
 from __future__ import annotations
 
@@ -14,19 +15,28 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.hub import cached_file
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
+from .autoregressive import shift_right
 from .configuration_udm import PROCESSES, UDMConfig, check_sizes
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 from .positions import ROW_BLOCK
 from .widths import WidthHead
+from .writing import Writer
 
 logger = logging.get_logger(__name__)
 
@@ -100,13 +110,21 @@ def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | Non
     return None
 
 
-def check_masked_lm(config: UDMConfig) -> None:
-    """Raises ValueError where transformers has no masked LM for `config.text_config`."""
+def network_class(config: UDMConfig) -> Any:
+    """The class of transformers that makes the backbone. Raises ValueError where it has none for its text_config."""
+    if config.writes_rows:
+        if type(config.text_config) not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            raise ValueError(
+                f"text_config is of model type {config.text_config.model_type!r}, which has no sequence-to-sequence LM "
+                "in transformers; give a BART, T5 or any other model that AutoModelForSeq2SeqLM loads"
+            )
+        return AutoModelForSeq2SeqLM
     if type(config.text_config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ValueError(
             f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers; "
             "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
         )
+    return AutoModelForMaskedLM
 
 
 def check_weights(path: Any, **where: Any) -> int | None:
@@ -215,11 +233,11 @@ class UDMPreTrainedModel(PreTrainedModel):
 
 
 class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
-    """A masked LM as predictor of x0, with `generate` by diffusion.
+    """A masked LM, or an encoder-decoder, as predictor of x0, with `generate` by diffusion.
 
     Args:
         config: see `UDMConfig`.
-        backbone: the masked LM itself, whose configuration takes the place of `config.text_config`; None builds one
+        backbone: the network itself, whose configuration takes the place of `config.text_config`; None builds one
             from that, with new weights.
     """
 
@@ -229,8 +247,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         super().__init__(config)
         self.generation_config = UDMGenerationConfig(pad_token_id=config.pad_token_id)
         if backbone is None:
-            check_masked_lm(config)
-            backbone = AutoModelForMaskedLM.from_config(config.text_config)
+            backbone = network_class(config).from_config(config.text_config)
         config.text_config = backbone.config
         config._attn_implementation_internal = backbone.config._attn_implementation
         self.backbone = backbone
@@ -274,13 +291,11 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         config = UDMConfig.from_dict(stored, **own) if config is None else copy.deepcopy(config)
-        check_masked_lm(config)
+        network = network_class(config)
         wants_info = kwargs.pop("output_loading_info", False)
         generation_config = kwargs.pop("generation_config", None)
         with untrusted(path):
-            backbone, info = AutoModelForMaskedLM.from_pretrained(
-                path, output_loading_info=True, trust_remote_code=trust, **kwargs
-            )
+            backbone, info = network.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **kwargs)
         if info["missing_keys"]:
             logger.warning(
                 f"{path} has no trained weights for {', '.join(sorted(info['missing_keys']))}: these are NEW and "
@@ -366,6 +381,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         apply_head: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] | None = None,
         blanks: Tensor | None = None,
+        x0: Tensor | None = None,
         **kwargs: Any,
     ) -> UDMOutput:
         """Logits of x0 given xt.
@@ -387,25 +403,14 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
                 it gives stands in the output's logits. For losses that never hold all logits at once.
             blanks: (B, L) bool, where a [MASK] is a blank of unknown width (widths.py); the output then holds
                 width_logits (B, N + 1) of the first one of each row.
+            x0: (B, L) int64, the clean rows, of a model whose decoder writes them: the logits of a position are given
+                xt and the tokens of x0 before it.
 
         Returns:
             UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps, or
             (M, k) of k scores each.
         """
-        if self.time_embedding is not None:
-            if t is None:
-                raise ValueError(
-                    "this model is conditioned on time: forward needs t, the corrupted positions of each row"
-                )
-            if inputs_embeds is None:
-                inputs_embeds = self.get_input_embeddings()(input_ids)
-            if num_editable is None:
-                if input_ids is None:
-                    raise ValueError("num_editable is needed where input_ids is not given")
-                num_editable = self._count_editable(input_ids, attention_mask)
-            told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
-            told = told[:, None] if told.dim() == 2 else told
-            inputs_embeds = inputs_embeds + told.to(inputs_embeds.dtype)
+        inputs_embeds = self._tell_time(input_ids, attention_mask, inputs_embeds, t, num_editable)
         if blanks is not None:
             if self.width_head is None:
                 raise ValueError("blanks need a width head, and blank_widths of this model is None")
@@ -415,6 +420,12 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
+        if self.config.writes_rows:
+            if x0 is None:
+                raise ValueError("a decoder writes the clean rows of this model: forward needs x0, what it has written")
+            inputs["decoder_input_ids"] = shift_right(x0, self.config.text_config.decoder_start_token_id)
+        elif x0 is not None:
+            raise ValueError("x0 is read by the decoder of a model with predictor 'autoregressive', and this has none")
 
         if gaps is not None and self.gap_head is None:
             raise ValueError(
@@ -463,11 +474,44 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         return UDMOutput(
             loss=loss,
             logits=logits,
-            hidden_states=output.hidden_states,
-            attentions=output.attentions,
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
             gap_logits=gap_logits,
             width_logits=width_logits,
         )
+
+    def begin_writing(self, input_ids: Tensor, attention_mask: Tensor, t: Tensor, num_editable: Tensor) -> Writer:
+        """Reads xt: the decoder before its first token, of a model whose decoder writes x0.
+
+        input_ids, attention_mask: (B, L) int64. t, num_editable: (B,), as in `forward`.
+        """
+        embedded = self._tell_time(input_ids, attention_mask, None, t, num_editable)
+        said = {"input_ids": input_ids} if embedded is None else {"inputs_embeds": embedded}
+        read = self.backbone.get_encoder()(**said, attention_mask=attention_mask, return_dict=True)
+        return Writer(self.backbone, read, attention_mask, self.config.text_config.decoder_start_token_id)
+
+    def _tell_time(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        t: Tensor | None,
+        num_editable: Tensor | None,
+    ) -> Tensor | None:
+        """The input embeddings with that of t added where the model is conditioned on time; else as they came."""
+        if self.time_embedding is None:
+            return inputs_embeds
+        if t is None:
+            raise ValueError("this model is conditioned on time: forward needs t, the corrupted positions of each row")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if num_editable is None:
+            if input_ids is None:
+                raise ValueError("num_editable is needed where input_ids is not given")
+            num_editable = self._count_editable(input_ids, attention_mask)
+        told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
+        told = told[:, None] if told.dim() == 2 else told
+        return inputs_embeds + told.to(inputs_embeds.dtype)
 
     def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         editable = self.config.editable(input_ids, attention_mask)

@@ -12,6 +12,7 @@ docs/mathematics.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -54,6 +55,8 @@ class TokenProcess(Process, Protocol):
     """Whether it repairs alone: a step edits a text that is there, whose length may change. Its rows are canvases."""
     gap_scores: ClassVar[tuple[float, ...]]
     """The scores that its networks say of a position beside the logits, by what each begins at; () for none."""
+    whole_rows: ClassVar[bool]
+    """Whether x0 may be drawn for it as a whole row, token by token (autoregressive.py)."""
     prices_steps: ClassVar[bool]
     """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K."""
     has_curve: ClassVar[bool]
@@ -97,6 +100,15 @@ class TokenProcess(Process, Protocol):
         random: RowRandom,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Any]:
         """Asked only where it `edits`: rows of given noisy texts, see `EditProcess.of_pairs`."""
+
+    def unsettled(self, xt: Tensor, editable: Tensor) -> Tensor:
+        """Asked only where it takes `whole_rows`: (B, L) bool, where x0 may differ from xt, or xt shows nothing."""
+
+    def recounted(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Asked only where it takes `whole_rows`: t and s (B,) of a step, for a drawn x0 that may not fit t."""
+
+    def prior_nats(self, lengths: Tensor) -> Tensor:
+        """Asked only where it takes `whole_rows`: (B,) float64, KL(q(x_l given x0), prior) of rows of l positions."""
 
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for arguments of `TextObjective` that it cannot be trained with."""
@@ -243,6 +255,7 @@ class MaskProcess:
     inserts: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     gap_scores: ClassVar[tuple[float, ...]] = ()
+    whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = True
     generation_options: ClassVar[frozenset[str]] = frozenset(
@@ -314,6 +327,18 @@ class MaskProcess:
         """As in `TokenProcess`: both losses are the same number."""
         return mask_losses(predict, rows, forbidden, chunk)
 
+    def unsettled(self, xt: Tensor, editable: Tensor) -> Tensor:
+        """Where xt is [MASK]: what is not, is x0."""
+        return self.corrupted(xt) & editable
+
+    def recounted(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are: every x0 fits."""
+        return t, s
+
+    def prior_nats(self, lengths: Tensor) -> Tensor:
+        """None: x_l tells nothing of x0."""
+        return torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
+
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1: what is not [MASK] is never corrected."""
         _refuse_repairer(max_corruption)
@@ -345,6 +370,7 @@ class SubstituteProcess:
     inserts: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     gap_scores: ClassVar[tuple[float, ...]] = ()
+    whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))
@@ -415,6 +441,20 @@ class SubstituteProcess:
         how: dict[str, Any] = {"loss": loss, "kernel": kernel, "chunk": chunk}
         return substitute_losses(predict, rows, forbidden, self.num_tokens, **how)
 
+    def unsettled(self, xt: Tensor, editable: Tensor) -> Tensor:
+        """Everything editable: xt does not show what is corrupted."""
+        return editable
+
+    def recounted(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """t is the number of positions at which x0 differs from xt, whatever was told, and as many of them as in the
+        step are put right, as far as there are: kernel `free`."""
+        differs = ((xt != x0).sum(dim=1)).to(t)
+        return differs, (differs - (t - s)).clamp(min=0)
+
+    def prior_nats(self, lengths: Tensor) -> Tensor:
+        """l log(V/(V-1)): x_l differs from x0 everywhere, and the prior does not."""
+        return lengths.double() * math.log(self.num_tokens / (self.num_tokens - 1))
+
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError where logits in chunks are asked for and the loss needs whole rows of them."""
         _refuse_chunks(loss, loss_chunk)
@@ -463,6 +503,7 @@ class UniformProcess:
     inserts: ClassVar[bool] = False
     edits: ClassVar[bool] = False
     gap_scores: ClassVar[tuple[float, ...]] = ()
+    whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset()
@@ -540,6 +581,18 @@ class UniformProcess:
         """As in `TokenProcess`; there is one kernel."""
         return uniform_losses(predict, rows, forbidden, loss=loss, chunk=chunk)
 
+    def unsettled(self, xt: Tensor, editable: Tensor) -> Tensor:
+        """Everything editable: xt does not show what is corrupted."""
+        return editable
+
+    def recounted(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """As they are: every x0 fits."""
+        return t, s
+
+    def prior_nats(self, lengths: Tensor) -> Tensor:
+        """None: x_l tells nothing of x0."""
+        return torch.zeros(len(lengths), dtype=torch.float64, device=lengths.device)
+
     def check_training(self, loss: str, max_corruption: float, loss_chunk: int | None) -> None:
         """Raises ValueError for a share below 1, of repairers, and where chunks of logits do not make the loss."""
         _refuse_repairer(max_corruption)
@@ -573,6 +626,7 @@ class DeleteProcess:
     inserts: ClassVar[bool] = True
     edits: ClassVar[bool] = False
     gap_scores: ClassVar[tuple[float, ...]] = (0.0,)
+    whole_rows: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset()

@@ -41,7 +41,7 @@ from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
 from ..training import TextObjective, UDMTrainer
 from ..training.adapters import add_adapter
-from ..training.arguments import DataArguments, ModelArguments, ObjectiveArguments, check_data, check_model
+from ..training.arguments import WRITER, DataArguments, ModelArguments, ObjectiveArguments, check_data, check_model
 from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
@@ -170,6 +170,8 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     own = process_fields(model_args)
     if model_args.blanks is not None:
         own["blank_widths"] = 1  # a process without blanks refuses any
+    if own.get("predictor") == "autoregressive":
+        own["text_config"] = {"model_type": WRITER}
     config = UDMConfig(mask_token_id=0, pad_token_id=1, prefix_token_ids=[2], **own)  # with any backbone and tokenizer
     TextObjective(config, **goal_fields(data, goal))
 
@@ -404,20 +406,43 @@ def preset_config(model_args: ModelArguments, tokenizer, train_rows, fields: dic
     if own.get("process") in PROCESSES and PROCESSES[own["process"]].edits:
         room *= 2  # a [MASK] is read in every gap
     names = [f"{name}_token_id" for name in ("pad", "bos", "eos", "cls", "sep")]
+    special = {name: getattr(tokenizer, name) for name in names}
+    size = (
+        pair_size(layers, hidden, heads, special)
+        if own.get("predictor") == "autoregressive"
+        else {
+            "hidden_size": hidden,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": intermediate_size(model_args.backbone, hidden),
+        }
+    )
     config = AutoConfig.for_model(
         model_args.backbone,
         vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=intermediate_size(model_args.backbone, hidden),
         max_position_embeddings=max(64, room + (tokenizer.pad_token_id or 0) + 1),
-        **{name: getattr(tokenizer, name) for name in names},
+        **size,
+        **special,
         **dropout_fields(model_args),
     )
     if model_args.blanks is not None:
         own["blank_widths"] = widest_blank(model_args.blanks, train_rows)
     return UDMConfig(text_config=config, length_counts=counts, **tokenizer_fields(tokenizer), **fields, **own)
+
+
+def pair_size(layers: int, hidden: int, heads: int, special: dict[str, int | None]) -> dict[str, Any]:
+    """The sizes of an encoder-decoder of a preset: one half of its layers reads, the other writes.
+
+    special: the tokens of the rows; the decoder begins with what ends them, as BART's does, or else with padding.
+    """
+    ends = (special["eos_token_id"], special["sep_token_id"], special["pad_token_id"])
+    half = {"layers": layers // 2, "attention_heads": heads, "ffn_dim": 4 * hidden}
+    return {
+        "d_model": hidden,
+        **{f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in half.items()},
+        "decoder_start_token_id": next((token for token in ends if token is not None), 0),
+        "forced_eos_token_id": None,
+    }
 
 
 def widest_blank(asked: int, train_rows, config: UDMConfig | None = None) -> int:
@@ -450,13 +475,13 @@ def process_fields(model_args: ModelArguments) -> dict[str, Any]:
     own = own_fields(model_args)
     stored = {} if model_args.model in PRESETS else UDMConfig.get_config_dict(model_args.model)[0]
     changed = "process" in own and own["process"] != stored.get("process")
-    kept = ("process",) if changed else ("process", "kernel")
+    kept = ("process", "predictor") if changed else ("process", "predictor", "kernel")
     return {**{name: stored[name] for name in kept if name in stored}, **own}
 
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:
     """What of a UDMConfig was asked for."""
-    names = ("process", "kernel", "gap_tokens")
+    names = ("process", "predictor", "kernel", "gap_tokens")
     return {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
 
 
@@ -464,6 +489,8 @@ def dropout_fields(model_args: ModelArguments) -> dict[str, Any]:
     """The names an architecture gives its dropout, and what small vocabularies need besides."""
     if model_args.backbone == "modernbert":
         return {"mlp_dropout": model_args.dropout}
+    if model_args.backbone == WRITER:
+        return {"dropout": model_args.dropout, "attention_dropout": 0.0}
     return {"hidden_dropout_prob": model_args.dropout, "attention_probs_dropout_prob": 0.0}
 
 

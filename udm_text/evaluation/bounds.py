@@ -110,7 +110,8 @@ def row_draws(
     rows with "noisy_ids" stands corrupted as these have them.
 
     The noise belongs to (seed, index of the row), so the figures do not depend on the batch. With num_steps, t is
-    raised to the next count of the row's grid: a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
+    raised to the next count of the row's grid (of a model that writes whole rows that of one step, where none is
+    given): a count t_j is drawn with probability (t_j - t_{j+1}) / l, and the same
     mean estimates NELBO_K = sum_j (t_j - t_{j+1}) c(t_j). One token a step changes no t.
 
     Raises:
@@ -119,6 +120,7 @@ def row_draws(
     config, process = model.config, model.config.build_process()
     device = model.get_input_embeddings().weight.device
     forbidden = config.forbidden_tokens(device)
+    num_steps = config.default_steps if num_steps is None and loss == "nelbo" else num_steps
     blank = torch.zeros(len(rows), draws, dtype=torch.float64)
     result = Draws(blank.long(), blank, torch.zeros(len(rows), dtype=torch.int64))
     by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
@@ -182,7 +184,7 @@ def evaluate_bound(
         seed: the noise; one seed makes two models comparable.
         kernel: reverse kernel, of a process that has several (substitute); None: the model's own.
         num_steps, schedule: the bound of the sampler that takes so many steps in random order (masks); None: one token
-            a step, "linear".
+            a step, "linear"; of a model that writes whole rows one step, whose bound is -log p itself for masks.
     """
     check_whole(1, draws=draws, batch_size=batch_size, num_steps=1 if num_steps is None else num_steps)
     check_whole(-(2**63), seed=seed)
@@ -194,13 +196,13 @@ def evaluate_bound(
     if num_steps is None and schedule is not None:
         raise ValueError("schedule says how num_steps are spread: give num_steps too")
     if num_steps is not None and not model.config.build_process().prices_steps:
-        raise ValueError(f"num_steps: no bound for several tokens a step is known of process {model.config.process!r}")
+        raise ValueError(f"num_steps: no bound for several tokens a step is known of {model.config.process_words}")
     if schedule == "optimal" and not model.config.build_process().has_curve:
-        raise ValueError(f"schedule 'optimal' follows a curve of prices, and process {model.config.process!r} has none")
+        raise ValueError(f"schedule 'optimal' follows a curve of prices, and {model.config.process_words} has none")
     if schedule == "optimal" and model.config.step_curve is None:
         raise ValueError("schedule 'optimal' needs the measured curve of the model: `udm evaluate MODEL --curve`")
     index, kept = scored_rows(model.config, rows)
-    schedule = schedule or "linear"
+    num_steps, schedule = model.config.default_steps if num_steps is None else num_steps, schedule or "linear"
     how: dict[str, Any] = {"draws": draws, "seed": seed, "kernel": kernel}
     drawn = row_draws(model, kept, index, batch_size=batch_size, num_steps=num_steps, schedule=schedule, **how)
     lengths = length_nats(model, kept, batch_size=batch_size)

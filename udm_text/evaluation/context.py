@@ -28,7 +28,8 @@ class ContextReport:
 
     nelbo: the bound, one token a step. unigram: -log p under the frequencies of tokens in the training rows
     (`unigram_nats`), which no model that uses context should exceed. one_call: the bound of all tokens at once, each
-    from its place and the length of the row alone; None where the process has no such bound.
+    from its place and the length of the row alone; None where the process has no such bound, or the model writes whole
+    rows, whose nelbo is that of one step.
     learnt_context: whether nelbo lies below every reference by more than `MARGIN` of it and `SURE` standard errors of
     the paired difference; None where that cannot be told (one row, or an infinite figure). The references are both, and
     the unigram alone where rows have a prompt: that is context which one call sees as well.
@@ -119,7 +120,7 @@ def measure_context(
         "nelbo": row_draws(model, kept, index, draws=draws, **how).nats.mean(dim=1),
         "unigram": unigram_nats(config, kept, token_counts(config, evenly(training_rows, max_training_rows))),
     }
-    if config.build_process().prices_steps:
+    if config.build_process().prices_steps and config.default_steps is None:
         nats["one_call"] = row_draws(model, kept, index, draws=1, num_steps=1, **how).nats[:, 0]
     figures: dict[str, Any] = {"one_call": None, "one_call_stderr": None}
     for name, each in nats.items():

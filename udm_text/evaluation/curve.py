@@ -91,7 +91,7 @@ def measure_curve(
     check_whole(-(2**63), seed=seed)
     if not model.config.build_process().has_curve:
         raise ValueError(
-            f"no curve of prices is known of process {model.config.process!r}: it is the mask process that has one"
+            f"no curve of prices is known of {model.config.process_words}: it is the mask process that has one"
         )
     index, kept = scored_rows(model.config, rows)
     how: dict[str, Any] = {"draws": draws, "seed": seed}

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..common import choices
-from ..configuration_udm import PRESETS
+from ..configuration_udm import PREDICTORS, PRESETS
 from .objective import check_loss
 from .runs import RunArguments
 from .runs import parse as parse_run
 
 OBJECTIVES = ("diffusion", "ar")
+WRITER = "bart"
+"""The encoder-decoder of the presets."""
 
 
 @dataclass
@@ -77,7 +79,18 @@ class ModelArguments:
         metadata={"help": f"{', '.join(PRESETS)} (from scratch), or any masked LM, or one of ours."},
     )
     backbone: str = field(
-        default="nomic_bert", metadata={"help": "From scratch: nomic_bert, bert, roberta or modernbert."}
+        default=None,  # type: ignore[assignment]  # by the predictor
+        metadata={
+            "help": "From scratch: nomic_bert (default), bert, roberta or modernbert; bart with predictor "
+            "autoregressive."
+        },
+    )
+    predictor: str | None = field(
+        default=None,
+        metadata={
+            "help": "factorised (default): every token by itself; autoregressive: whole rows from left to right, by an "
+            "encoder-decoder (mask, substitute, uniform)."
+        },
     )
     process: str | None = field(default=None, metadata={"help": "mask (default), substitute, uniform, delete or edit."})
     kernel: str | None = field(default=None, metadata={"help": "Reverse kernel of substitute: site, hamming or free."})
@@ -110,6 +123,12 @@ class ModelArguments:
         default=None,
         metadata={"help": "Modules with adapters, as q_proj,v_proj; default: all linear maps but the last."},
     )
+
+    def __post_init__(self):
+        if self.predictor is not None and self.predictor not in PREDICTORS:
+            raise ValueError(f"predictor must be {choices(PREDICTORS)}, got {self.predictor!r}")
+        if self.backbone is None:
+            self.backbone = WRITER if self.predictor == "autoregressive" else "nomic_bert"
 
 
 @dataclass
@@ -168,7 +187,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "tokenizer": None,
         "vocab_size": None,
     },
-    "The model": {"model": None, "process": None, "max_corruption": None, "blanks": None},
+    "The model": {"model": None, "process": None, "predictor": None, "max_corruption": None, "blanks": None},
     "How long, and how": {
         "max_steps": "Steps; -1: by num_train_epochs or max_seconds.",
         "num_train_epochs": "Times that all rows are seen, where neither steps nor seconds are given.",
@@ -245,7 +264,7 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
     if model_args.blanks is not None and model_args.blanks < 0:
         raise ValueError(f"--blanks must be at least 1, or 0 for twice the longest text, got {model_args.blanks}")
     if goal.objective == "ar":
-        for name in ("process", "kernel", "gap_tokens", "lora_rank", "blanks"):
+        for name in ("process", "predictor", "kernel", "gap_tokens", "lora_rank", "blanks"):
             if (value := getattr(model_args, name)) is not None:
                 raise ValueError(f"--objective ar has no {name}, got {value!r}")
         if not scratch:
@@ -255,6 +274,17 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
         for name in ("max_corruption", "loss_weighting", "time_law"):
             if getattr(goal, name) != getattr(ObjectiveArguments, name):
                 raise ValueError(f"--objective ar corrupts nothing: leave --{name} out")
+    if model_args.predictor == "autoregressive":
+        if model_args.kernel is not None:
+            raise ValueError(
+                f"--kernel {model_args.kernel} is a way to change single positions, and --predictor autoregressive "
+                "predicts whole rows: leave it out"
+            )
+        if scratch and model_args.backbone != WRITER:
+            raise ValueError(
+                f"--predictor autoregressive from scratch is a {WRITER}, got --backbone {model_args.backbone}; for "
+                "another encoder-decoder give its directory as --model"
+            )
     if model_args.lora_rank is None:
         for name in ("lora_alpha", "lora_target"):
             if (value := getattr(model_args, name)) is not None:

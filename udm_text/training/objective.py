@@ -75,7 +75,7 @@ class TextObjective:
     """An `Objective` (see trainer.py) for `UDMForMaskedGeneration`: rows with "input_ids".
 
     The terms are nats, (l/t) sum over the corrupted positions of CE; the items are editable tokens, so the loss is in
-    nats per token.
+    nats per token. Of a model that writes whole rows the terms are -log q(x0 | xt), each t as likely.
 
     Args:
         config: the model's `UDMConfig`.
@@ -146,7 +146,7 @@ class TextObjective:
         """Whether the loss of training estimates the bound, lengths of rows not counted."""
         if self.config.blank_widths is not None or self.process.edits:  # widths of blanks are part of it, or no text
             return False
-        if (self.loss_weighting, self.time_law) != ("bound", "uniform"):
+        if (self.loss_weighting, self.time_law) != ("bound", "uniform") or self.config.writes_rows:
             return False
         return self.loss == "nelbo" or not self.process.kernels
 
@@ -283,13 +283,15 @@ def _read(
     """
     mask = mask if attention_mask is None else attention_mask
     if config is not None:
-        for place in (*wanted["positions"], *wanted.get("gaps", ())):
+        for place in (*wanted.get("positions", ()), *wanted.get("gaps", ())):
             torch._dynamo.maybe_mark_dynamic(place, 0)
         width, longest = input_ids.shape[1], config.max_row_length
         rounded = -(-width // _LENGTH_BLOCK) * _LENGTH_BLOCK
         extra = (0, (rounded if longest is None else max(width, min(rounded, longest))) - width)
         input_ids, mask = pad(input_ids, extra, value=config.pad_token_id or 0), pad(mask, extra)
         blanks = None if blanks is None else pad(blanks, extra)
+        if "x0" in wanted:
+            wanted["x0"] = pad(wanted["x0"], extra, value=config.pad_token_id or 0)
     marked = {} if blanks is None else {"blanks": blanks}
     return model(attention_mask=mask, input_ids=input_ids, **marked, **wanted)
 
