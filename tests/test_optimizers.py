@@ -10,7 +10,7 @@ from tests.models import make_udm
 from tests.training_helpers import make_trainer, say_it_is_sharded
 from udm_text.training import UDMTrainingArguments
 from udm_text.training.adapters import add_adapter
-from udm_text.training.optimizers import MuonAdamW, best_optimizer, has_muon, muon_matrices
+from udm_text.training.optimizers import MuonAdamW, best_optimizer, has_muon, muon_matrices, muon_rate
 
 
 def test_muon_trains_the_matrices_between_hidden_states_and_nothing_else():
@@ -30,6 +30,11 @@ def test_convolutions_tables_and_what_stands_alone_go_to_adamw():
     parts = [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
     assert parts == [(1, 0.5), (1, 0.5), (5, 0.0)]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(("rows", "rate"), [(16, 2e-3), (64, 4e-3), (128, 4e-3 * 2**0.5), (256, 8e-3), (4096, 8e-3)])
+def test_the_rate_goes_with_the_root_of_the_rows_up_to_what_was_measured(rows, rate):
+    assert muon_rate(rows) == pytest.approx(rate, rel=1e-12)
 
 
 def make_network():

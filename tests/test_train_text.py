@@ -20,7 +20,7 @@ from tests.models import make_masked_lm, text_config
 from tests.test_corpus import LINES, framed_tokenizer
 from udm_text import UDMForMaskedGeneration
 from udm_text.cli.reports import describe
-from udm_text.cli.train_text import RATES, main, parse, train_text
+from udm_text.cli.train_text import ADAMW_RATE, main, parse, train_text
 from udm_text.corpus import CorpusError, hold_out, load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_bound
 from udm_text.training import UDMTrainer
@@ -28,6 +28,7 @@ from udm_text.training.arguments import PRESETS
 from udm_text.training.callbacks import StepNoise, terminal_bar
 from udm_text.training.causal import load_twin
 from udm_text.training.locks import LockedError
+from udm_text.training.optimizers import muon_rate
 from udm_text.training.resuming import ResumeError
 from udm_text.training.runs import OutputExistsError, resolved
 
@@ -401,7 +402,8 @@ def test_what_can_be_changed_is_applied_and_reported(begun, tmp_path, capsys):
         assert words in said
     log = {entry["step"]: entry["learning_rate"] for entry in report["log"] if "learning_rate" in entry}
     muon = report["optim"] == "muon"
-    assert log[4] == RATES[muon] and log[5] == log[6] == report["learning_rate"] == 2e-4
+    before = muon_rate(report["rows_per_step"]) if muon else ADAMW_RATE
+    assert log[4] == before and log[5] == log[6] == report["learning_rate"] == 2e-4
     assert report["changed"][0]["step"] == 4 and report["changed"][0]["weight_decay"] == [0.01, 0.5]
     assert {path.name for path in (tmp_path / "out").glob("checkpoint-*")} == {"checkpoint-5", "checkpoint-6"}
     state = torch.load(tmp_path / "out" / "checkpoint-6" / "optimizer.pt", weights_only=True)

@@ -45,7 +45,7 @@ from ..training.arguments import WRITER, DataArguments, ModelArguments, Objectiv
 from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
-from ..training.optimizers import MUON, best_optimizer
+from ..training.optimizers import MUON, best_optimizer, muon_rate
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
 from ..training.runs import (
@@ -74,8 +74,8 @@ from .reports import (
 
 NOISY_SHARE = 0.5
 """Rows of a step that take their noisy text, where there are such and no share is given."""
-RATES = {True: 4e-3, False: 1e-3}
-"""Learning rates from scratch, of Muon and of AdamW."""
+ADAMW_RATE, TUNED_RATE = 1e-3, 1e-4
+"""Learning rates of AdamW: from scratch, and of a pretrained model. That of Muon is `optimizers.muon_rate`."""
 ROTARY = ("modernbert", "nomic_bert")
 """Architectures without absolute positions."""
 GATED = ("modernbert", "nomic_bert")
@@ -530,7 +530,8 @@ def prepare_trainer(
     if run.optim is None:
         run.optim = best_optimizer(run.device) if scratch else "adamw_torch_fused"
     if run.learning_rate is None:
-        run.learning_rate = RATES[run.optim == MUON] if scratch else 1e-4
+        rate = muon_rate(run.train_batch_size * shares) if run.optim == MUON else ADAMW_RATE
+        run.learning_rate = rate if scratch else TUNED_RATE
     if run.keep_best and rows.validation is not None and run.eval_strategy == "no":
         run.eval_strategy, run.eval_steps, run.do_eval = IntervalStrategy.STEPS, run.eval_steps or 0.1, True
     if stream is not None:

@@ -1,0 +1,109 @@
+"""What each corruption learns of Unicode names in the same seconds: its bound, what it writes and what it repairs.
+
+    python benchmarks/corruptions.py                      # mask, delete, substitute, uniform; 150 s each
+    python benchmarks/corruptions.py --ways mask uniform --seconds 60 --seeds 3
+
+Runs follow each other, one thread each, and seeds are outermost. Printed are bits a character of held-out names, the
+share of 2,000 samples that are made of known words or are real names never seen, and of held-out names with one wrong
+token the share that comes back (processes that can repair; the model is told that one is wrong).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine
+
+from udm_text.cli.demo import load_script, prepare_script, verdict
+from udm_text.cli.terminal import load_pipeline
+from udm_text.common import share_in_words
+from udm_text.corpus import load_corpus, make_rows
+from udm_text.evaluation import evaluate_token_repair
+from udm_text.training.optimizers import quick_bfloat16
+
+WAYS = ("mask", "delete", "substitute", "uniform")
+CAN_REPAIR = ("substitute", "uniform")
+SAMPLES = 2000
+COMMON = (
+    "--model mini --vocab_size 6000 --weight_decay 0.1 --max_steps 1000000 --report_to none --plot false "
+    "--disable_tqdm true --save_strategy no"
+)
+
+
+def train(way: str, seed: int, seconds: float, data: Path, output: Path) -> dict[str, Any]:
+    """One run in a process of its own; its report."""
+    command = [sys.executable, "-m", "udm_text.cli", "train", "--data", str(data), "--output", str(output)]
+    command += ["--process", way, "--seed", str(seed), "--max_seconds", str(seconds), *COMMON.split()]
+    command += ["--bf16"] if quick_bfloat16(torch.device("cpu")) else []
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def shares(pipe, seen: list[str], seed: int) -> dict[str, float]:
+    """Of 2,000 samples, those made of known words alone and those that are real names and were never seen."""
+    known, words = set(seen), {word for name in seen for word in name.split()}
+    texts = [record["generated_text"] for record in pipe("", num_return_sequences=SAMPLES, seed=seed)]
+    counts = Counter(verdict(text, known, words) for text in texts)
+    return {"known_words": 1 - counts["other"] / SAMPLES, "unseen": counts["unseen"] / SAMPLES}
+
+
+def in_words(share: float, number: int) -> str:
+    """A share with its standard error."""
+    return share_in_words(share, (share * (1 - share) / number) ** 0.5, number)
+
+
+def measure(way: str, seed: int, seconds: float, data: Path, splits: Any, output: Path) -> dict[str, Any]:
+    """One corruption, trained and measured; prints its line."""
+    report = train(way, seed, seconds, data, output)
+    pipe = load_pipeline(str(output))
+    found = {"bits_per_char": report["validation"]["bits_per_char"], "steps": report["steps"]}
+    found |= shares(pipe, splits["train"]["text"], seed)
+    line = (
+        f"seed {seed}  {way:10} {found['bits_per_char']:.4f} +- {report['validation']['bits_per_char_stderr']:.4f} "
+        f"bits/char  {report['steps']} steps of {report['rows_per_step']} rows  known words "
+        f"{in_words(found['known_words'], SAMPLES)}, real and never seen {in_words(found['unseen'], SAMPLES)}"
+    )
+    if way in CAN_REPAIR:
+        rows, _ = make_rows(splits["validation"], pipe.tokenizer, split="validation")
+        repaired = evaluate_token_repair(pipe.model, list(rows), seed=seed)
+        found |= {"restored": repaired.restored, "left_alone": repaired.left_alone}
+        line += f"  one wrong token mended {in_words(repaired.restored, repaired.rows)}"
+    print(line, flush=True)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--seconds", type=float, default=150.0, help="of training, each")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "names"
+        load_script(prepare_script()).prepare(data)
+        splits = load_corpus(str(data))
+        print(f"{machine('cpu')}; 1 thread; mini, {options.seconds:.0f} s each", flush=True)
+        found = [
+            {"way": way, "seed": seed}
+            | measure(way, seed, options.seconds, data, splits, Path(folder) / f"{way}-{seed}")
+            for seed in range(options.seeds)
+            for way in options.ways
+        ]
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine("cpu"), **vars(options), "found": found}, default=str))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
