@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .degradations import PixelMask as PixelMask
     from .degradations import Pool as Pool
     from .degradations import register as register
+    from .distillation import Consistency as Consistency
+    from .distillation import Distillation as Distillation
+    from .distillation import FewSteps as FewSteps
+    from .distillation import Imitation as Imitation
     from .evaluation import frechet_distance as frechet_distance
     from .evaluation import quality as quality
     from .grids import save_grid as save_grid
@@ -77,6 +81,10 @@ _HOMES = {
     "edit": "control",
     "guided": "control",
     "project": "control",
+    "Consistency": "distillation",
+    "Distillation": "distillation",
+    "FewSteps": "distillation",
+    "Imitation": "distillation",
     "SchedulerPredictor": "scheduler_adapter",
     "log_likelihood": "likelihood",
     "nelbo": "likelihood",

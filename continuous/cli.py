@@ -45,7 +45,12 @@ def generate(
             "baseline; of cold models improved (default) or naive."
         ),
     ] = None,
-    num_steps: Steps = 20,
+    num_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--num-steps", min=1, help="Steps of an image, each a network call; default: 20, of a student its own."
+        ),
+    ] = None,
     spacing: Annotated[
         str | None, typer.Option(help="even, quadratic or snr; default: what suits the sampler.")
     ] = None,
@@ -155,7 +160,9 @@ def evaluate(
     ] = None,
     channels: Annotated[int | None, typer.Option(help="Of --data: 1 or 3; default: as in training.")] = None,
     sampler: Annotated[str | None, typer.Option(help="As in generate.")] = None,
-    num_steps: Steps = 20,
+    num_steps: Annotated[
+        int | None, typer.Option("--num-steps", min=1, help="Steps of a sample; default: as in generate.")
+    ] = None,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     number: Annotated[
         int | None, typer.Option("--number", "-n", min=2, help="Samples; default: as many as held out.")

@@ -42,13 +42,20 @@ class ImageRows(Dataset):
         classes: names of the classes; None: their numbers.
         levels: how many different values a pixel can take, evenly spaced over [-1, 1] (256 for 8-bit files, 17 for the
             digits of scikit-learn); bits per dimension are meant for data of so many levels.
+        noise: (N, C, H, W), that which each image came of, for reflow; a label may then be -1, for no class.
 
     Raises:
         ValueError: wrong shape, dtype or range, values that are not finite, labels that do not fit.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor | None = None, classes: Sequence[str] | None = None, levels: int = 256
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        levels: int = 256,
+        *,
+        noise: Tensor | None = None,
     ):
         self.images = check_images(images, "images")
         if not len(images):
@@ -60,7 +67,7 @@ class ImageRows(Dataset):
                     f"labels must be ({len(images)},) int64, one for each image, got {tuple(labels.shape)} "
                     f"{labels.dtype}"
                 )
-            if labels.min() < 0:
+            if labels.min() < (0 if noise is None else -1):
                 raise ValueError(f"labels must be class indices from 0, got {int(labels.min())}")
             count = int(labels.max()) + 1
             if classes is not None and count > len(classes):
@@ -70,6 +77,9 @@ class ImageRows(Dataset):
         if levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
         self.levels = levels
+        if noise is not None and noise.shape != images.shape:
+            raise ValueError(f"noise must be of the shape of images, {tuple(images.shape)}, got {tuple(noise.shape)}")
+        self.noise = noise
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,22 +96,24 @@ class ImageRows(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = {"images": self.images[index]}
-        return row if self.labels is None else {**row, "labels": self.labels[index]}
+        return {name: values[index] for name, values in self._columns().items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A whole batch at once; torch's loader asks for it, and `collate_images` lets it pass."""
         return self.batch(torch.as_tensor(indices))
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """{"images": (B, C, H, W)} and {"labels": (B,)} where there are labels."""
-        batch = {"images": self.images[index]}
-        return batch if self.labels is None else {**batch, "labels": self.labels[index]}
+        """{"images": (B, C, H, W)}, and {"labels": (B,)} and {"noise": (B, C, H, W)} where there are such."""
+        return {name: values[index] for name, values in self._columns().items()}
+
+    def _columns(self) -> dict[str, Tensor]:
+        columns = {"images": self.images, "labels": self.labels, "noise": self.noise}
+        return {name: values for name, values in columns.items() if values is not None}
 
     def take(self, index: Tensor) -> ImageRows:
         """The rows at `index`, in that order."""
-        labels = None if self.labels is None else self.labels[index]
-        return ImageRows(self.images[index], labels, self.classes, self.levels)
+        labels, noise = (None if values is None else values[index] for values in (self.labels, self.noise))
+        return ImageRows(self.images[index], labels, self.classes, self.levels, noise=noise)
 
 
 @dataclass

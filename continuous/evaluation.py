@@ -20,7 +20,6 @@ from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
-from .pipeline import default_sampler
 from .processes import GaussianProcess
 from .sampling import Predictor, optimal_variance
 
@@ -384,12 +383,17 @@ def generates(pipe: Any) -> bool:
     return bool(pipe.process.starts_from_noise or pipe.denoiser.config.prior_rank)
 
 
+def has_bound(pipe: Any) -> bool:
+    """Whether a model bounds the likelihood: a cold one does not, nor a student, who predicts no mean of x0."""
+    return bool(pipe.process.starts_from_noise and pipe.denoiser.config.few_steps is None)
+
+
 def evaluate_model(
     pipe: Any,
     splits: ImageSplits,
     *,
     sampler: str | None = None,
-    num_steps: int | None = 20,
+    num_steps: int | None = None,
     guidance_scale: float = 1.0,
     number: int | None = None,
     terms: int = 64,
@@ -417,6 +421,8 @@ def evaluate_model(
     if variance is not None:
         if not pipe.process.starts_from_noise:
             raise ValueError("variance is that of the steps of a Gaussian process, and this model's process is cold")
+        if not has_bound(pipe):
+            raise ValueError("variance is that of the steps of a bound, and this model of few steps has none")
         check_variance(pipe, variance)
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     figures: dict[str, Any] = {}
@@ -426,6 +432,7 @@ def evaluate_model(
         figures |= {"rows": len(held), "seed": seed}
         if not generates(pipe):
             return figures
+    num_steps = pipe.usual_steps if num_steps is None else num_steps
     number = len(held) if number is None else number
     labels = None
     if pipe.denoiser.config.num_classes and held.labels is not None:
@@ -440,13 +447,13 @@ def evaluate_model(
         seed=seed,
         progress=progress,
     )
-    name = default_sampler(pipe.process) if sampler is None else sampler
+    name = pipe.usual_sampler if sampler is None else sampler
     how = {"sampler": name, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     figures |= {
         "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
         "reference": {name: one.to_dict() for name, one in reference.items()},
     }
-    if terms and pipe.process.starts_from_noise:
+    if terms and has_bound(pipe):
         figures["bound"] = bits_per_dim(pipe, held, terms, seed, variance=variance, train=splits.train)
     return figures
 
@@ -455,7 +462,7 @@ def describe_work(
     pipe: Any,
     splits: ImageSplits,
     *,
-    num_steps: int | None = 20,
+    num_steps: int | None = None,
     number: int | None = None,
     terms: int = 64,
     variance: str | None = None,
@@ -468,10 +475,10 @@ def describe_work(
         if not generates(pipe):
             return words
         words += "; "
-    steps = min(num_steps or pipe.process.T, pipe.process.T)
+    steps = min(num_steps or pipe.usual_steps, pipe.process.T)
     words += f"{number or held} samples of {steps} steps are drawn, and compared with {held} "
     words += f"held-out images and {train} to train on"
-    if cold:
+    if not has_bound(pipe):
         return words
     words += f"; the bound takes {2 * min(terms, pipe.process.T)} calls for each held-out image" * (terms > 0)
     if terms and variance == "optimal":

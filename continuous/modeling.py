@@ -18,6 +18,7 @@ from udm_text.common import choices
 from udm_text.devices import demand, reads_are_free
 
 from .degradations import per_row
+from .distillation import FewSteps
 from .networks import NETWORKS, network
 from .processes import PREDICTIONS, ColdProcess, GaussianProcess, ImageProcess, process_from_dict
 from .sampling import PRIOR_RANK, ColdPrior
@@ -44,6 +45,8 @@ class ImageConfig(PreTrainedConfig):
         network (`dict`): "kind" ("mlp" or "unet") and the options of that network.
         prior_rank (`int`): directions of the law of x_T that a model of a cold process holds, beside its weights, to
             generate from (`ImageDenoiser.fit_prior` sets it); 0: it holds none and restores only.
+        few_steps (`dict`): of a student, how it has to be sampled: the fields of `distillation.FewSteps`; None: in any
+            way.
     """
 
     model_type = "udm-image"
@@ -56,6 +59,7 @@ class ImageConfig(PreTrainedConfig):
     classes: list[str] | None = None
     network: dict | None = None
     prior_rank: int = 0
+    few_steps: dict | None = None
     udm_version: int = CONFIG_VERSION
 
     _extras: ClassVar[frozenset[str]] = frozenset(
@@ -91,12 +95,21 @@ class ImageConfig(PreTrainedConfig):
         process.check_learnable(self.prediction, self.learned_variance)
         if self.prior_rank < 0 or (self.prior_rank and process.starts_from_noise):
             raise ValueError(f"prior_rank must be 0, or of a cold process at least 1, got {self.prior_rank}")
+        if self.few_steps is not None:
+            if self.learned_variance:
+                raise ValueError("few_steps does not go with learned_variance: a student learns steps, not their law")
+            FewSteps.read(self.few_steps, process)
 
     def build_process(self) -> ImageProcess:
         """The process object of this model."""
         assert self.process is not None
         with torch.device("cpu"):  # not "meta", on which from_pretrained builds a model
             return process_from_dict(self.process)
+
+    @property
+    def student(self) -> FewSteps | None:
+        """How this model has to be sampled, where it is a student."""
+        return None if self.few_steps is None else FewSteps(**self.few_steps)
 
     @property
     def shape(self) -> tuple[int, int, int]:

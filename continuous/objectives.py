@@ -26,10 +26,12 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from udm_text.common import choices, eval_mode, watched
+from udm_text.devices import Sent
 from udm_text.randomness import RowRandom, step_random
 
 from .data import collate_images
 from .degradations import per_row
+from .distillation import Student, Target
 from .likelihood import discretised_log_prob
 from .modeling import ImageConfig
 from .processes import GaussianProcess, ImageProcess
@@ -258,6 +260,7 @@ class ImageObjective:
         vlb_ramp: steps over which that share rises from 0, in a straight line; 0: it is there from the first.
         flip: mirror half of the rows left to right.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
+        target: what x0 the network is to predict in place of the row's, see distillation.py; None: the row's.
     """
 
     collate = staticmethod(collate_images)
@@ -277,8 +280,13 @@ class ImageObjective:
         flip: bool = False,
         eval_draws: int = 2,
         eval_batch_size: int = 256,
+        target: Target | None = None,
     ):
         process = config.build_process()
+        if target is not None and (weighting == "vlb" or importance or config.learned_variance):
+            raise ValueError(
+                "a bound is one of images: with a target leave out weighting 'vlb', importance and learned_variance"
+            )
         if error not in ERRORS:
             raise ValueError(f"error must be {choices(ERRORS)}, got {error!r}")
         loss_weights(process, config.prediction, weighting, torch.tensor([min(2, process.T)]), gamma)
@@ -309,6 +317,8 @@ class ImageObjective:
         self.vlb_share, self.vlb_ramp = vlb_share, vlb_ramp
         self.importance = Importance(process.T) if importance else None
         self.eval_draws, self.eval_batch_size = eval_draws, eval_batch_size
+        self.target = target
+        self._times = Sent(torch.arange(1, process.T + 1) if target is None or target.times is None else target.times)
 
     def begin(self) -> None:
         """Nothing was measured on the weights before."""
@@ -326,20 +336,29 @@ class ImageObjective:
         """(B,) weighted errors: images corrupted at t, predicted by the network, compared."""
         row_index = row_index.to(inputs["images"].device, non_blocking=True)
         distribution = None if self.importance is None else self.importance.probabilities(step)
-        t, weight = draw_times(self.process.T, row_index, total, seed, step, distribution)
+        t, weight = self.draw_times(row_index, total, seed, step, distribution)
         random = step_random(seed, step, row_index)
         x0, labels = inputs["images"], inputs.get("labels")
         choice = random.uniform(2)
-        if self.flip:
+        if self.flip:  # no rows with a noise of their own, whose pairs it would part
             x0 = torch.where(per_row(choice[:, 0] < 0.5, x0, torch.bool), x0.flip(-1), x0)
         if self.config.num_classes and labels is not None:
             labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
         share = self.vlb_share * (min(1.0, step / self.vlb_ramp) if self.vlb_ramp else 1.0)
-        terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share)
+        noise = inputs.get("noise")
+        terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share, noise)
         if self.importance is not None and torch.is_grad_enabled():
             assert bound is not None
             self.importance.observe(t, bound)
         return terms * weight.to(terms.dtype)
+
+    def draw_times(
+        self, row_index: Tensor, total: int, seed: int, step: int, distribution: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As the function `draw_times`, of the times that are trained: (B,) int64 t, and the weight of each row."""
+        (times,) = self._times(row_index.device)
+        place, weight = draw_times(len(times), row_index, total, seed, step, distribution)
+        return times[place - 1], weight
 
     def terms(
         self,
@@ -350,18 +369,24 @@ class ImageObjective:
         random: RowRandom,
         always_bound: bool = False,
         vlb_share: float | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B,) weighted errors at t, and the bound's terms L_t (B,) in nats where they are needed.
 
-        vlb_share: in place of that of the objective.
+        vlb_share: in place of that of the objective. noise: of the rows, which came with them; None: drawn.
         """
         config, process = self.config, self.process
         if not config.num_classes:
             labels = None
         elif labels is None:
             labels = torch.full((len(x0),), config.num_classes, dtype=torch.int64, device=x0.device)
-        noise = process.sample_noise(x0, random=random)
+        else:
+            labels = torch.where(labels < 0, config.num_classes, labels)
+        noise = process.sample_noise(x0, random=random) if noise is None else noise
         xt = process.corrupt(x0, t, noise)
+        if self.target is not None:
+            x0 = self.target(self._student(model), xt, t, labels, x0, noise)
+            noise = process.invert_noise(x0, xt, t)
         output = model(xt, t, labels)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         model_output, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
@@ -384,6 +409,15 @@ class ImageObjective:
             terms = terms + (self.vlb_share if vlb_share is None else vlb_share) * process.T * bound
         return terms, bound
 
+    def _student(self, model: Any) -> Student:
+        """x0_hat of the network that is trained."""
+
+        def predict(xt: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+            output = model(xt, t, labels)
+            return self.process.to_x0(self.config.prediction, output.double(), xt.double(), t).to(xt.dtype)
+
+        return predict
+
     def errors(self, model_output: Tensor, target: Tensor) -> Tensor:
         """(B,) errors summed over the pixels' values."""
         if self.error == "l2":
@@ -405,11 +439,11 @@ class ImageObjective:
                 part = mine[start : start + self.eval_batch_size]
                 batch = collate_images(dataset.__getitems__(part))
                 x0 = batch["images"].to(trainer.args.device)
-                labels = batch["labels"].to(x0.device) if "labels" in batch else None
+                labels, noise = (batch[name].to(x0.device) if name in batch else None for name in ("labels", "noise"))
                 index = torch.tensor(part, device=x0.device)
                 for draw in range(self.eval_draws):
-                    t, _ = draw_times(self.process.T, index, count, 0, draw)
-                    terms, _ = self.terms(model, x0, t, labels, step_random(0, draw, index))
+                    t, _ = self.draw_times(index, count, 0, draw)
+                    terms, _ = self.terms(model, x0, t, labels, step_random(0, draw, index), noise=noise)
                     totals[start : start + len(part)] += terms.double().cpu() / (self.eval_draws * x0[0].numel())
         rows = trainer.gather_rows(totals, mine, count)
         error = float(rows.std() / math.sqrt(count)) if count > 1 else math.nan

@@ -35,6 +35,8 @@ from .sampling import Predictor
 WITH_LEARNED_VARIANCE = "ddpm_learned"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
+STEPS = 20
+"""Steps of an image where nothing is said; a student has a number of its own."""
 HIGHER_ORDER = ("dpm_solver", "dpm_solver_3", "heun")
 """Those of an order above 1."""
 COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
@@ -167,9 +169,18 @@ class ImagePipeline:
             f"pipeline_tag: {words.task}\n"
             f"tags:\n- udm\n- diffusion\n- {words.tag}\n---\n\n"
             f"# An image model of udm-text\n\nImages of {channels} x {height} x {width} values in [-1, 1]; {known}. "
-            f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n"
+            f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n{self._manner()}"
             "```python\nfrom continuous import ImagePipeline\n\n"
             f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{words.use}\n```\n'
+        )
+
+    def _manner(self) -> str:
+        """A line of the card of a student: how it is sampled."""
+        student = self.denoiser.config.student
+        if student is None:
+            return ""
+        return (
+            f"It is a student, sampled by {' or '.join(student.samplers)}, in {student.num_steps} steps by default.\n\n"
         )
 
     def to(self, *args: Any, **kwargs: Any) -> ImagePipeline:
@@ -232,7 +243,7 @@ class ImagePipeline:
         batch_size: int | None = None,
         class_labels: int | str | Sequence[int] | Tensor | None = None,
         *,
-        num_inference_steps: int | None = 20,
+        num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         generator: torch.Generator | None = None,
         output_type: str = "pil",
@@ -285,7 +296,7 @@ class ImagePipeline:
         label: int | str | Sequence[int] | Tensor | None = None,
         *,
         sampler: str | None = None,
-        num_steps: int | None = 20,
+        num_steps: int | None = None,
         spacing: str | None = None,
         eta: float | None = None,
         guidance_scale: float = 1.0,
@@ -304,9 +315,10 @@ class ImagePipeline:
 
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class.
-            sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved".
+            sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved", or what
+                a student was made for, to which another one is refused.
             num_steps: steps of an image, each a network call (twice with guidance; "heun": two but in the last step,
-                "dpm_solver_3": two in the first); None: T. A cold model takes T at most.
+                "dpm_solver_3": two in the first); None: 20, of a student its own number. A cold model takes T at most.
             spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even".
             eta: share of fresh noise, 0 to 1, of "ddim" and "reverse_sde" (None: 0 and 1).
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
@@ -317,7 +329,9 @@ class ImagePipeline:
             progress: show a bar.
         """
         cold = not self.process.starts_from_noise
-        sampler = default_sampler(self.process) if sampler is None else sampler
+        student = self.denoiser.config.student
+        if sampler is None or student is not None:
+            sampler = self.usual_sampler if student is None else student.sampler(sampler)
         names = COLD_SAMPLERS if cold else SAMPLERS
         if not isinstance(sampler, str) or sampler not in names:
             raise ValueError(f"sampler must be {choices(names)} for this model, got {sampler!r}")
@@ -340,9 +354,9 @@ class ImagePipeline:
                 "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
                 "another sampler with guidance"
             )
-        if spacing is None:  # steps of equal length in log-SNR are what a solver of second order extrapolates best over
-            spacing = "snr" if sampler in HIGHER_ORDER else "even"
-        times = sampling.grid(process, num_steps, spacing)
+        if student is not None and student.times is not None and guidance_scale != 1.0:
+            raise ValueError(f"guidance belongs to the teacher of this model of few steps, got {guidance_scale}")
+        times = self._grid(sampler, num_steps, spacing)
         calls = len(times) - 1
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
@@ -366,6 +380,36 @@ class ImagePipeline:
 
         return self._batches(run, labels, num, calls, seed, batch_size, watcher)
 
+    @property
+    def usual_sampler(self) -> str:
+        """The name of the sampler of `generate` where none is given."""
+        student = self.denoiser.config.student
+        if student is not None:
+            return student.sampler(None)
+        return "dpm_solver" if self.process.starts_from_noise else "improved"
+
+    @property
+    def usual_steps(self) -> int:
+        """The steps of `generate` where none are given."""
+        student = self.denoiser.config.student
+        return min(STEPS, self.process.T) if student is None else student.num_steps
+
+    def _grid(self, sampler: str, num_steps: int | None, spacing: str | None) -> Tensor:
+        """The falling grid of `generate`, of a Gaussian process."""
+        student = self.denoiser.config.student
+        num_steps = self.usual_steps if num_steps is None else num_steps
+        if spacing is None and (student is None or student.times is None):
+            # steps of equal length in log-SNR are what a solver of second order extrapolates best over
+            spacing = "snr" if sampler in HIGHER_ORDER else "even"
+        if student is not None:
+            return student.grid(self.process, num_steps, spacing)
+        return sampling.grid(self.process, num_steps, "even" if spacing is None else spacing)
+
+    def _refuse_student(self, what: str) -> None:
+        """Raises ValueError where the model is a student: what it predicts is no mean of x0 given xt."""
+        if self.denoiser.config.few_steps is not None:
+            raise ValueError(f"this model of few steps generates and does not {what}: take its teacher")
+
     def _from_law(
         self,
         churn: float,
@@ -377,7 +421,8 @@ class ImagePipeline:
     ) -> tuple[Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor], int]:
         """What `_batches` runs for images of a cold model, x_T from its law, restored; and how many calls it takes."""
         process, prior = cast(ColdProcess, self.process), self.denoiser.prior
-        steps = process.T if num_steps is None else min(check_whole("num_steps", num_steps, 1), process.T)
+        num_steps = self.usual_steps if num_steps is None else num_steps
+        steps = min(check_whole("num_steps", num_steps, 1), process.T)
         times = sampling.grid(process, steps, "even" if spacing is None else spacing)
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
@@ -415,6 +460,7 @@ class ImagePipeline:
             churn: 0 keeps the residual (improved sampling), 1 forgets it (naive).
             label, clip, seed, batch_size, callback_on_step_end, output_trajectory, progress: as in `generate`.
         """
+        self._refuse_student("restore")
         check_images(degraded, "degraded", self.shape, slack=self.process.overshoot())
         t = self.process.T if t is None else check_whole("t", t, 1, self.process.T)
         if num_steps is not None:
@@ -469,6 +515,7 @@ class ImagePipeline:
             num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
             corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
         """
+        self._refuse_student("edit")
         known = check_images(known, "known", self.shape)
         process = self.denoiser.gaussian
         labels = self.labels(label, len(known))
@@ -637,11 +684,6 @@ class _Watcher:
         with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
             self.advance = bar.update
             yield
-
-
-def default_sampler(process: ImageProcess) -> str:
-    """The name of the sampler of `generate` where none is given."""
-    return "dpm_solver" if process.starts_from_noise else "improved"
 
 
 def check_device(device: Any) -> None:

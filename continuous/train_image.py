@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,15 @@ from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
 from .sampling import PRIOR_RANK
 from .schedules import SCHEDULES
+from .train_student import (
+    CONSISTENCY_STEPS,
+    PAIRS,
+    REFLOW_STEPS,
+    Lesson,
+    coupled_splits,
+    read_lesson,
+    student_config,
+)
 
 SMALL = 256
 """Up to so many numbers an image, the default network is the small one."""
@@ -66,8 +75,10 @@ class DataArguments:
 class ModelArguments:
     """What to train."""
 
-    process: str = field(default="vp", metadata={"help": "Corruption: vp, ve, rf or cold."})
-    schedule: str = field(default="cosine", metadata={"help": f"Of vp: {', '.join(SCHEDULES)}."})
+    process: str | None = field(
+        default=None, metadata={"help": "Corruption: vp (default), ve, rf or cold; of a student that of its teacher."}
+    )
+    schedule: str | None = field(default=None, metadata={"help": f"Of vp: {', '.join(SCHEDULES)}; default: cosine."})
     times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
     process_options: str = field(
         default="{}", metadata={"help": 'Further parameters of the process, as JSON: {"sigma_max": 80} for ve.'}
@@ -105,6 +116,26 @@ class ObjectiveArguments:
     importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
     vlb_ramp: int = field(default=0, metadata={"help": "Steps over which that share rises from 0; 0: none."})
+    objective: str | None = field(
+        default=None,
+        metadata={"help": "Of a student: imitate (a smaller network), distil (fewer steps), consistency or reflow."},
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "A model that the student learns from, a folder or name."}
+    )
+    student_steps: int | None = field(
+        default=None, metadata={"help": "Of distil: steps of the student (default: half of its teacher's)."}
+    )
+    teacher_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps of the teacher's grid (default: twice student_steps; consistency "
+            f"{CONSISTENCY_STEPS}, reflow {REFLOW_STEPS})."
+        },
+    )
+    pairs: int | None = field(
+        default=None, metadata={"help": f"Of reflow: samples of the teacher to train on (default: {PAIRS})."}
+    )
 
 
 DEFAULTS = {
@@ -133,6 +164,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "network_options": None,
         "conditional": None,
     },
+    "A student": {"objective": None, "teacher": None, "student_steps": None, "teacher_steps": None},
     "How long, and how": {
         "max_steps": "Steps.",
         "max_seconds": "Seconds of training at most; measuring the model comes on top.",
@@ -167,11 +199,17 @@ def train_image(
     data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
-    process = build_process(model_args)  # what is wrong with the flags is said before anything is written or read
+    # what is wrong with the flags is said before anything is written
+    lesson = read_lesson(goal, lambda: build_process(model_args))
+    taught = lesson is not None and lesson.model is not None
+    process = lesson.process if lesson is not None and not asks_for_process(model_args) else build_process(model_args)
+    if lesson is not None:
+        check_lesson(lesson, data, run)
+    model_args = model_args if taught else filled(model_args)
     with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
         if ready.finished is not None:
             return ready.finished
-        return _train(data, model_args, goal, run, process, ready)
+        return _train(data, model_args, goal, run, process, lesson, ready)
 
 
 def _train(
@@ -180,6 +218,7 @@ def _train(
     goal: ObjectiveArguments,
     run: RunArguments,
     process: ImageProcess,
+    lesson: Lesson | None,
     ready: Preparation,
 ) -> dict[str, Any]:
     """`train_image`, in a folder that is this run's own."""
@@ -189,14 +228,18 @@ def _train(
         )
     for note in splits.notes:
         ready.say(f"note: {note}")
-    if ready.checkpoint is not None:  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
+    if (
+        ready.checkpoint is not None and lesson is None
+    ):  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
         process = ImageConfig.from_pretrained(ready.checkpoint).build_process()
-    config = build_config(model_args, process, splits, data.conditional)
+    config = build_config(model_args, process, splits, data.conditional, lesson)
     model = ImageDenoiser(config)
+    if lesson is not None:
+        splits = _taught(lesson, model, splits, goal, run, ready)
     if run.learning_rate is None:
         run.learning_rate = 2e-3 if (config.network or {})["kind"] == "mlp" else 4e-4
     run.optim = run.optim or "adamw_torch_fused"
-    objective = build_objective(config, data, goal, run)
+    objective = build_objective(config, data, goal, run, lesson)
     held = splits.validation
     chosen = evaluated_rows(run, len(held))
     some = held if len(chosen) == len(held) else held.take(torch.tensor(chosen))
@@ -217,6 +260,7 @@ def _train(
         "model_arguments": vars(model_args),
         "objective_arguments": vars(goal),
         "process": config.process,
+        "teacher": resolved(goal.teacher),
         "train_rows": len(splits.train),
         "held_out_rows": len(held),
         "eval_rows": len(some),
@@ -241,23 +285,52 @@ def _train(
 
     parts = {"training": splits.train, "held-out": splits.validation}
     digests = {
-        name: digest_rows(x.numpy() for x in (part.images, part.labels) if x is not None)
+        name: digest_rows(x.numpy() for x in (part.images, part.labels, part.noise) if x is not None)
         for name, part in parts.items()
     }
     return carry_out(trainer, ready, facts, measure, rows=digests)
 
 
+def _taught(
+    lesson: Lesson,
+    student: ImageDenoiser,
+    splits: ImageSplits,
+    goal: ObjectiveArguments,
+    run: RunArguments,
+    ready: Preparation,
+) -> ImageSplits:
+    """A student that begins as its lesson says, and the rows it learns from."""
+    if lesson.model is not None:
+        lesson.model.to(run.device)
+    lesson.begin(student)
+    if run.keep_best and lesson.target is not None and not lesson.target.comparable:
+        ready.say(
+            "note: this objective compares the network with itself, so the last weights are written, not the best"
+        )
+        run.keep_best = False
+    if lesson.times is None:
+        return splits
+    ready.say(f"drawing pairs of {lesson.model and goal.teacher}, of {len(lesson.times) - 1} steps each")
+    return coupled_splits(lesson, splits, goal.pairs, goal.label_drop, run.seed)
+
+
 def build_objective(
-    config: ImageConfig, data: DataArguments, goal: ObjectiveArguments, run: RunArguments
+    config: ImageConfig,
+    data: DataArguments,
+    goal: ObjectiveArguments,
+    run: RunArguments,
+    lesson: Lesson | None = None,
 ) -> ImageObjective:
     """What is minimised, as the flags say it."""
+    coupled = lesson is not None and lesson.times is not None  # whose rows without a class were drawn so
     return ImageObjective(
         config,
         error=goal.error or config.build_process().default_error,
         huber_delta=goal.huber_delta,
         weighting=goal.weighting,
         gamma=goal.gamma,
-        label_drop=goal.label_drop,
+        label_drop=0.0 if coupled else goal.label_drop,
+        target=None if lesson is None else lesson.target,
         importance=goal.importance,
         vlb_share=goal.vlb_share,
         vlb_ramp=goal.vlb_ramp,
@@ -300,8 +373,30 @@ FAMILIES: dict[str, Callable[[ModelArguments], ImageProcess]] = {
 """The one table from what `--process` names to what makes it."""
 
 
+def filled(model_args: ModelArguments) -> ModelArguments:
+    """The options with process and schedule, where they are not given."""
+    return replace(model_args, process=model_args.process or "vp", schedule=model_args.schedule or "cosine")
+
+
+def asks_for_process(model_args: ModelArguments) -> bool:
+    """Whether an option of the process is given."""
+    names = "process schedule times process_options degradation degradation_options sigma".split()
+    return any(getattr(model_args, name) != getattr(ModelArguments(), name) for name in names)
+
+
+def check_lesson(lesson: Lesson, data: DataArguments, run: RunArguments) -> None:
+    """Raises ValueError for options that a student of this objective cannot have."""
+    if lesson.times is not None and data.flip:
+        raise ValueError("flip does not go with objective 'reflow': a mirrored sample came of no such noise")
+    if lesson.target is not None and not lesson.target.comparable and run.patience is not None:
+        raise ValueError(
+            f"patience waits for a better loss, and that of {lesson.name!r} compares a network with itself"
+        )
+
+
 def build_process(model_args: ModelArguments) -> ImageProcess:
     """The process that the flags name."""
+    model_args = filled(model_args)
     if model_args.process not in FAMILIES:
         raise ValueError(f"process must be {choices(FAMILIES)}, got {model_args.process!r}")
     options("process_options", model_args.process_options)
@@ -309,20 +404,29 @@ def build_process(model_args: ModelArguments) -> ImageProcess:
 
 
 def build_config(
-    model_args: ModelArguments, process: ImageProcess, splits: ImageSplits, conditional: bool
+    model_args: ModelArguments,
+    process: ImageProcess,
+    splits: ImageSplits,
+    conditional: bool,
+    lesson: Lesson | None = None,
 ) -> ImageConfig:
     """What the model is to be, for these images."""
-    rows = splits.train
+    rows, teacher = splits.train, None if lesson is None or lesson.model is None else lesson.model.config
     kind = model_args.network or ("mlp" if rows.images[0].numel() <= SMALL else "unet")
-    return ImageConfig(
+    network = options("network_options", model_args.network_options)
+    usual = process.default_prediction if teacher is None else teacher.prediction
+    wanted = ImageConfig(
         process=process.to_dict(),
-        prediction=model_args.prediction or process.default_prediction,
+        prediction=model_args.prediction or usual,
         learned_variance=model_args.learned_variance,
         image_shape=list(rows.shape),
         levels=rows.levels,
-        classes=rows.classes if conditional else None,
-        network={"kind": kind, **options("network_options", model_args.network_options)},
+        classes=rows.classes if conditional and (teacher is None or teacher.num_classes) else None,
+        network={"kind": kind, **network},
     )
+    if lesson is None:
+        return wanted
+    return student_config(lesson, wanted, network if model_args.network is None else {"kind": kind, **network})
 
 
 def options(name: str, text: str) -> dict[str, Any]:
@@ -348,8 +452,7 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
     if pipe.process.starts_from_noise:
         label = "all" if pipe.denoiser.config.num_classes else None
         columns = min(10, pipe.denoiser.config.num_classes or 8)
-        steps = min(20, pipe.process.T)
-        save_grid(path, pipe.generate(8 * columns, label, num_steps=steps, seed=seed), columns)
+        save_grid(path, pipe.generate(8 * columns, label, seed=seed), columns)
         return
     clean = splits.validation.images[:10]
     degraded = pipe.degrade(clean, seed=seed)

@@ -377,7 +377,7 @@ def test_flags_that_cannot_be_are_refused_before_anything_is_written(tmp_path, m
 
 
 def test_options_of_text_are_none_of_images(tmp_path):
-    for option in ("--loss", "--max_corruption", "--objective"):
+    for option in ("--loss", "--max_corruption", "--time_law"):
         with pytest.raises(ValueError, match=f"udm image train takes no '{option}'"):
             run(tmp_path / "out", option, "1")
     assert not (tmp_path / "out").exists()
