@@ -135,7 +135,7 @@ def test_evaluate_prints_the_samples_beside_the_references_and_the_bound(hot, co
     assert restored.keys() == {"degraded", "direct", "naive", "improved"} and restored["degraded"]["rmse"] > 0.3
     assert samples["sampler"] == "improved" and samples["number"] == 500 and "bound" not in figures
     printed = udm("evaluate", cold, "--sampler", "naive")
-    for words in ("RMSE", "(500 held-out images, from D_T)", "naive, 20 steps", "memoriser"):
+    for words in ("RMSE", "(500 held-out images, from D_T)", "naive, 3 steps", "memoriser"):
         assert words in printed
 
 
