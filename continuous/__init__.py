@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from .distillation import Distillation as Distillation
     from .distillation import FewSteps as FewSteps
     from .distillation import Imitation as Imitation
+    from .encoded import EncodedProcess as EncodedProcess
+    from .encoded import plus_minus as plus_minus
+    from .encoded import sample_encoded as sample_encoded
+    from .encoded import sample_means as sample_means
     from .evaluation import frechet_distance as frechet_distance
     from .evaluation import quality as quality
     from .grids import save_grid as save_grid
@@ -57,6 +61,10 @@ _HOMES = {
     "ColdProcess": "processes",
     "GaussianProcess": "processes",
     "process_from_dict": "processes",
+    "EncodedProcess": "encoded",
+    "plus_minus": "encoded",
+    "sample_encoded": "encoded",
+    "sample_means": "encoded",
     "Blur": "degradations",
     "Desaturate": "degradations",
     "PixelMask": "degradations",
