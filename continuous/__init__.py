@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .distillation import Distillation as Distillation
     from .distillation import FewSteps as FewSteps
     from .distillation import Imitation as Imitation
+    from .embedded_text import EmbeddedTextConfig as EmbeddedTextConfig
+    from .embedded_text import EmbeddedTextModel as EmbeddedTextModel
+    from .embedded_text import EmbeddedTextObjective as EmbeddedTextObjective
     from .encoded import EncodedProcess as EncodedProcess
     from .encoded import plus_minus as plus_minus
     from .encoded import sample_encoded as sample_encoded
@@ -61,6 +64,9 @@ _HOMES = {
     "ColdProcess": "processes",
     "GaussianProcess": "processes",
     "process_from_dict": "processes",
+    "EmbeddedTextConfig": "embedded_text",
+    "EmbeddedTextModel": "embedded_text",
+    "EmbeddedTextObjective": "embedded_text",
     "EncodedProcess": "encoded",
     "plus_minus": "encoded",
     "sample_encoded": "encoded",

@@ -14,6 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+FREQUENCIES = 32
+
+
+def waves(ratio: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 64): sines and cosines of ratio = t/T, at angles up to 1000 radians.
+
+    Neighbouring t of 1000 steps differ by one radian at the fastest.
+    """
+    frequencies = torch.linspace(0, math.log(1000.0), FREQUENCIES, device=ratio.device).exp()
+    angles = ratio.to(torch.float32)[:, None] * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=1).to(dtype)
+
+
+class TimeEmbedding(nn.Module):
+    """What a network is told of t/T: (B,) -> (B, width)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, ratio: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.layers(waves(ratio, dtype))
+
 
 class FilmBlock(nn.Module):
     """A residual two-layer block whose input is scaled and shifted, and whose output is scaled, by a condition."""
@@ -41,8 +64,6 @@ class FilmMLP(nn.Module):
     Source of the conditioning: Perez et al., "FiLM" (arXiv 1709.07871), after each normalisation.
     """
 
-    frequencies = 32
-
     def __init__(
         self,
         shape: tuple[int, int, int],
@@ -58,9 +79,7 @@ class FilmMLP(nn.Module):
         _, height, columns = shape
         self.shape_out = (channels_out, height, columns)
         self.read = nn.Linear(math.prod(shape), width)
-        self.time = nn.Sequential(
-            nn.Linear(2 * self.frequencies, condition), nn.SiLU(), nn.Linear(condition, condition)
-        )
+        self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, condition), nn.SiLU(), nn.Linear(condition, condition))
         self.label = nn.Embedding(num_labels, condition) if num_labels else None
         self.blocks = nn.ModuleList(FilmBlock(width, condition, expansion, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -69,10 +88,7 @@ class FilmMLP(nn.Module):
         nn.init.zeros_(self.write.bias)
 
     def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor | None = None) -> Tensor:
-        # angles up to 1000 radians: neighbouring t of 1000 steps differ by one radian at the fastest wave
-        waves = torch.linspace(0, math.log(1000.0), self.frequencies, device=xt.device).exp()
-        angles = ratio.to(torch.float32)[:, None] * waves
-        condition = self.time(torch.cat((angles.sin(), angles.cos()), dim=1).to(xt.dtype))
+        condition = self.time(waves(ratio, xt.dtype))
         if self.label is not None:
             condition = condition + self.label(labels)
         condition = functional.silu(condition)
