@@ -421,5 +421,7 @@ def recognise(model: Any, all_layers: bool = False) -> Body | None:
                 return None
             if len({(weight.dtype, weight.device) for weight in model.parameters()}) > 1:
                 return None
+            if any(type(weight.data) is not torch.Tensor for weight in model.parameters()):  # quantised, or spread
+                return None
             return body if untouched(model, own=True) and all(map(untouched, bypassed)) else None
     return None

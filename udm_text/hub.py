@@ -328,6 +328,42 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
             )
 
 
+def save_int8(path: str, tokenizer: Any, directory: str | Path, trust_remote_code: bool = False) -> Any:
+    """Writes a model of ours with the weights of its linear maps as int8, and its tokenizer; returns the model so read.
+
+    Each row of a matrix is stored as whole numbers of 8 bits and one scale, and multiplied as such; embeddings, the
+    last map and all that is no matrix stay as they are (weights only, torchao by way of transformers). The folder is
+    read by `from_pretrained` and the pipeline where torchao is installed, without any argument; it is safetensors.
+
+    Raises:
+        ImportError: without torchao.
+        ValueError: where the model is quantised already.
+        FileExistsError: the directory is not empty.
+    """
+    directory = check_new_folder(directory)
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError:
+        raise ImportError("int8 weights need torchao: pip install '.[int8]' in the folder of udm-text") from None
+    from transformers import TorchAoConfig
+
+    from .modeling_udm import UDMForMaskedGeneration
+
+    if "quantization_config" in UDMForMaskedGeneration.config_class.get_config_dict(path)[0]:
+        raise ValueError(f"{path} is quantised already: give the model that it was made of")
+    how: dict[str, Any] = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
+    model = UDMForMaskedGeneration.from_pretrained(path, trust_remote_code=trust_remote_code, **how)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _staged(directory) as folder:
+        try:
+            model.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        except SafetensorError as error:  # as a full disk is to it
+            raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
+    return model
+
+
 @contextmanager
 def _staged(directory: Path) -> Iterator[Path]:
     """A new folder beside `directory`, which becomes it as a whole when the block ends without an error.

@@ -527,12 +527,17 @@ def push(
 def export(
     model: Model,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="The whole model in place of the masked LM, its weights of 8 bits (torchao)."),
+    ] = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere."""
+    """Write the masked LM inside a model, as transformers itself would: for fill-mask, or as a start elsewhere. With
+    --int8 the whole model, with weights of 8 bits."""
     from .. import register
     from ..framing import load_tokenizer
-    from ..hub import check_new_folder, save_backbone
+    from ..hub import check_new_folder, save_backbone, save_int8
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
@@ -540,6 +545,10 @@ def export(
     hide_untrue_warnings()
     check_new_folder(output)
     check_place(model)
+    if int8:
+        save_int8(model, load_tokenizer(model, trust_remote_code), output, trust_remote_code)
+        print(f'{output}: pipeline("udm-generation", model="{output}")')
+        return
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')
