@@ -7,7 +7,7 @@ it says in `reports.py`; what every run does around the training is `training/ru
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,10 @@ def _train(
     """`train_text`, in a folder that is this run's own."""
     check_data(data, goal, run)
     check_model(model_args, goal)
-    check_places(data, model_args, ready)
+    check_places(data, model_args, goal, ready)
     check_process(data, model_args, goal)
+    if goal.teacher is not None and data.tokenizer is None and model_args.model in PRESETS:
+        data = replace(data, tokenizer=goal.teacher)
     rows = prepare_rows(data, model_args, ready)
     model, objective = prepare_model(data, model_args, goal, run, rows)
     trainer = prepare_trainer(data, model_args, run, rows, model, objective, ready.checkpoint)
@@ -155,10 +157,12 @@ def _train(
     return carry_out(trainer, ready, facts, measure, describe_evaluation, digests)
 
 
-def check_places(data: DataArguments, model_args: ModelArguments, ready: Preparation) -> None:
+def check_places(data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, ready: Preparation) -> None:
     """Raises OSError where a model or tokenizer that is to be loaded is not to be had, before anything is read."""
     if model_args.model not in PRESETS:
         check_place(model_args.model)
+    if goal.teacher is not None:
+        check_place(goal.teacher)
     if ready.checkpoint is None and data.tokenizer is not None and data.tokenizer not in TOKENIZERS:
         check_place(data.tokenizer, "tokenizer directory")
 
@@ -332,6 +336,8 @@ def prepare_model(
         objective = TextObjective(
             model.config,
             **goal_fields(data, goal),
+            teacher=load_teacher(goal.teacher, rows),
+            teacher_weight=goal.teacher_weight,
             eval_draws=run.eval_draws,
             eval_batch_size=run.per_device_eval_batch_size,
         )
@@ -342,6 +348,26 @@ def prepare_model(
         check_packing(model, data.pack_rows)
         objective.pack_length = data.pack_rows
     return model, objective
+
+
+def load_teacher(name: str | None, rows: Rows) -> UDMForMaskedGeneration | None:
+    """The teacher of that name, None where there is none.
+
+    Raises:
+        ValueError: where its tokens are not those of the rows, or it does not read rows so long.
+    """
+    if name is None:
+        return None
+    if load_tokenizer(name).get_vocab() != rows.tokenizer.get_vocab():
+        raise ValueError(
+            f"--teacher {name} has another vocabulary than what is trained: leave --tokenizer out, or train from a "
+            "--model with the teacher's tokenizer"
+        )
+    teacher = UDMForMaskedGeneration.from_pretrained(name)
+    longest, limit = longest_row(rows.train, rows.validation), teacher.config.max_row_length
+    if limit is not None and longest > limit:
+        raise ValueError(f"a row has {longest} tokens and --teacher {name} reads at most {limit}; give --row_length")
+    return teacher.requires_grad_(False)
 
 
 def goal_fields(data: DataArguments, goal: ObjectiveArguments) -> dict[str, Any]:
@@ -572,6 +598,8 @@ def describe_run(
         "model_arguments": {**vars(model_args), "model": resolved(model_args.model, PRESETS)},
         "objective": goal.objective,
         "max_corruption": goal.max_corruption,
+        "teacher": resolved(goal.teacher),
+        "teacher_weight": None if goal.teacher is None else goal.teacher_weight,
         **{name: getattr(objective, name, None) for name in ("loss_weighting", "time_law")},
         "base_model": hub_name(model_args.model),
         "held_out": held,

@@ -166,7 +166,19 @@ class ObjectiveArguments:
         },
     )
 
+    teacher: str | None = field(
+        default=None,
+        metadata={"help": "A model of ours of the same process, whose laws are learnt, too; its tokenizer is taken."},
+    )
+    teacher_weight: float = field(
+        default=0.5, metadata={"help": "Share of the loss that is the distance to the teacher; 1: no data counts."}
+    )
+
     def __post_init__(self):
+        if not 0.0 < self.teacher_weight <= 1.0:
+            raise ValueError(f"teacher_weight must lie in (0, 1], got {self.teacher_weight}")
+        if self.teacher is None and self.teacher_weight != ObjectiveArguments.teacher_weight:
+            raise ValueError(f"--teacher_weight is {self.teacher_weight} and there is no teacher: give --teacher")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be {choices(OBJECTIVES)}, got {self.objective!r}")
         check_loss(self.loss, self.max_corruption, self.loss_chunk, self.loss_weighting, self.time_law)
@@ -271,6 +283,8 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
             raise ValueError(
                 f"--objective ar trains a preset ({', '.join(PRESETS)}) from scratch, got {model_args.model!r}"
             )
+        if goal.teacher is not None:
+            raise ValueError(f"--teacher {goal.teacher} teaches diffusion, and --objective ar learns none")
         for name in ("max_corruption", "loss_weighting", "time_law"):
             if getattr(goal, name) != getattr(ObjectiveArguments, name):
                 raise ValueError(f"--objective ar corrupts nothing: leave --{name} out")

@@ -28,6 +28,7 @@ from ..objectives import (
 )
 from ..randomness import RowRandom, step_random
 from .blanks import BLANKS_SEED, WithQuestions, ask_widths, asked_rows
+from .distillation import WithTeacher, check_teacher
 from .packing import packed_predict
 
 DROP_SEED = 0x44524F5000000000
@@ -93,6 +94,9 @@ class TextObjective:
         time_law: that training draws t by, one of `objectives.TIME_LAWS`, or of a repairer "geometric"; None: what the
             process learns most by. Evaluation knows nothing of either.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
+        teacher: a `UDMForMaskedGeneration` of the same process and vocabulary, from whose laws the model learns, too
+            (distillation.py); it is not changed, and no part of the model. None: there is none.
+        teacher_weight: in (0, 1], the share of the terms that is KL(teacher | model); the rest is the loss of the data.
     """
 
     def __init__(
@@ -107,6 +111,8 @@ class TextObjective:
         noisy_share: float = 0.0,
         loss_weighting: str | None = "bound",
         time_law: str | None = "uniform",
+        teacher: Any = None,
+        teacher_weight: float = 0.5,
     ):
         check_loss(loss, max_corruption, loss_chunk, loss_weighting, time_law)
         if eval_draws < 1:
@@ -128,6 +134,15 @@ class TextObjective:
                 f"loss_weighting={loss_weighting!r} changes the weights of a bound, and loss {loss!r} of process "
                 f"{config.process!r} is none: {instead}"
             )
+        if not 0.0 < teacher_weight <= 1.0:
+            raise ValueError(f"teacher_weight must lie in (0, 1], got {teacher_weight}")
+        if teacher is not None:
+            check_teacher(config, teacher.config)
+            if loss_chunk is not None:
+                raise ValueError(
+                    "loss_chunk keeps no logits, and a teacher's are compared with them: leave it out with a teacher"
+                )
+        self.teacher, self.teacher_weight = teacher, teacher_weight
         own_weighting, own_law = self.process.training
         self.loss_weighting = own_weighting if loss_weighting is None else loss_weighting
         self.time_law = own_law if time_law is None else time_law
@@ -145,6 +160,8 @@ class TextObjective:
     def loss_is_bound(self) -> bool:
         """Whether the loss of training estimates the bound, lengths of rows not counted."""
         if self.config.blank_widths is not None or self.process.edits:  # widths of blanks are part of it, or no text
+            return False
+        if self.teacher is not None:
             return False
         if (self.loss_weighting, self.time_law) != ("bound", "uniform") or self.config.writes_rows:
             return False
@@ -197,6 +214,10 @@ class TextObjective:
             questions = ask_widths(self.config, x0[some], mask[some].bool(), editable[some], drawing)
             reading = partial(_read, model, config=self.config if steady else None)
             predict = asked = WithQuestions(self.config, reading, mask, questions, some)
+        taught: WithTeacher | None = None
+        if self.teacher is not None:
+            self.teacher.to(x0.device)
+            predict = taught = WithTeacher(predict, self.teacher, mask, editable, self.process, forbidden)
         least = 0 if self.max_corruption < 1.0 else 1
         # on the host, which so knows how many positions there are
         most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
@@ -219,6 +240,8 @@ class TextObjective:
             steady=steady,
             attention_mask=mask,
         )
+        if taught is not None:
+            terms = (1.0 - self.teacher_weight) * terms + self.teacher_weight * taught.nats().to(terms.dtype)
         if self.loss_weighting != "bound":
             weights = training_weights(drawn, torch.tensor(counts), self.loss_weighting, self.time_law)
             terms = terms * weights.to(terms.device, terms.dtype, non_blocking=True)
