@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, listing, python, udm, write_shapes
+from tests.helpers import ROOT, listing, python, udm, udm_here, write_shapes
 
 TRAIN = (
     "--max_steps 12 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --disable_tqdm true".split()
@@ -139,3 +139,15 @@ def test_a_repairer_is_measured_by_typing_errors_and_its_loss_and_measured_again
     assert {name: again[name] for name in report} == report
     words = udm("evaluate", repair_model).stdout
     assert "cannot be reached by substitution" in words and "precision" in words and "held-out loss" in words
+
+
+def test_a_plain_masked_lm_fills_in_from_the_command_line_and_a_model_of_another_kind_does_not(tmp_path, caplog):
+    from tests.models import save_masked_lm
+
+    save_masked_lm(tmp_path / "bert", "bert")
+    out = udm_here("generate", tmp_path / "bert", "the [MASK] sat on [MASK] mat", "--seed", "0", "-n", "2")
+    assert out.stdout.count("sat on") == 2 and "not trained for generation" in caplog.text
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
+    refused = udm_here("generate", tmp_path / "clip", code=1)
+    assert "is of model type 'clip', and this needs a UDM model, or a masked LM to wrap" in refused.stderr

@@ -175,6 +175,20 @@ def test_the_python_of_the_readme_runs(place, monkeypatch):
     assert left["pipe"].model.config.process == "mask" and left["repairer"].model.config.process == "substitute"
 
 
+def test_any_masked_lm_fills_in_masks_jointly_as_the_readme_says(place, monkeypatch, capsys):
+    """With a masked LM without training under the name of one of the Hub."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    from tests.models import word_tokenizer
+
+    words = word_tokenizer("the capital of france is paris big .".split())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(place / "bert-base-uncased")
+    words.save_pretrained(place / "bert-base-uncased")
+    run("README.md", lambda block: "bert-base" in block or "runs/unicode-names" in block, place, monkeypatch)
+    assert capsys.readouterr().out.count("of France is") == 3
+
+
 def test_the_python_of_the_page_on_generation_runs(place, monkeypatch):
     left = run("docs/generation.md", lambda block: "FILL" not in block, place, monkeypatch)
     assert left["out"].tokens_per_call.shape == (1,) and left["ids"].shape[0] == 1

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 from transformers.models.bert_japanese.tokenization_bert_japanese import BertJapaneseTokenizer
 from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
@@ -329,12 +329,6 @@ def test_a_tokenizer_that_pads_in_front_is_turned_round(directories):
     assert texts_of(pipe(TEXTS, seed=0, batch_size=3)) == [texts_of([pipe(text, seed=0)])[0] for text in TEXTS]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_plain_masked_lm_is_refused_with_a_word_on_what_to_do(directories, family):
-    with pytest.raises(ValueError, match="udm-generation needs a UDM model, got .*ForMaskedLM"):
-        pipeline("udm-generation", model=directories[family])
-
-
 def test_unknown_arguments_are_refused_at_once(pipes, directories):
     for wrong in ({"num_stepz": 3}, {"do_sample": True}):
         name = next(iter(wrong))
@@ -384,6 +378,41 @@ def test_mask_in_brackets_is_understood_whatever_the_models_own_mask_token_is(di
     text = "the [MASK] sat [MASK]"
     assert pipe(text, seed=0) == pipe(text.replace("[MASK]", own), seed=0)
     assert pipe.preprocess(text)["input_ids"].tolist()[0].count(pipe.tokenizer.mask_token_id) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_masked_lm_is_wrapped_with_one_warning_and_fills_in_as_the_model_around_it(directories, family, caplog):
+    logging.get_logger().addHandler(caplog.handler)
+    try:
+        pipe = pipeline("udm-generation", model=directories[family])
+        [a, b] = pipe(["the [MASK] sat [MASK]", "a [MASK] [MASK] dog"], seed=0, num_return_sequences=3)
+    finally:
+        logging.get_logger().removeHandler(caplog.handler)
+    said = [record.message for record in caplog.records if "not trained for generation" in record.message]
+    assert len(said) == 1 and said[0].startswith(directories[family])
+    model = UDMForMaskedGeneration.from_pretrained(directories[family])
+    assert pipe.model.config.to_dict() == model.config.to_dict()
+    again = UDMGenerationPipeline(model, AutoTokenizer.from_pretrained(directories[family]), device=-1)
+    assert [a, b] == again(["the [MASK] sat [MASK]", "a [MASK] [MASK] dog"], seed=0, num_return_sequences=3)
+
+
+def test_without_an_input_a_text_is_written_from_nothing(directories):
+    for pipe in (pipeline("udm-generation", model=directories[name]) for name in (("bert", "mask"), "bert")):
+        assert pipe(length=3, seed=0) == pipe("", length=3, seed=0)
+    with pytest.raises(ValueError, match="length is not given and the model has no training lengths"):
+        pipe()
+
+
+def test_what_is_no_masked_lm_with_a_mask_token_is_not_wrapped(directories):
+    tokenizer = AutoTokenizer.from_pretrained(directories["bert"])
+    with pytest.raises(ValueError, match="a UDM model or a masked LM, got BertModel .model type 'bert'.: give what"):
+        UDMGenerationPipeline(AutoModel.from_pretrained(directories["bert"]), tokenizer)
+    plain = AutoModelForMaskedLM.from_pretrained(directories["bert"])
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        UDMGenerationPipeline(plain)
+    tokenizer.mask_token = None
+    with pytest.raises(ValueError, match="the tokenizer .* of .* has no mask_token: give a tokenizer that has one"):
+        UDMGenerationPipeline(plain, tokenizer)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from torch.utils.data import Dataset
-from transformers import Pipeline
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, Pipeline
 from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import PROCESSES, UDMConfig
 from .detokenizing import Typed, edited_typed, grown_typed, open_typed, read_typed, restore_text, unknown_parts
-from .framing import continuation_tokens, report_share
+from .framing import continuation_tokens, report_share, tokenizer_fields
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
+from .modeling_udm import UDMForMaskedGeneration
 
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
@@ -105,6 +106,32 @@ def _opened(typed: Typed | None, mask: int, blanks: torch.Tensor, widths: torch.
     return typed if typed is None else open_typed(typed, mask, places, widths[: len(places)].tolist())
 
 
+def _wrap(masked_lm: Any, tokenizer: Any) -> UDMForMaskedGeneration:
+    """A model of masks around a plain masked LM, which is told to be untrained for it."""
+    config = masked_lm.config
+    known: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), ())
+    if not isinstance(masked_lm, known):
+        raise ValueError(
+            f"udm-generation needs a UDM model or a masked LM, got {type(masked_lm).__name__} (model type "
+            f"{config.model_type!r}): give what `udm train` wrote, or what AutoModelForMaskedLM loads"
+        )
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"udm-generation fills in [MASK] with a masked LM, and the tokenizer {type(tokenizer).__name__} of "
+            f"{config.name_or_path or type(masked_lm).__name__} has no mask_token: give a tokenizer that has one"
+        )
+    own = tokenizer_fields(tokenizer, config.vocab_size)
+    model = UDMForMaskedGeneration(UDMConfig(text_config=config, **own), backbone=masked_lm)
+    model.config.name_or_path = config.name_or_path
+    model.train(masked_lm.training)
+    logger.warning(
+        f"{config.name_or_path or type(masked_lm).__name__} is a masked LM that was not trained for generation: it "
+        "fills in a few [MASK] of a text, jointly, and what it writes behind a prompt or from nothing is worth little. "
+        "`udm train --model` trains it"
+    )
+    return model
+
+
 class UDMGenerationPipeline(Pipeline):
     """Text generation by diffusion.
 
@@ -114,7 +141,7 @@ class UDMGenerationPipeline(Pipeline):
     do nothing else); any other text is continued; an empty string is written from nothing. To a model that was trained
     on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or has [MASK]
     to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the model's own
-    mask token is.
+    mask token is, and as that, too (RoBERTa's <mask>). A plain masked LM is wrapped, with a warning.
 
     ```python
     >>> import udm_text
@@ -140,18 +167,14 @@ class UDMGenerationPipeline(Pipeline):
 
     _calls = ("generation_config", "logits_processor", "classifier", "streamer", "callback_on_step_end", "generator")
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if getattr(self.model.config, "model_type", None) != UDMConfig.model_type:
-            raise ValueError(
-                f"udm-generation needs a UDM model, got {type(self.model).__name__} (model type "
-                f"{self.model.config.model_type!r}). Wrap a masked LM by UDMForMaskedGeneration.from_pretrained(...), "
-                "train it with `udm train` and use what that wrote."
-            )
-        if self.tokenizer is None:
+    def __init__(self, model: Any, tokenizer: Any = None, **kwargs: Any):
+        if tokenizer is None:
             raise ValueError(
                 "udm-generation needs a tokenizer: give tokenizer=..., or a model directory that holds one"
             )
+        if getattr(model.config, "model_type", None) != UDMConfig.model_type:
+            model = _wrap(model, tokenizer)
+        super().__init__(model=model, tokenizer=tokenizer, **kwargs)
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
         self._repairer: float | None = None  # the largest corrupted share of its training, once it was looked up
@@ -219,10 +242,11 @@ class UDMGenerationPipeline(Pipeline):
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def __call__(self, inputs, *args, **kwargs):
+    def __call__(self, inputs="", *args, **kwargs):
         """
         Args:
-            inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts.
+            inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts; a text from nothing where
+                none is given.
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
                 may name tokens by strings; the last one is by default what continues a word); `generator`,
                 `logits_processor`, `classifier` (its rows count from 0 in each batch), `streamer` (its `put_typed`, if

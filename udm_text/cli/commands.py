@@ -127,6 +127,7 @@ DataConfig = Annotated[str | None, typer.Option(help="Configuration of a data se
 def _pipeline(model: str, revision: str | None, device: str | None = None, dtype: str = "float32", trust: bool = False):
     """`load_pipeline`; a model of another type is refused before it is loaded, with a word on what to do."""
     from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     from ..configuration_udm import check_config_file
 
@@ -139,10 +140,10 @@ def _pipeline(model: str, revision: str | None, device: str | None = None, dtype
         kind = PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("model_type")
     if kind is None and (Path(model) / "run.json").is_file():
         raise ValueError(f"the run in {model} is not finished: the command that began it, told to resume, goes on")
-    if kind != "udm":
+    if kind != "udm" and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise ValueError(
-            f"{model} is of model type {kind!r}, and this needs a UDM model: wrap and train a masked LM with "
-            f"`udm train --model {model} --data ... --output ...`"
+            f"{model} is of model type {kind!r}, and this needs a UDM model, or a masked LM to wrap: `udm train` makes "
+            "one of the other"
         )
     try:
         with fetching(model):
