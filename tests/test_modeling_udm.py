@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
     BertConfig,
+    BertForMaskedLM,
+    BertModel,
     ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
@@ -26,6 +28,7 @@ from transformers import (
     XLMConfig,
     pipeline,
 )
+from transformers.modeling_outputs import MaskedLMOutput
 
 from tests.models import (
     CLS,
@@ -44,6 +47,7 @@ from tests.models import (
 from udm_text import UDMConfig, UDMForMaskedGeneration, UDMGenerationConfig
 from udm_text.framing import tokenizer_fields
 from udm_text.modeling_udm import language_head
+from udm_text.training.causal import causal_twin
 
 
 @pytest.fixture(scope="module")
@@ -305,7 +309,8 @@ def test_positions_gives_the_rows_of_the_full_logits_for_every_family(name):
     model = UDMForMaskedGeneration(UDMConfig(text_config=backbone.config, **fields), backbone=backbone).eval()
     ids = torch.randint(5, 24, (10, 19), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
+    if name != "convbert":  # which sees its padding (tests/test_padding.py)
+        mask[1, 6:] = 0
     positions = (torch.rand(10, 19, generator=torch.Generator().manual_seed(2)) < 0.5) & mask.bool()
     with torch.no_grad():
         full = model(input_ids=ids, attention_mask=mask).logits
@@ -319,6 +324,53 @@ def test_positions_gives_the_rows_of_the_full_logits_for_every_family(name):
     with torch.no_grad():
         assert torch.allclose(model(ids, mask, positions=few).logits, full[few], atol=1e-5, rtol=1e-5)
         assert model(ids, mask, positions=none).logits.shape == (0, 24)
+
+
+class Doubled(BertForMaskedLM):
+    """A masked LM with a forward of its own, as code beside weights may have."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+
+@pytest.mark.parametrize("how", ["forward", "hook", "forward of the object"])
+def test_positions_bypass_neither_a_forward_of_its_own_nor_a_hook(how):
+    config = text_config()
+    backbone = Doubled(config) if how == "forward" else BertForMaskedLM(config)
+    if how == "hook":
+        backbone.register_forward_hook(lambda module, given, output: type(output)(logits=2 * output.logits))
+    if how == "forward of the object":
+        plain = backbone.forward
+        backbone.forward = lambda *args, **kwargs: MaskedLMOutput(logits=2 * plain(*args, **kwargs).logits)
+    own = UDMConfig(text_config=backbone.config, mask_token_id=MASK, pad_token_id=PAD)
+    model = UDMForMaskedGeneration(own, backbone=backbone).eval()
+    ids = torch.tensor([[CLS, 7, MASK, MASK, 9, SEP]])
+    with torch.no_grad():
+        whole, some = model(input_ids=ids).logits, model(input_ids=ids, positions=ids == MASK).logits
+    assert torch.equal(some, whole[ids == MASK])
+    with pytest.raises(ValueError, match="apply_head needs positions, no labels, and a backbone whose head is known"):
+        model(input_ids=ids, positions=ids == MASK, apply_head=lambda head, hidden: head(hidden))
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "nomic_bert"])
+def test_a_causal_twin_is_no_backbone(family, tmp_path):
+    twin = causal_twin(make_udm(family=family).config)
+    twin.save_pretrained(tmp_path)
+    said = f"the backbone of model type '{family}' is causal .is_decoder=True., as the twin of objective 'ar' is"
+    with pytest.raises(ValueError, match=said):
+        UDMForMaskedGeneration(UDMConfig(text_config=twin.config, mask_token_id=MASK), backbone=twin)
+    with pytest.raises(ValueError, match=said):
+        UDMForMaskedGeneration.from_pretrained(tmp_path, mask_token_id=MASK)
+
+
+def test_what_is_causal_or_has_no_head_is_refused_as_a_backbone():
+    own = {"mask_token_id": MASK, "pad_token_id": PAD}
+    with pytest.raises(ValueError, match="type 'xlm' is causal .causal=True.*Give a masked LM, whose causal is False"):
+        UDMForMaskedGeneration(UDMConfig(text_config=XLMConfig(causal=True, **SIZES), **own))
+    with pytest.raises(ValueError, match="backbone must be a masked LM with its head, got BertModel"):
+        UDMForMaskedGeneration(UDMConfig(text_config=text_config(), **own), backbone=BertModel(text_config()))
 
 
 def test_positions_also_selects_the_labels():

@@ -56,6 +56,17 @@ def test_no_token_is_drawn_from_logits_that_are_no_law(monkeypatch, process, how
         model.generate(**use, **how, seed=0)
 
 
+@pytest.mark.parametrize("process", ["mask", "substitute", "uniform", "delete", "edit"])
+def test_no_process_draws_from_weights_that_are_not_numbers(process):
+    model = make_udm(process)
+    with torch.no_grad():
+        model.backbone.bert.embeddings.LayerNorm.weight.fill_(NAN)
+    with pytest.raises(ValueError, match="the logits of the network are not finite"):
+        model.generate(torch.tensor([[CLS, 7, 8, 9, SEP]]), max_edits=2) if process == "edit" else model.generate(
+            length=4
+        )
+
+
 @pytest.mark.filterwarnings("ignore:guidance_scale")
 @pytest.mark.parametrize("fault", BROKEN)
 def test_guidance_is_not_taken_from_logits_that_are_no_law(monkeypatch, fault):

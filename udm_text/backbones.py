@@ -399,6 +399,17 @@ def untouched(module: nn.Module, own: bool = False) -> bool:
     return plain and (own or type(module) is nn.Linear or home == "transformers")
 
 
+def has_known_structure(backbone: Any) -> bool:
+    """Whether the modules of a backbone are those of a known one, changed or not."""
+    for kind in _KNOWN:
+        try:
+            if kind.bypassed(backbone, False) is not None:
+                return True
+        except (AttributeError, TypeError):  # a module of that name, built otherwise
+            continue
+    return False
+
+
 def recognise(model: Any, all_layers: bool = False) -> Body | None:
     """The structure of the model's backbone, where it is a known one and nothing in it was changed.
 

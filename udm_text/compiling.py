@@ -61,7 +61,7 @@ def padded_length(length: int, longest: int | None) -> int:
 def compiles(config: Any, functions: list[str], predictor: type[Predictor]) -> bool:
     """Whether the steps of a generation are to be compiled; where they cannot be, a warning names the option.
 
-    functions: names of the caller's functions that steps would have to call.
+    functions: what else steps would have to call or to heed, by its name.
     """
     if not config.compile:
         return False

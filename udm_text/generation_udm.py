@@ -24,6 +24,7 @@ from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_options import refuse_foreign, refuse_pairs
 from .inputs import MOST_TOKENS, check_inputs, find_blanks, make_inputs
+from .padding import padded_wrongly
 from .predictors import guided
 from .randomness import RowRandom
 from .samplers import Start, find_sampler
@@ -212,9 +213,10 @@ class UDMGenerationMixin:
         constraints = Constraints(model.config, config, inputs, logits_processor, classifier)
         predictor = process.predictor(model, config, inputs, random, constraints)
         ours = {"logits_processor": logits_processor, "classifier": classifier}
-        config.compile = compiles(
-            config, [name for name, function in ours.items() if function is not None], type(predictor)
-        )
+        named = [name for name, function in ours.items() if function is not None]
+        if config.compile and (what := padded_wrongly(model, inputs.tokens.shape[1])) is not None:
+            named.append(what)
+        config.compile = compiles(config, named, type(predictor))
         xt = inputs.tokens if inputs.keep_tokens else predictor.start(inputs)
         curve = model.config.step_curve
         tokens = (inputs.editable | model.config.editable(inputs.tokens, inputs.attention_mask)).sum(dim=1)

@@ -30,10 +30,13 @@ from transformers.utils.hub import cached_file
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
 from .autoregressive import shift_right
+from .backbones import has_known_structure, untouched
 from .configuration_udm import PROCESSES, UDMConfig, check_sizes
+from .embedding_shift import adding, check_embedding
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
+from .padding import PaddingProbe, by_length
 from .positions import ROW_BLOCK
 from .widths import WidthHead
 from .writing import Writer
@@ -99,8 +102,11 @@ def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | Non
     """The function from last hidden states (..., hidden) to logits (..., V) of a masked LM.
 
     Known where a masked LM consists of its body and one of the chains of `_HEADS`, and of nothing else that could take
-    part. Otherwise None, and then full logits are computed and selected from.
+    part: neither a forward that is not of transformers nor a hook. Otherwise None, and then full logits are computed
+    and selected from.
     """
+    if not untouched(backbone):
+        return None
     children = {name for name, child in backbone.named_children() if not isinstance(child, nn.modules.loss._Loss)}
     own = [*backbone.parameters(recurse=False), *backbone.buffers(recurse=False)]
     for names in _HEADS:
@@ -125,6 +131,29 @@ def network_class(config: UDMConfig) -> Any:
             "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
         )
     return AutoModelForMaskedLM
+
+
+def check_given(backbone: PreTrainedModel) -> None:
+    """Raises ValueError for a backbone that is causal, that has no head, or that changes with what it has read."""
+    config = backbone.config
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise ValueError(
+            f"the backbone of model type {config.model_type!r} has attention_type='block_sparse', which it changes for "
+            "good when it reads a short row, so that a text would depend on what was written before it: give "
+            "attention_type='original_full', which it reads rows of some hundred tokens by in any case"
+        )
+    for name in ("is_decoder", "causal"):
+        if getattr(config, name, False) and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+            raise ValueError(
+                f"the backbone of model type {config.model_type!r} is causal ({name}=True), as the twin of objective "
+                "'ar' is: it does not see what stands behind a token, which diffusion needs. Give a masked LM, whose "
+                f"{name} is False; weights that were trained to be causal know nothing of masks"
+            )
+    if backbone.get_output_embeddings() is None and isinstance(backbone.get_input_embeddings(), nn.Module):
+        raise ValueError(
+            f"backbone must be a masked LM with its head, got {type(backbone).__name__}: give what "
+            "AutoModelForMaskedLM loads"
+        )
 
 
 def check_weights(path: Any, **where: Any) -> int | None:
@@ -248,10 +277,13 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         self.generation_config = UDMGenerationConfig(pad_token_id=config.pad_token_id)
         if backbone is None:
             backbone = network_class(config).from_config(config.text_config)
+        check_given(backbone)
         config.text_config = backbone.config
         config._attn_implementation_internal = backbone.config._attn_implementation
         self.backbone = backbone
+        self._padding, self._known_structure = PaddingProbe(), has_known_structure(backbone)
         embedding: Any = self.backbone.get_input_embeddings()
+        check_embedding(embedding, config)
         inserts, scores = PROCESSES[config.process].inserts, len(PROCESSES[config.process].gap_scores)
         self.time_embedding = (
             TimeEmbedding(embedding.embedding_dim, counts=inserts) if config.time_conditioning else None
@@ -410,12 +442,10 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             UDMOutput with logits (B, L, V), or (N, V) in the order of the positions; gap_logits (M,) of the gaps, or
             (M, k) of k scores each.
         """
-        inputs_embeds = self._tell_time(input_ids, attention_mask, inputs_embeds, t, num_editable)
-        if blanks is not None:
-            if self.width_head is None:
-                raise ValueError("blanks need a width head, and blank_widths of this model is None")
-            plain = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-            inputs_embeds = self.width_head.mark(plain, blanks)
+        shift = self._shift(input_ids, attention_mask, inputs_embeds, t, num_editable, blanks)
+        if shift is not None and (inputs_embeds is not None or self._takes_embeddings()):
+            inputs_embeds = (self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds) + shift
+            shift = None
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "return_dict": True, **kwargs}
         inputs |= {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         if position_ids is not None:
@@ -434,13 +464,12 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         head = language_head(self.backbone) if positions is not None else None
         if (gaps is not None or blanks is not None) and head is None:
             inputs["output_hidden_states"] = True
-        if apply_head is not None:
-            if head is None or labels is not None:
-                raise ValueError("apply_head needs positions, no labels, and a backbone whose head is known")
-            output = self.backbone.base_model(**inputs)
+        if apply_head is not None and (head is None or labels is not None):
+            raise ValueError("apply_head needs positions, no labels, and a backbone whose head is known")
+        output = self._run(self.backbone if head is None else self.backbone.base_model, inputs, shift)
+        if apply_head is not None and head is not None:
             logits = apply_head(head, output.last_hidden_state[positions])
         elif head is not None:
-            output = self.backbone.base_model(**inputs)
             hidden = output.last_hidden_state[positions]
             rounds = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and len(hidden) > ROW_BLOCK
             surplus = -len(hidden) % ROW_BLOCK if rounds else 0
@@ -448,7 +477,6 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             if surplus:  # a slice that leaves nothing out still costs a copy of all logits backward
                 logits = logits[: len(hidden)]
         else:
-            output = self.backbone(**inputs)
             logits = output.logits if positions is None else output.logits[positions]
 
         gap_logits = None
@@ -485,33 +513,68 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
         input_ids, attention_mask: (B, L) int64. t, num_editable: (B,), as in `forward`.
         """
-        embedded = self._tell_time(input_ids, attention_mask, None, t, num_editable)
-        said = {"input_ids": input_ids} if embedded is None else {"inputs_embeds": embedded}
+        shift = self._shift(input_ids, attention_mask, None, t, num_editable, None)
+        said = {"input_ids": input_ids}
+        if shift is not None:
+            said = {"inputs_embeds": self.get_input_embeddings()(input_ids) + shift}
         read = self.backbone.get_encoder()(**said, attention_mask=attention_mask, return_dict=True)
         return Writer(self.backbone, read, attention_mask, self.config.text_config.decoder_start_token_id)
 
-    def _tell_time(
+    def _takes_embeddings(self) -> bool:
+        """Whether the backbone reads embeddings in place of tokens as it reads the tokens; one of unknown structure is
+        believed to where torch.compile looks on, which knows no hooks that come and go."""
+        return self._known_structure or self.config.writes_rows or torch.compiler.is_compiling()
+
+    def _shift(
         self,
         input_ids: Tensor | None,
         attention_mask: Tensor | None,
         inputs_embeds: Tensor | None,
         t: Tensor | None,
         num_editable: Tensor | None,
+        blanks: Tensor | None,
     ) -> Tensor | None:
-        """The input embeddings with that of t added where the model is conditioned on time; else as they came."""
-        if self.time_embedding is None:
-            return inputs_embeds
-        if t is None:
-            raise ValueError("this model is conditioned on time: forward needs t, the corrupted positions of each row")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        if num_editable is None:
-            if input_ids is None:
-                raise ValueError("num_editable is needed where input_ids is not given")
-            num_editable = self._count_editable(input_ids, attention_mask)
-        told = self.time_embedding(t.to(inputs_embeds.device), num_editable)
-        told = told[:, None] if told.dim() == 2 else told
-        return inputs_embeds + told.to(inputs_embeds.dtype)
+        """What is added to the embeddings of the tokens, (B, L, E) or what broadcasts to it, None: nothing.
+
+        To a backbone of known structure, which reads no padding, it is added there, too.
+        """
+        tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
+        dtype = self.get_input_embeddings().weight.dtype if inputs_embeds is None else inputs_embeds.dtype
+        shift: Tensor | None = None
+        if self.time_embedding is not None:
+            if t is None:
+                raise ValueError(
+                    "this model is conditioned on time: forward needs t, the corrupted positions of each row"
+                )
+            if num_editable is None:
+                if input_ids is None:
+                    raise ValueError("num_editable is needed where input_ids is not given")
+                num_editable = self._count_editable(input_ids, attention_mask)
+            told = self.time_embedding(t.to(tokens.device), num_editable).to(dtype)
+            shift = told[:, None] if told.dim() == 2 else told
+        if blanks is not None:
+            if self.width_head is None:
+                raise ValueError("blanks need a width head, and blank_widths of this model is None")
+            marks = self.width_head.marks(blanks).to(dtype)
+            shift = marks if shift is None else shift + marks
+        if shift is not None and not self._known_structure:
+            shift = shift.expand(*tokens.shape[:2], -1)
+            if attention_mask is not None and attention_mask.dim() == 2:
+                shift = shift * attention_mask[..., None].to(dtype)
+        return shift
+
+    def _run(self, network: nn.Module, inputs: dict[str, Any], shift: Tensor | None) -> Any:
+        """network(**inputs), with `shift` added to its embeddings; by rows of one length where padding takes part."""
+
+        def call(shift: Tensor | None = None, **inputs: Any) -> Any:
+            with adding(self.get_input_embeddings(), shift):
+                return network(**inputs)
+
+        if self.config.writes_rows:
+            return network(**inputs)
+        if shift is not None:
+            inputs = {**inputs, "shift": shift}
+        return by_length(call, inputs) if self._padding.matters(self, call, inputs) else call(**inputs)
 
     def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         editable = self.config.editable(input_ids, attention_mask)

@@ -43,9 +43,9 @@ class WidthHead(nn.Module):
         self.blank_embedding = nn.Parameter(torch.zeros(embedding_size))
         self.head = nn.Linear(hidden_size, most + 1)
 
-    def mark(self, embeddings: Tensor, blanks: Tensor) -> Tensor:
-        """Input embeddings (B, L, E) with those of the blanks, (B, L) bool, marked."""
-        return embeddings + blanks[..., None].to(embeddings.dtype) * self.blank_embedding.to(embeddings.dtype)
+    def marks(self, blanks: Tensor) -> Tensor:
+        """(B, L, E), what is added to the input embeddings of the blanks, (B, L) bool; zero elsewhere."""
+        return blanks[..., None].to(self.blank_embedding.dtype) * self.blank_embedding
 
     def forward(self, hidden: Tensor, blanks: Tensor) -> Tensor:
         """(B, N + 1) logits of the width of the first blank of each row; of a row without one they mean nothing.

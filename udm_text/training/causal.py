@@ -43,6 +43,7 @@ def causal_twin(config: UDMConfig) -> PreTrainedModel:
     causal is the mask that `CausalObjective` gives it.
     """
     text_config = copy.deepcopy(config.text_config)
+    text_config.is_decoder = True
     if not knows_causal(text_config):
         if text_config.model_type not in MASKED_TWINS:
             raise ValueError(
@@ -51,7 +52,6 @@ def causal_twin(config: UDMConfig) -> PreTrainedModel:
             )
         text_config.max_position_embeddings += 2
         return AutoModelForMaskedLM.from_config(text_config)
-    text_config.is_decoder = True
     text_config.use_cache = False
     if text_config.max_position_embeddings:
         text_config.max_position_embeddings += 2  # [MASK] before and behind a row
@@ -66,7 +66,7 @@ def load_twin(path: Path | str) -> PreTrainedModel:
 
 def knows_causal(text_config: PreTrainedConfig) -> bool:
     """Whether transformers has a causal class for the backbone that attends to what came before by itself."""
-    return type(text_config) in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(text_config, "is_decoder")
+    return type(text_config) in MODEL_FOR_CAUSAL_LM_MAPPING and hasattr(type(text_config), "is_decoder")
 
 
 def causal_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -30,6 +30,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
 from ..common import to_json, watching, written_whole
+from ..padding import padded_wrongly
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
 from .checkpoints import (
@@ -55,6 +56,9 @@ _PUSH = (
     "push_to_hub must be off: it would send what is unfinished, and the arguments as a pickle. After training call "
     "trainer.push_to_hub(), with hub_model_id='user/name', or give the command `udm push DIR user/name`"
 )
+_PROBED = 32
+"""Tokens of the rows that a backbone is asked about before it is compiled."""
+
 _ENDLESS = 10**9
 """Steps of a run that ends by time."""
 
@@ -246,6 +250,8 @@ class UDMTrainer(Trainer):
                 "several GPUs in one process (DataParallel) are not supported; start one process a GPU: accelerate "
                 "launch"
             )
+        if args.torch_compile and (what := padded_wrongly(model, _PROBED)) is not None:
+            raise ValueError(f"torch_compile pads rows and does not go with {what}: leave it at False")
         self.objective = default_objective(model, args) if objective is None else objective
         super().__init__(model, args, data_collator=data_collator or self.objective.collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch

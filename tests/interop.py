@@ -1,0 +1,266 @@
+"""Every type of masked LM that transformers has, tiny and random, and what a model around it can do.
+
+`python -m tests.interop` makes the tables of docs/models.md; tests/test_interop.py asks the same of single types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from tests.models import CLS, FIRST, MASK, PAD, SEP, UNK, VOCAB, wake_time
+from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.backbones import recognise
+
+TYPES = tuple(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+REFUSED = ("bart", "mbart", "modernvbert", "mvp", "perceiver", "ultravbert")
+"""Types that no model can be put around."""
+LONGEST = 40
+"""Positions of the tiny models."""
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "pad_token_id": PAD,
+    "hidden_size": 32,
+    "dim": 32,
+    "d_model": 32,
+    "emb_dim": 32,
+    "embedding_size": 32,
+    "input_embedding_size": 32,
+    "output_embedding_size": 32,
+    "entity_emb_size": 16,
+    "num_hidden_layers": 2,
+    "n_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "n_heads": 2,
+    "n_head": 2,
+    "d_head": 16,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "hidden_dim": 48,
+    "d_inner": 48,
+    "initializer_range": 0.3,
+    "embed_init_std": 0.3,
+    "init_std": 0.3,
+    "entity_vocab_size": 8,
+    "pronunciation_vocab_size": 8,
+    "shape_vocab_size": 8,
+    "pronunciation_embed_dim": 32,
+    "shape_embed_dim": 32,
+    "max_position_embeddings": LONGEST,
+}
+"""Fields of small configurations, under the names that the types have for them."""
+
+_NO_DROPOUT = (
+    "hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout hidden_dropout activation_dropout "
+    "embedding_dropout mlp_dropout local_attention_probs_dropout_prob lsh_attention_probs_dropout_prob "
+    "classifier_dropout_prob"
+).split()
+
+_SPECIAL = {"bos_token_id": CLS, "eos_token_id": SEP, "sep_token_id": SEP, "cls_token_id": CLS, "mask_token_id": MASK}
+
+_OWN: dict[str, dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full", "block_size": 4, "num_random_blocks": 1},
+    "esm": {"position_embedding_type": "rotary", "token_dropout": True},
+    "funnel": {"block_sizes": (1, 1), "num_decoder_layers": 1},
+    "longformer": {"attention_window": 8},
+    "mobilebert": {"intra_bottleneck_size": 16, "embedding_size": 16, "num_feedforward_networks": 1},
+    "modernbert": {"local_attention": 8, "global_attn_every_n_layers": 2, "initializer_cutoff_factor": 2.0},
+    "neomme": {"embedding_rank": 16, "embedding_dim": 16, "document_token_id": 3, "image_token_id": 4},
+    "nystromformer": {"segment_means_seq_len": 8, "num_landmarks": 8, "conv_kernel_size": 9},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_self_attends_per_block": 1}
+    | {"num_self_attention_heads": 2, "num_cross_attention_heads": 2},
+    "reformer": {"attention_head_size": 16, "feed_forward_size": 48, "attn_layers": ("local", "lsh")}
+    | {"axial_pos_shape": (5, 8), "axial_pos_embds_dim": (16, 16), "hash_seed": 0, "num_buckets": 2}
+    | {"local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4},
+    "squeezebert": dict.fromkeys(("q_groups", "k_groups", "v_groups", "intermediate_groups", "output_groups"), 2),
+    "tapas": {"type_vocab_sizes": (3, 8, 8, 2, 8, 8, 10)},
+    "ultrabert": {"sliding_window": 8, "prediction_head_size": 32},
+    "xmod": {"default_language": "en_XX"},
+    "yoso": {"hash_code_len": 4, "num_hash": 4},
+}
+"""What single types need besides."""
+
+
+def tiny_config(model_type: str, **how: Any) -> PreTrainedConfig:
+    """A small configuration of a type of masked LM, without dropout, of the alphabet of tests/models.py."""
+    kind = CONFIG_MAPPING[model_type]
+    known = {field.name for field in dataclasses.fields(kind)} - {"dtype"}
+    fields = {**_SMALL, **dict.fromkeys(_NO_DROPOUT, 0.0), **_SPECIAL}
+    if model_type in ("modernvbert", "ultravbert"):
+        return kind(text_config=tiny_config("modernbert" if model_type == "modernvbert" else "ultrabert").to_dict())
+    own = {name: value for name, value in fields.items() if name in known}
+    if "n_head" in own or "d_model" in own:
+        own.pop("num_hidden_layers", None)
+    return kind(**{**own, **_OWN.get(model_type, {}), **how})
+
+
+def tiny_masked_lm(model_type: str, seed: int = 0, **how: Any) -> Any:
+    """A random masked LM of a type, in evaluation mode, its biases and norms random too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForMaskedLM.from_config(tiny_config(model_type, **how)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return model
+
+
+FIELDS: dict[str, Any] = {
+    "mask_token_id": MASK,
+    "pad_token_id": PAD,
+    "special_token_ids": [UNK],
+    "prefix_token_ids": [CLS],
+    "suffix_token_ids": [SEP],
+}
+
+
+def wrapped(backbone: Any, process: str = "mask", **fields: Any) -> UDMForMaskedGeneration:
+    """The model around a masked LM."""
+    config = UDMConfig(text_config=backbone.config, process=process, **{**FIELDS, **fields})
+    return UDMForMaskedGeneration(config, backbone=backbone).eval()
+
+
+_WORDS = [FIRST + 7 * i % (VOCAB - FIRST) for i in range(34)]
+LONG = torch.tensor([[CLS, *_WORDS[:2], MASK, *_WORDS[3:5], MASK, *_WORDS[6:], SEP]])
+"""36 tokens, which the chunks of Reformer divide."""
+SHORT = torch.tensor([[CLS, 11, MASK, MASK, SEP]])
+
+
+def rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """A long row and a short one padded behind, (2, L), and where there is a token."""
+    ids = torch.cat((LONG, torch.nn.functional.pad(SHORT, (0, LONG.shape[1] - SHORT.shape[1]), value=PAD)))
+    return ids, (ids != PAD).long()
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> None:
+    if not torch.equal(a, b):
+        raise AssertionError(f"differ by {float((a - b).abs().max()):.2g}")
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def loads(kind: str, where: Path) -> None:
+    plain = tiny_masked_lm(kind)
+    plain.save_pretrained(where)
+    model = UDMForMaskedGeneration.from_pretrained(where, **FIELDS)
+    plain = AutoModelForMaskedLM.from_pretrained(where).eval()
+    with torch.no_grad():
+        equal(model(input_ids=LONG).logits, plain(input_ids=LONG).logits)
+
+
+def conditioned(kind: str, where: Path) -> None:
+    """With a time embedding that says nothing yet the logits of a row are the plain model's, padding behind or not."""
+    plain = tiny_masked_lm(kind)
+    model = wrapped(plain, "substitute")
+    ids, mask = rows()
+    with torch.no_grad():
+        both = model(input_ids=ids, attention_mask=mask, t=torch.tensor([3, 3])).logits
+        for i, row in enumerate((LONG, SHORT)):
+            alone = plain(input_ids=row).logits[0]
+            close(model(input_ids=row, t=torch.tensor([3])).logits[0], alone)
+            close(both[i, : len(alone)], alone)
+
+
+def picks(kind: str, where: Path) -> None:
+    model = wrapped(tiny_masked_lm(kind))
+    ids, mask = rows()
+    wanted = (ids == MASK) & mask.bool()
+    with torch.no_grad():
+        close(
+            model(input_ids=ids, attention_mask=mask, positions=wanted).logits,
+            model(input_ids=ids, attention_mask=mask).logits[wanted],
+        )
+
+
+def independent(kind: str, where: Path) -> None:
+    """A row is filled in, and repaired by a model conditioned on time, as if it were alone in its batch."""
+    ids, mask = rows()
+    for process, clean, how in (("mask", False, {}), ("substitute", True, {"max_edits": 2})):
+        model = wake_time(wrapped(tiny_masked_lm(kind), process))
+        given = [x.masked_fill(x == MASK, 7) if clean else x for x in (ids, LONG, SHORT)]
+        both = model.generate(given[0], attention_mask=mask, seed=0, **how)
+        for i, row in enumerate(given[1:]):
+            alone = model.generate(row, seed=0, sample_index=torch.tensor([i]), **how)
+            equal(both[i : i + 1, : alone.shape[1]], alone)
+        t = None if process == "mask" else torch.tensor([2])
+        with torch.no_grad():
+            alone = model(input_ids=SHORT, t=t).logits
+            beside = model(input_ids=ids, attention_mask=mask, t=None if t is None else t.repeat(2)).logits
+        close(beside[1:, : SHORT.shape[1]], alone)
+
+
+def trains(kind: str, where: Path) -> None:
+    model = wrapped(tiny_masked_lm(kind), "substitute").train()
+    ids, mask = rows()
+    labels = torch.full_like(ids, -100)
+    labels[:, 2] = 7
+    loss = model(input_ids=ids, attention_mask=mask, t=torch.tensor([2, 1]), labels=labels).loss
+    loss.backward()
+    assert bool(loss.isfinite())
+    for name in ("time_embedding.output.weight",):
+        grad = model.get_parameter(name).grad
+        assert grad is not None and bool(grad.isfinite().all()) and bool(grad.any()), name
+    grad = model.get_input_embeddings().weight.grad
+    assert grad is not None and bool(grad.any()), "no gradient of the input embedding"
+
+
+def saves(kind: str, where: Path) -> None:
+    model = wrapped(tiny_masked_lm(kind), "substitute")
+    model.save_pretrained(where)
+    again, info = UDMForMaskedGeneration.from_pretrained(where, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    t = torch.tensor([2])
+    with torch.no_grad():
+        equal(again.eval()(input_ids=LONG, t=t).logits, model(input_ids=LONG, t=t).logits)
+
+
+def exports(kind: str, where: Path) -> None:
+    plain = tiny_masked_lm(kind)
+    model = wrapped(plain)
+    model.backbone.save_pretrained(where)
+    with torch.no_grad():
+        equal(AutoModelForMaskedLM.from_pretrained(where).eval()(input_ids=LONG).logits, model(input_ids=LONG).logits)
+
+
+def fast(kind: str, where: Path) -> None:
+    assert recognise(wrapped(tiny_masked_lm(kind))) is not None, "own forward"
+
+
+CHECKS: dict[str, Callable[[str, Path], None]] = {
+    f.__name__: f for f in (loads, conditioned, picks, independent, trains, saves, exports, fast)
+}
+
+
+def ask(check: Callable[[str, Path], None], kind: str) -> str:
+    """`yes`, or in a line why not."""
+    with tempfile.TemporaryDirectory() as where, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            check(kind, Path(where))
+        except Exception as error:  # whatever goes wrong is what the table says
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return "yes"
+
+
+if __name__ == "__main__":
+    import sys
+
+    for kind in sys.argv[1:] or TYPES:
+        said = {name: ask(check, kind) for name, check in CHECKS.items()}
+        print(kind, *(name for name, answer in said.items() if answer == "yes"))
+        for name, answer in said.items():
+            if answer != "yes":
+                print("     -", name, answer[:230])
