@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .autoencoders import Autoencoder as Autoencoder
+    from .autoencoders import AutoencoderConfig as AutoencoderConfig
     from .control import classifier_guided as classifier_guided
     from .control import edit as edit
     from .control import guided as guided
@@ -64,6 +66,8 @@ _HOMES = {
     "ColdProcess": "processes",
     "GaussianProcess": "processes",
     "process_from_dict": "processes",
+    "Autoencoder": "autoencoders",
+    "AutoencoderConfig": "autoencoders",
     "EmbeddedTextConfig": "embedded_text",
     "EmbeddedTextModel": "embedded_text",
     "EmbeddedTextObjective": "embedded_text",

@@ -384,8 +384,9 @@ def generates(pipe: Any) -> bool:
 
 
 def has_bound(pipe: Any) -> bool:
-    """Whether a model bounds the likelihood: a cold one does not, nor a student, who predicts no mean of x0."""
-    return bool(pipe.process.starts_from_noise and pipe.denoiser.config.few_steps is None)
+    """Whether a model bounds the likelihood: a cold one does not, nor one that walks in latents, nor a student, who
+    predicts no mean of x0."""
+    return bool(pipe.process.starts_from_noise and not pipe.latent and pipe.denoiser.config.few_steps is None)
 
 
 def evaluate_model(
@@ -422,7 +423,9 @@ def evaluate_model(
         if not pipe.process.starts_from_noise:
             raise ValueError("variance is that of the steps of a Gaussian process, and this model's process is cold")
         if not has_bound(pipe):
-            raise ValueError("variance is that of the steps of a bound, and this model of few steps has none")
+            raise ValueError(
+                "variance is that of the steps of a bound, and this model of latents or few steps has none"
+            )
         check_variance(pipe, variance)
     classifier = train_classifier(splits.train) if splits.train.num_classes > 1 else None
     figures: dict[str, Any] = {}

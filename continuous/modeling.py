@@ -14,9 +14,10 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import choices
+from udm_text.common import choices, eval_mode
 from udm_text.devices import demand, reads_are_free
 
+from .autoencoders import Autoencoder, AutoencoderConfig
 from .degradations import per_row
 from .distillation import FewSteps
 from .networks import NETWORKS, network
@@ -47,6 +48,8 @@ class ImageConfig(PreTrainedConfig):
             generate from (`ImageDenoiser.fit_prior` sets it); 0: it holds none and restores only.
         few_steps (`dict`): of a student, how it has to be sampled: the fields of `distillation.FewSteps`; None: in any
             way.
+        autoencoder (`dict`): the fields of an `AutoencoderConfig`: the model walks in latents of images, and holds the
+            autoencoder beside its weights (Gaussian process only). None: in pixels.
     """
 
     model_type = "udm-image"
@@ -60,6 +63,7 @@ class ImageConfig(PreTrainedConfig):
     network: dict | None = None
     prior_rank: int = 0
     few_steps: dict | None = None
+    autoencoder: dict | None = None
     udm_version: int = CONFIG_VERSION
 
     _extras: ClassVar[frozenset[str]] = frozenset(
@@ -99,6 +103,14 @@ class ImageConfig(PreTrainedConfig):
             if self.learned_variance:
                 raise ValueError("few_steps does not go with learned_variance: a student learns steps, not their law")
             FewSteps.read(self.few_steps, process)
+        if self.autoencoder is not None:
+            self.autoencoder = AutoencoderConfig(**{**self.autoencoder, "image_shape": self.image_shape}).fields()
+            if not process.starts_from_noise:
+                raise ValueError("an autoencoder goes with a Gaussian process: a degradation is one of pixels")
+            if self.learned_variance:
+                raise ValueError("learned_variance is learned from the levels of pixels: latents have none")
+            if self.few_steps is not None:
+                raise ValueError("few_steps is of students, who learn from a teacher in pixels: give no autoencoder")
 
     def build_process(self) -> ImageProcess:
         """The process object of this model."""
@@ -116,6 +128,11 @@ class ImageConfig(PreTrainedConfig):
         """(C, H, W) of an image."""
         channels, height, width = self.image_shape or (1, 8, 8)
         return channels, height, width
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is corrupted: an image, or the latents of one."""
+        return self.shape if self.autoencoder is None else AutoencoderConfig(**self.autoencoder).latent_shape
 
     @property
     def num_classes(self) -> int:
@@ -141,11 +158,14 @@ class ImageDenoiser(PreTrainedModel):
         options = dict(config.network or {})
         self.network = network(
             options.pop("kind"),
-            config.shape,
-            config.shape[0] * (2 if config.learned_variance else 1),
+            config.state_shape,
+            config.state_shape[0] * (2 if config.learned_variance else 1),
             config.num_classes + 1 if config.num_classes else 0,
             **options,
         )
+        self.autoencoder: Autoencoder | None = None
+        if config.autoencoder is not None:
+            self.autoencoder = Autoencoder(AutoencoderConfig(**config.autoencoder)).requires_grad_(False)
         self._process: ImageProcess | None = None
         if config.prior_rank:
             means, laws = (config.num_classes + 1, 2) if config.num_classes else (1, 1)
@@ -184,6 +204,31 @@ class ImageDenoiser(PreTrainedModel):
         prior = ColdPrior.fit(cold, images, labels, self.config.num_classes, rank)
         self._hold_prior(ColdPrior(*(values.to(self.device) for values in prior)))
         self.config.prior_rank = prior.basis.shape[1]
+
+    def hold(self, autoencoder: Autoencoder) -> None:
+        """Takes over a trained autoencoder, whose weights then are part of this model's and are trained no more."""
+        if self.autoencoder is None or autoencoder.config.fields() != self.config.autoencoder:
+            raise ValueError(
+                f"the autoencoder must be that of the configuration, {self.config.autoencoder}, got "
+                f"{autoencoder.config.fields()}"
+            )
+        if not autoencoder.measured:
+            raise ValueError("the size of the autoencoder's latents was not measured yet: call measure(images)")
+        self.autoencoder.load_state_dict(autoencoder.state_dict())
+
+    def to_state(self, images: Tensor) -> Tensor:
+        """What of images is corrupted: their latents where the model has an autoencoder, else they themselves."""
+        if self.autoencoder is None:
+            return images
+        with torch.no_grad(), eval_mode(self.autoencoder):
+            return self.autoencoder.encode(images).to(images.dtype)
+
+    def to_images(self, state: Tensor) -> Tensor:
+        """The other way."""
+        if self.autoencoder is None:
+            return state
+        with torch.no_grad(), eval_mode(self.autoencoder):
+            return self.autoencoder.decode(state).to(state.dtype)
 
     def _init_weights(self, module: Any) -> None:
         """Networks initialise themselves; a checkpoint that lacks weights is refused."""
@@ -237,7 +282,7 @@ class ImageDenoiser(PreTrainedModel):
         """What the network predicts of xt at t.
 
         Args:
-            xt: (B, C, H, W), corrupted images. t: (B,) int64 in 0..T.
+            xt: (B, C, H, W), corrupted images, or latents of such. t: (B,) int64 in 0..T.
             labels: (B,) int64, `num_classes` for no class; None where the model has no classes.
 
         Returns:

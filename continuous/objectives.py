@@ -304,6 +304,10 @@ class ImageObjective:
             raise ValueError(f"gamma must be positive, got {gamma}")
         if not 0.0 <= label_drop <= 1.0:
             raise ValueError(f"label_drop must lie in [0, 1], got {label_drop}")
+        if config.autoencoder is not None and (importance or weighting == "vlb"):
+            raise ValueError(
+                "importance and weighting 'vlb' go by a bound on the levels of pixels, which latents do not have"
+            )
         if importance and not process.starts_from_noise:
             raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
         if vlb_ramp < 0 or (vlb_ramp and not config.learned_variance):
@@ -346,6 +350,7 @@ class ImageObjective:
             labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
         share = self.vlb_share * (min(1.0, step / self.vlb_ramp) if self.vlb_ramp else 1.0)
         noise = inputs.get("noise")
+        x0 = self.state_of(model, x0)
         terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share, noise)
         if self.importance is not None and torch.is_grad_enabled():
             assert bound is not None
@@ -359,6 +364,10 @@ class ImageObjective:
         (times,) = self._times(row_index.device)
         place, weight = draw_times(len(times), row_index, total, seed, step, distribution)
         return times[place - 1], weight
+
+    def state_of(self, model: Any, images: Tensor) -> Tensor:
+        """What is corrupted of images: they themselves, or their latents by the autoencoder of the model."""
+        return images if self.config.autoencoder is None else getattr(model, "module", model).to_state(images)
 
     def terms(
         self,
@@ -438,7 +447,7 @@ class ImageObjective:
             for start in watched(range(0, len(mine), self.eval_batch_size), "held-out images"):
                 part = mine[start : start + self.eval_batch_size]
                 batch = collate_images(dataset.__getitems__(part))
-                x0 = batch["images"].to(trainer.args.device)
+                x0 = self.state_of(model, batch["images"].to(trainer.args.device))
                 labels, noise = (batch[name].to(x0.device) if name in batch else None for name in ("labels", "noise"))
                 index = torch.tensor(part, device=x0.device)
                 for draw in range(self.eval_draws):

@@ -164,11 +164,14 @@ class ImagePipeline:
         channels, height, width = config.shape
         words = self.process.card
         known = f"{config.num_classes} classes: {', '.join(config.classes or [])}" if config.classes else "no classes"
+        state = " x ".join(map(str, config.state_shape))
+        where = f"It walks in latents of {state} values, which its own autoencoder decodes. " * self.latent
         return (
             "---\nlibrary_name: udm-text\n"
             f"pipeline_tag: {words.task}\n"
             f"tags:\n- udm\n- diffusion\n- {words.tag}\n---\n\n"
             f"# An image model of udm-text\n\nImages of {channels} x {height} x {width} values in [-1, 1]; {known}. "
+            f"{where}"
             f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n{self._manner()}"
             "```python\nfrom continuous import ImagePipeline\n\n"
             f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{words.use}\n```\n'
@@ -198,8 +201,17 @@ class ImagePipeline:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """(C, H, W) of an image."""
         return self.denoiser.config.shape
+
+    @property
+    def latent(self) -> bool:
+        """Whether the model walks in the latents of an autoencoder, which is part of it."""
+        return self.denoiser.config.autoencoder is not None
+
+    def _in_pixels(self, what: str) -> None:
+        if self.latent:
+            raise ValueError(f"{what} works on pixels, and this model walks in latents of images: it generates only")
 
     # predictors ------------------------------------------------------------------------------------------------------
 
@@ -208,7 +220,7 @@ class ImagePipeline:
 
         Args:
             labels: (B,) int64, -1 for none. guidance_scale: scale of classifier-free guidance; 1 asks the network once.
-            clip: hold x0_hat inside [-1, 1], where every mean of images lies.
+            clip: hold x0_hat inside [-1, 1], where every mean of images lies; latents are never clipped.
         """
 
         def conditional(xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
@@ -219,7 +231,7 @@ class ImagePipeline:
             if labels is None or not self.denoiser.config.num_classes:
                 raise ValueError("guidance needs a label, and a model that knows classes")
             predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance_scale)
-        return sampling.clip(predict) if clip else predict
+        return sampling.clip(predict) if clip and not self.latent else predict
 
     def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
         """DDPM whose steps have the variance that the network predicts (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
@@ -325,7 +337,8 @@ class ImagePipeline:
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
             callback_on_step_end: see `OnStepEnd`; called for each batch of `batch_size` images.
-            output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone.
+            output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone;
+                latents are decoded for it.
             progress: show a bar.
         """
         cold = not self.process.starts_from_noise
@@ -369,7 +382,7 @@ class ImagePipeline:
             return sampling.sample(
                 process,
                 predict,
-                (rows, *self.shape),
+                (rows, *self.denoiser.config.state_shape),
                 sampler=name,
                 times=times,
                 eta=eta,
@@ -461,6 +474,7 @@ class ImagePipeline:
             label, clip, seed, batch_size, callback_on_step_end, output_trajectory, progress: as in `generate`.
         """
         self._refuse_student("restore")
+        self._in_pixels("restore")
         check_images(degraded, "degraded", self.shape, slack=self.process.overshoot())
         t = self.process.T if t is None else check_whole("t", t, 1, self.process.T)
         if num_steps is not None:
@@ -516,6 +530,7 @@ class ImagePipeline:
             corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
         """
         self._refuse_student("edit")
+        self._in_pixels("edit")
         known = check_images(known, "known", self.shape)
         process = self.denoiser.gaussian
         labels = self.labels(label, len(known))
@@ -549,6 +564,7 @@ class ImagePipeline:
 
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
         """Clean images (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
+        self._in_pixels("degrade")
         check_images(images, "images", self.shape)
         t = self.process.T if t is None else check_whole("t", t, 0, self.process.T)
         times = torch.full((len(images),), t, dtype=torch.int64)
@@ -659,16 +675,21 @@ class _Watcher:
 
     def finished(self, images: Tensor) -> Tensor:
         """A batch at its end, on the CPU and inside [-1, 1]."""
-        images = images.cpu().to(torch.float32).clamp(-1.0, 1.0)
+        images = self._decoded(images).clamp(-1.0, 1.0)
         if bool(images.isnan().any()):
             raise NonFiniteOutputError(
                 f"what the network predicts is not finite, in {int(images.flatten(1).isnan().any(dim=1).sum())} of "
                 f"{len(images)} images: its weights are damaged, or too large for {self.pipe.denoiser.dtype}"
             )
         if self.keeps:
-            self.batches.append([*self.states, images])
+            self.batches.append([*map(self._decoded, self.states), images])
             self.states = []
         return images
+
+    def _decoded(self, state: Tensor) -> Tensor:
+        """A state as an image, float32 on the CPU."""
+        denoiser = self.pipe.denoiser
+        return denoiser.to_images(state.to(denoiser.device)).cpu().to(torch.float32)
 
     def trajectory(self) -> tuple[Tensor, ...]:
         return tuple(torch.cat(states) for states in zip(*self.batches, strict=True))

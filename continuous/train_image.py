@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from udm_text.training.runs import (
 from udm_text.training.runs import parse as parse_run
 from udm_text.training.runs import run as carry_out
 
+from .autoencoders import Autoencoder
 from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
 from .grids import draw_loss, save_grid, save_png, tile
@@ -94,6 +96,9 @@ class ModelArguments:
         default=None, metadata={"help": "What the network predicts: epsilon, x0, score or v (default; cold: x0)."}
     )
     learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
+    autoencoder: str | None = field(
+        default=None, metadata={"help": "Walk in the latents of this autoencoder, a folder; see docs/encoders.md."}
+    )
     network: str | None = field(
         default=None, metadata={"help": f"mlp (default up to {SMALL} numbers an image) or unet (beyond)."}
     )
@@ -162,6 +167,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "prediction": None,
         "network": None,
         "network_options": None,
+        "autoencoder": None,
         "conditional": None,
     },
     "A student": {"objective": None, "teacher": None, "student_steps": None, "teacher_steps": None},
@@ -205,6 +211,8 @@ def train_image(
     process = lesson.process if lesson is not None and not asks_for_process(model_args) else build_process(model_args)
     if lesson is not None:
         check_lesson(lesson, data, run)
+        if model_args.autoencoder is not None or (lesson.model is not None and lesson.model.config.autoencoder):
+            raise ValueError("a student learns in pixels: give no autoencoder, and a teacher that has none")
     model_args = model_args if taught else filled(model_args)
     with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
         if ready.finished is not None:
@@ -232,8 +240,11 @@ def _train(
         ready.checkpoint is not None and lesson is None
     ):  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
         process = ImageConfig.from_pretrained(ready.checkpoint).build_process()
-    config = build_config(model_args, process, splits, data.conditional, lesson)
+    autoencoder = None if model_args.autoencoder is None else Autoencoder.from_pretrained(model_args.autoencoder)
+    config = build_config(model_args, process, splits, data.conditional, lesson, autoencoder)
     model = ImageDenoiser(config)
+    if autoencoder is not None:
+        model.hold(autoencoder)
     if lesson is not None:
         splits = _taught(lesson, model, splits, goal, run, ready)
     if run.learning_rate is None:
@@ -409,10 +420,19 @@ def build_config(
     splits: ImageSplits,
     conditional: bool,
     lesson: Lesson | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> ImageConfig:
     """What the model is to be, for these images."""
     rows, teacher = splits.train, None if lesson is None or lesson.model is None else lesson.model.config
-    kind = model_args.network or ("mlp" if rows.images[0].numel() <= SMALL else "unet")
+    numbers = rows.images[0].numel()
+    if autoencoder is not None:
+        if tuple(autoencoder.config.image_shape or ()) != rows.shape:
+            raise ValueError(
+                f"autoencoder {model_args.autoencoder} is one of images of {autoencoder.config.image_shape}, and the "
+                f"data has {list(rows.shape)}"
+            )
+        numbers = math.prod(autoencoder.config.latent_shape)
+    kind = model_args.network or ("mlp" if numbers <= SMALL else "unet")
     network = options("network_options", model_args.network_options)
     usual = process.default_prediction if teacher is None else teacher.prediction
     wanted = ImageConfig(
@@ -422,6 +442,7 @@ def build_config(
         image_shape=list(rows.shape),
         levels=rows.levels,
         classes=rows.classes if conditional and (teacher is None or teacher.num_classes) else None,
+        autoencoder=None if autoencoder is None else autoencoder.config.fields(),
         network={"kind": kind, **network},
     )
     if lesson is None:

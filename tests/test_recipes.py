@@ -112,3 +112,23 @@ def test_embedding_diffusion_learns_lines_and_writes_new_ones(tmp_path):
     )
     assert one == again and len(one.splitlines()) == len(draws.splitlines()) == 4 and one != draws
     assert "nothing was changed" in called(embedding, *train, "--resume")
+
+
+def test_an_autoencoder_is_trained_and_an_image_model_walks_in_its_latents(tmp_path):
+    """In few steps digits come back with less error than their mean has, and the pipeline decodes by itself."""
+    from continuous.data import digits
+    from continuous.pipeline import ImagePipeline
+    from tests.helpers import udm_here
+
+    made, out = tmp_path / "autoencoder", tmp_path / "latent"
+    how = ("--max_steps", "60", "--widths", "8,16", "--latent_channels", "2", "--learning_rate", "0.01", *QUIET)
+    recipe("latent_diffusion").main(["--output", str(made), *how])
+    report = json.loads((made / "report.json").read_text(encoding="utf-8"))
+    images = digits().validation.images
+    assert report["validation"]["reconstruction_rmse"] < 0.75 * float((images - images.mean(0)).square().mean().sqrt())
+    assert (made / "reconstructions.png").exists()
+    network = ("--network_options", '{"width": 16, "blocks": 1}', "--max_steps", "10")
+    udm_here("image", "train", "--autoencoder", made, "--output", out, *network, *QUIET)
+    pipe = ImagePipeline.from_pretrained(out)
+    assert pipe.generate(3, label=2, seed=0).shape == (3, 1, 8, 8) and pipe.denoiser.config.state_shape == (2, 4, 4)
+    udm_here("image", "generate", out, "-n", 4, "-o", tmp_path / "made.png", "--strip", tmp_path / "strip.png")
