@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from .processes import ColdProcess as ColdProcess
     from .processes import GaussianProcess as GaussianProcess
     from .processes import process_from_dict as process_from_dict
+    from .product import ProductProcess as ProductProcess
+    from .product import in_turn as in_turn
+    from .product import sample_product as sample_product
+    from .product import together as together
     from .sampling import ColdPrior as ColdPrior
     from .sampling import ancestral as ancestral
     from .sampling import clip as clip
@@ -75,6 +79,10 @@ _HOMES = {
     "plus_minus": "encoded",
     "sample_encoded": "encoded",
     "sample_means": "encoded",
+    "ProductProcess": "product",
+    "in_turn": "product",
+    "sample_product": "product",
+    "together": "product",
     "Blur": "degradations",
     "Desaturate": "degradations",
     "PixelMask": "degradations",
