@@ -68,7 +68,6 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},  # --num_steps is --num-steps
     help="Text by discrete diffusion: train, generate, evaluate, repair.",
@@ -553,6 +552,17 @@ def export(
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     save_backbone(network, load_tokenizer(model, trust_remote_code), output)
     print(f'{output}: pipeline("fill-mask", model="{output}")')
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What is installed, which devices are found and what is missing. Asks nothing of the network."""
+    from .doctor import describe, examine
+
+    found = examine()
+    show(to_json(found, ensure_ascii=not speaks_unicode()) if as_json else describe(found))
+    if found["problems"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -74,14 +74,19 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def prepare_script() -> Path:
-    """data/unicode_names/prepare.py of the clone that this package runs from."""
-    for root in (Path.cwd(), Path(__file__).resolve().parents[2]):
-        script = root / "data" / "unicode_names" / "prepare.py"
+    """data/unicode_names/prepare.py: of the clone that this package runs from, or the copy that a wheel holds."""
+    package = Path(__file__).resolve().parents[1]
+    scripts = [root / "data" / "unicode_names" / "prepare.py" for root in (package.parent, package)]
+    for script in scripts:
         if script.is_file():
             return script
-    raise FileNotFoundError(
-        "data/unicode_names/prepare.py is not here: the demo runs in a clone of the repository, start it from there"
-    )
+    raise FileNotFoundError(f"what makes the data of the demo is missing, {scripts[1]}: install udm-text anew")
+
+
+def place_of_data(script: Path, output: Path) -> Path:
+    """Where the data of the demo go: beside the script in a clone, and below `output` where that is installed."""
+    package = Path(__file__).resolve().parents[1]
+    return output / "unicode-names-data" if script.is_relative_to(package) else script.parent / "dataset"
 
 
 def load_script(path: Path) -> ModuleType:
@@ -109,7 +114,7 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
     started = time.time()
     logging.disable_progress_bar()
     script = prepare_script()
-    dataset = script.parent / "dataset"
+    dataset = place_of_data(script, output)
     if not (dataset / "README.md").exists():
         counts = load_script(script).prepare(dataset)
         console.print(f"[bold]data[/]  {sum(counts.values())} names of Unicode characters -> {dataset}")
@@ -134,12 +139,20 @@ def run(output: Path, steps: int | None = None, seed: int = 0) -> dict[str, Any]
         "demo_seconds": time.time() - started,
     }
     write_json(names_dir / "report.json", {**report, **shown})
-    console.print(
-        f"\nmodel  {names_dir}\nloss curve  {names_dir / 'loss.png'}\nevery figure  {names_dir / 'report.json'}"
-    )
+    console.print(f"\nmodel  {names_dir}\nevery figure  {names_dir / 'report.json'}")
+    if (names_dir / "loss.png").is_file():
+        console.print(f"loss curve  {names_dir / 'loss.png'}")
+    else:
+        console.print("no loss curve: it takes matplotlib (pip install matplotlib)")
     console.print(f"{shown['demo_seconds']:.0f} s in all, {report['train_seconds']:.0f} s of them training the names")
     console.print(f"Go on: udm generate {names_dir} --watch, udm evaluate {names_dir} --json")
     return shown
+
+
+def without_extra() -> list[str]:
+    """The options of a run without the extra `train`: no loss.png, or no logs, of what is not installed."""
+    lacking = {"matplotlib": ["--plot", "false"], "tensorboard": ["--report_to", "none"]}
+    return [word for name, words in lacking.items() if importlib.util.find_spec(name) is None for word in words]
 
 
 def train(output: Path, dataset: Path, options: list[str], seconds: int, steps: int | None, seed: int) -> None:
@@ -155,6 +168,7 @@ def train(output: Path, dataset: Path, options: list[str], seconds: int, steps: 
         arguments += ["--max_steps", str(steps), "--save_steps", str(max(1, steps // 2))]
     arguments += ["--bf16"] if quick_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else []
     arguments += ["--resume"] if is_begun(output) else []
+    arguments += without_extra()
     console.print(f"\n[bold]training[/]  udm train {' '.join(arguments)}")
     end(train_text(*parse(arguments)), and_signals=True)
 
