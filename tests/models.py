@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    AutoModelForMaskedLM,
+    AutoConfig,
     BertConfig,
     ModernBertConfig,
     NomicBertConfig,
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
+from udm_text.decoders import auto_class, is_decoder
 from udm_text.modeling_udm import UDMOutput
 from udm_text.randomness import RowRandom
 
@@ -37,6 +38,8 @@ ROWS = (  # three to fill in, the last to continue
 )
 
 FAMILIES = ("bert", "roberta", "modernbert", "nomic_bert")
+FAST = (*FAMILIES, "llama", "mistral", "qwen2")
+"""Those that the fast path knows."""
 PROCESSES = ("mask", "substitute", "uniform")
 TEXTS = ("the cat sat on the mat", "a dog ran to the cat", "the mat is red", "a red dog sat", "the dog is on a mat")
 MAX_POSITIONS = 40
@@ -113,6 +116,8 @@ def text_config(
     family: str = "bert", vocab_size: int = VOCAB, pad_token_id: int = PAD, dropout: float = 0.0, **how: Any
 ) -> PreTrainedConfig:
     """A small configuration; weights wide enough that no two positions are predicted alike."""
+    if is_decoder(family):
+        return decoder_config(family, vocab_size, pad_token_id=pad_token_id, **how)
     # Padding stands behind <s> in RoBERTa, whose positions start behind the padding index.
     extra = pad_token_id + 1 if family == "roberta" else 0
     common: dict[str, Any] = {
@@ -136,15 +141,72 @@ def text_config(
     return kinds[family](**{**common, **own, **how})
 
 
+DECODERS = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2")
+
+
+def decoder_config(family: str, vocab_size: int = VOCAB, **how: Any) -> PreTrainedConfig:
+    """A small decoder of grouped keys (but GPT-2), with local layers where its family has them, heads tied or not."""
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": 0.3,
+    }
+    if family == "gpt2":
+        own: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    else:
+        own = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
+    if family in ("mistral", "gemma2", "gemma3_text", "qwen2"):
+        own["sliding_window"] = 8
+    if family == "qwen2":
+        own |= {"use_sliding_window": True, "max_window_layers": 1}
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return AutoConfig.for_model(family, **{**common, **own, **ids, **how})
+
+
+def decoder_tokens(family: str) -> PreTrainedTokenizerFast:
+    """A tokenizer without [MASK]: byte-level BPE, which puts <s> before a row (llama, mistral, gemma), or nothing; its
+    padding token is <pad> (gemma), its EOS (qwen3), or there is none."""
+    gemma, framed = family.startswith("gemma"), family not in ("gpt2", "qwen3")
+    names = {"bos": "<s>", "eos": "</s>"} if framed else {"eos": "<|endoftext|>"}
+    names |= {"pad": "<pad>"} if gemma else {"pad": "<|endoftext|>"} if family == "qwen3" else {}
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(dict.fromkeys(names.values()))
+    core.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=290, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    core.post_processor = processors.ByteLevel(trim_offsets=True)
+    if framed:
+        bos = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])
+        core.post_processor = processors.Sequence([core.post_processor, bos])
+    named: dict[str, Any] = {f"{name}_token": token for name, token in names.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, padding_side="left", **named
+    )
+
+
+def save_decoder(directory: Path, family: str, spare: int = 0, **how: Any) -> Path:
+    """A plain causal checkpoint of transformers, with its tokenizer. spare: rows of embeddings that are no tokens."""
+    tokenizer = decoder_tokens(family)
+    make_masked_lm(decoder_config(family, len(tokenizer) + spare, **how)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
 def make_masked_lm(config: PreTrainedConfig, seed: int = 0):
-    """A random masked LM in evaluation mode, its biases and norms random too."""
+    """A random masked LM or decoder in evaluation mode, its biases and norms random too."""
     with torch.random.fork_rng(devices=[]):
         return _draw_masked_lm(config, seed)
 
 
 def _draw_masked_lm(config: PreTrainedConfig, seed: int):
     torch.manual_seed(seed)
-    model = AutoModelForMaskedLM.from_config(config).eval()
+    model = auto_class(config).from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import ElectraConfig
 
-from tests.models import CLS, FAMILIES, MASK, PAD, PROCESSES, SEP, UNK, Adapted, make_udm, wrap
+from tests.models import CLS, FAST, MASK, PAD, PROCESSES, SEP, UNK, Adapted, make_udm, wrap
 from udm_text import UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.cli.terminal import describe_speed
@@ -68,7 +68,7 @@ def errors(monkeypatch):
 
 
 @pytest.mark.parametrize("time", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_a_refresh_is_exact_and_the_calls_between_are_not(family, time, errors, monkeypatch):
     bound = 1e-4 if family == "modernbert" else 1e-10  # ModernBERT turns queries and keys in float32
     for chunk in (4096, 20):
@@ -93,7 +93,7 @@ def test_a_refresh_at_every_call_is_the_exact_path_bit_for_bit(process, how):
     assert process != "mask" or not torch.equal(exact, model.generate(ROWS, seed=1, cache_refresh=100, **how))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_between_refreshes_it_is_exact_where_nothing_or_everything_changed(family):
     bound = 1e-4 if family == "modernbert" else 1e-10
     model = deep(family)
@@ -285,7 +285,7 @@ def test_what_a_callback_writes_anywhere_is_computed_anew(process, monkeypatch):
 def test_what_cannot_be_cached_is_refused_and_never_exact_in_silence():
     config = ElectraConfig(vocab_size=24, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, pad_token_id=PAD)
     other = wrap(config)
-    with pytest.raises(ValueError, match="cache_refresh=4 .* BERT, ModernBERT or NomicBERT .*ElectraForMaskedLM"):
+    with pytest.raises(ValueError, match="cache_refresh=4 .* NomicBERT or Llama .*ElectraForMaskedLM"):
         other.generate(ROWS, cache_refresh=4)
     assert other.generate(ROWS, cache_refresh=1) is not None
     adapted = deep()

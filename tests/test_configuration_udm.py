@@ -238,7 +238,13 @@ def test_an_update_is_validated_too():
         config.update(temperature=-1)
 
 
-def test_gpt2_is_a_config_but_no_masked_lm(tmp_path):
-    # the configuration alone can be read; a model of it is refused (test_modeling_udm)
-    GPT2Config(vocab_size=50).save_pretrained(tmp_path)
-    assert UDMConfig.from_pretrained(tmp_path).text_config.model_type == "gpt2"
+def test_a_decoder_is_bidirectional_in_the_config_of_a_model_alone(tmp_path, plain):
+    decoder = GPT2Config(vocab_size=50)
+    decoder.save_pretrained(tmp_path / "plain")
+    for config in (UDMConfig.from_pretrained(tmp_path / "plain"), UDMConfig(text_config=decoder)):
+        assert config.from_decoder and config.text_config.model_type == "gpt2"
+        config.save_pretrained(tmp_path / "ours")
+        assert UDMConfig.from_pretrained(tmp_path / "ours").text_config.is_causal is False
+    assert not hasattr(decoder, "is_causal")
+    encoder = UDMConfig.from_pretrained(plain["bert"])
+    assert not encoder.from_decoder and not hasattr(encoder.text_config, "is_causal")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DistilBertConfig, ElectraConfig
 
 from tests.helpers import python
-from tests.models import CLS, FAMILIES, MASK, PAD, SEP, Adapted, make_udm, wrap
+from tests.models import CLS, FAST, MASK, PAD, SEP, Adapted, decoder_config, make_udm, wrap
 from tests.oracle.world import all_rows, index_of, total_variation
 from udm_text import fastpath, predictors
 from udm_text.backbones import Linear
@@ -71,7 +71,7 @@ def declines(model) -> bool:
         return asked(fast, rows, torch.ones(2), rows == 7) is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 @pytest.mark.parametrize("time", (False, True))
 @pytest.mark.parametrize("dtype, bound", ((torch.float32, 1e-4), (torch.float64, 1e-10)))
 def test_logits_are_those_of_the_full_forward_on_whole_trajectories(family, time, dtype, bound, errors):
@@ -86,7 +86,7 @@ def test_logits_are_those_of_the_full_forward_on_whole_trajectories(family, time
     assert len(errors) > 50 and max(errors) <= (1e-5 if family == "modernbert" and dtype == torch.float64 else bound)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 @pytest.mark.parametrize("time", (False, True))
 def test_texts_are_the_same_on_both_paths(family, time):
     for process, hows in (("mask", HOWS), ("substitute", [{"kernel": kernel} for kernel in KERNELS])):
@@ -97,7 +97,7 @@ def test_texts_are_the_same_on_both_paths(family, time):
                 assert torch.equal(rows, model.generate(ROWS, seed=3, **how))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_sub_batches_and_eager_attention(family, errors, monkeypatch):
     monkeypatch.setattr(fastpath, "_ROOM", {"cpu": 24 * 32})  # two rows at a time
     model = make_udm(family=family)
@@ -109,7 +109,7 @@ def test_sub_batches_and_eager_attention(family, errors, monkeypatch):
 
 
 def test_bfloat16_follows_its_own_full_forward(errors):
-    for family in FAMILIES:
+    for family in FAST:
         model = make_udm(family=family).to(torch.bfloat16)
         model.generate(ROWS, seed=1)
     assert max(errors) < 0.25  # some units in the last place of logits of about 10
@@ -137,7 +137,7 @@ def test_weights_changed_between_and_within_calls_are_seen(errors):
 
 def test_calls_in_any_order_and_on_any_text_are_exact():
     torch.manual_seed(0)
-    for family in FAMILIES:
+    for family in FAST:
         model = make_udm(family=family)
         attended = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
         fast = FastForward(model, attended, torch.tensor([10, 4, 7]))
@@ -285,7 +285,7 @@ def last_attention(model) -> tuple[nn.Module, str]:
     return (last.attn, "Wqkv") if hasattr(last, "attn") else (last.self_attn, "q_proj")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAST)
 def test_known_backbones_take_it_unless_something_was_changed(family):
     model = make_udm(family=family)
     assert not declines(model)
@@ -318,6 +318,25 @@ def test_training_mode_gradients_and_autocast_decline():
         assert asked(fast, rows, t, rows == 7) is not None
         model.train()
         assert asked(fast, rows, t, rows == 7) is None
+
+
+def test_shifted_predictions_are_read_at_the_position_before(errors):
+    model = make_udm(family="llama", shift_logits=True)
+    for how in HOWS:
+        model.generate(ROWS, seed=1, **how)
+        model.generate(length=9, num_return_sequences=3, seed=1, **how)
+    assert len(errors) > 20 and max(errors) < 1e-4
+    with pytest.raises(ValueError, match="cache_refresh"):
+        model.generate(ROWS, seed=1, cache_refresh=2)
+
+
+def test_a_decoder_whose_rotary_positions_depend_on_the_longest_row_or_that_is_causal_again_declines():
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    assert declines(wrap(decoder_config("llama", rope_parameters=scaled)))
+    assert not declines(wrap(decoder_config("llama", rope_parameters={**scaled, "rope_type": "linear"})))
+    causal = make_udm(family="llama")
+    causal.backbone.config.is_causal = True
+    assert declines(causal)
 
 
 @pytest.mark.parametrize("kind", (DistilBertConfig, ElectraConfig))

@@ -17,12 +17,11 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    CLIPTextConfig,
     ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
     MPNetConfig,
     RoFormerConfig,
     XLMConfig,
@@ -524,9 +523,10 @@ def test_an_unknown_entry_of_generation_config_json_is_refused(tmp_path):
 
 
 def test_a_directory_of_another_kind_is_refused_and_a_missing_one_too(tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ValueError, match="text_config is of model type 'gpt2', which has no masked LM"):
-        UDMForMaskedGeneration.from_pretrained(tmp_path / "gpt2")
+    CLIPTextConfig(vocab_size=30, hidden_size=8, intermediate_size=8).save_pretrained(tmp_path / "clip")
+    said = "text_config is of model type 'clip_text_model', which has no masked LM in transformers and no decoder"
+    with pytest.raises(ValueError, match=said):
+        UDMForMaskedGeneration.from_pretrained(tmp_path / "clip")
     with pytest.raises(OSError, match="nowhere"):
         UDMForMaskedGeneration.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

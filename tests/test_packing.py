@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tests.models import CLS, FAMILIES, MASK, PAD, make_rows, make_udm
+from tests.models import CLS, FAMILIES, MASK, PAD, decoder_config, make_rows, make_udm, wrap
 from tests.training_helpers import make_trainer, weights
 from udm_text.randomness import RowRandom
 from udm_text.training import TextObjective
@@ -24,10 +24,10 @@ def rows_of(lengths):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "llama", "qwen3", "gpt2"])
 @pytest.mark.parametrize("width", [1, 12, 100])
 def test_the_logits_of_a_packed_row_are_those_it_has_alone(family, attention, width):
-    model = make_udm(family=family)
+    model = make_udm(family=family) if family in FAMILIES else wrap(decoder_config(family))
     model.set_attn_implementation(attention)
     check_packing(model, width)
     ids, mask = rows_of(LENGTHS)

@@ -2,7 +2,7 @@
 
 A `Body` names the parts of a backbone by their role: embeddings, projections, what a layer does behind its attention,
 the head. Known are those built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT), like ModernBERT and like NomicBERT,
-recognised by their modules.
+recognised by their modules, and Llama, Mistral and Qwen2 made bidirectional, of whose modules others are built, too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_bidirectional_sliding_window_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+)
 
 
 class Linear(nn.Module):
     """The linear maps of some nn.Linear of the same input, side by side; packed for the CPU once `pack` is called."""
 
-    def __init__(self, *modules: nn.Linear, start: int = 0, end: int | None = None):
+    def __init__(self, *modules: nn.Linear | Repeated, start: int = 0, end: int | None = None):
         """start, end: the outputs wanted."""
         super().__init__()
         weights: list[Tensor] = [module.weight for module in modules]
@@ -152,8 +157,9 @@ class Body(Protocol):
     def kind(self, layer: Any) -> str:
         """Whose sight a layer has."""
 
-    def projections(self, layer: Any) -> list[nn.Linear]:
-        """What makes the queries, keys and values of a layer: 3H outputs in this order, by one map or several."""
+    def projections(self, layer: Any) -> list[Any]:
+        """What makes the queries, keys and values of a layer: 3H outputs in this order, by one map or several, each a
+        nn.Linear or with its weight and bias as one has them."""
 
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         """(..., H), what the projections of a layer see of its input x (..., H)."""
@@ -365,7 +371,97 @@ class NomicBertBody:
         return self.backbone.cls.predictions.transform(x)
 
 
-_KNOWN: tuple[type[Body], ...] = (BertBody, ModernBertBody, NomicBertBody)
+class Repeated(NamedTuple):
+    """The linear map of grouped keys or values, with outputs for each head that shares them: what `Linear` reads."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Linear, groups: int, heads: int) -> Repeated:
+        """groups: of keys in the module. heads: that share them, `heads / groups` each, side by side."""
+
+        def widened(x: Tensor) -> Tensor:
+            return x.detach().unflatten(0, (groups, -1)).repeat_interleave(heads // groups, dim=0).flatten(0, 1)
+
+        return cls(widened(module.weight), None if module.bias is None else widened(module.bias))
+
+
+class LlamaBody:
+    """Llama, Mistral and Qwen2, bidirectional: RMS norms before, rotary positions, grouped keys, local layers."""
+
+    names = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+    rotary = ("default", "linear", "llama3")
+    """Kinds of rotary positions whose angles do not depend on how long the longest row is."""
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.body = backbone, backbone.base_model
+        self.layers: Any = self.body.layers
+        self.heads: int = self.body.config.num_attention_heads
+
+    @staticmethod
+    def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
+        body, layers, config = backbone.base_model, backbone.base_model.layers, backbone.config
+        parts = [(backbone, f"{backbone.base_model_prefix} lm_head"), (body, "embed_tokens layers norm rotary_emb")]
+        for layer in layers:
+            parts += [(layer, "self_attn mlp input_layernorm post_attention_layernorm")]
+            parts += [(layer.self_attn, "q_proj k_proj v_proj o_proj")]
+        if type(backbone).__name__ not in LlamaBody.names or not _built(parts) or config.is_causal:
+            return None
+        if (
+            body.rotary_emb.rope_type not in LlamaBody.rotary
+            or layers[0].self_attn.q_proj.out_features != config.hidden_size
+        ):
+            return None
+        passed = list(layers) if all_layers else [layers[0], layers[-1]]
+        own = [layer.self_attn for layer in passed]
+        own += [map_ for module in own for map_ in (module.q_proj, module.k_proj, module.v_proj)]
+        return [backbone, body, backbone.lm_head, *passed, *own]
+
+    def position_ids(self, tokens: Tensor, embedded: bool) -> Tensor:
+        return _in_order(tokens)
+
+    def embed(self, tokens: Tensor, position_ids: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        x = self.body.embed_tokens(tokens)
+        return x if shift is None else x + shift
+
+    def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
+        where = torch.arange(like.shape[1], device=like.device)[None]
+        angles = Angles(*self.body.rotary_emb(like, where))
+        made: dict[str, Any] = {
+            "full_attention": create_causal_mask,
+            "sliding_attention": create_sliding_window_causal_mask,
+        }
+        given: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": None, "position_ids": where}
+        kinds = {self.kind(layer) for layer in self.layers}
+        return {kind: Sight(made[kind](self.body.config, like, **given), angles) for kind in kinds}
+
+    def kind(self, layer: Any) -> str:
+        everywhere = (
+            "full_attention" if getattr(self.body.config, "sliding_window", None) is None else "sliding_attention"
+        )
+        return getattr(layer.self_attn, "layer_type", None) or everywhere
+
+    def projections(self, layer: Any) -> list[Any]:
+        own, groups = layer.self_attn, self.body.config.num_key_value_heads
+        return [own.q_proj, *(Repeated.of(module, groups, self.heads) for module in (own.k_proj, own.v_proj))]
+
+    def attention_input(self, layer: Any, x: Tensor) -> Tensor:
+        return layer.input_layernorm(x)
+
+    def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
+        x = x + layer.self_attn.o_proj(context)
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+
+    def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
+        angles = sight.angles and sight.angles[:2]
+        return layer(x, attention_mask=sight.mask, position_embeddings=angles, use_cache=False, is_causal=False)
+
+    def head_transform(self, x: Tensor) -> Tensor:
+        return self.body.norm(x)
+
+
+_KNOWN: tuple[type[Body], ...] = (BertBody, ModernBertBody, NomicBertBody, LlamaBody)
 
 
 def _in_order(tokens: Tensor, start: int = 0) -> Tensor:
@@ -429,6 +525,8 @@ def recognise(model: Any, all_layers: bool = False) -> Body | None:
             if config._attn_implementation not in ("sdpa", "eager") or len(body.layers) < 2:
                 return None
             if config.output_attentions or config.output_hidden_states:
+                return None
+            if all_layers and model.config.shift_logits:  # what is asked about is not what is read
                 return None
             if len({(weight.dtype, weight.device) for weight in model.parameters()}) > 1:
                 return None

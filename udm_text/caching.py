@@ -130,6 +130,6 @@ class CachedForward:
 
 def refused(refresh: int, why: str) -> ValueError:
     return ValueError(
-        f"cache_refresh={refresh} keeps keys and values of backbones built like BERT, ModernBERT or NomicBERT (eager "
-        f"or sdpa attention, at least two layers, no adapters or hooks): {why}; leave cache_refresh at None"
+        f"cache_refresh={refresh} keeps keys and values of backbones built like BERT, ModernBERT, NomicBERT or Llama "
+        f"(eager or sdpa attention, at least two layers, no adapters or hooks): {why}; leave cache_refresh at None"
     )

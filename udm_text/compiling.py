@@ -187,7 +187,8 @@ class TracedStep:
             x = body.run(layer, x, rows.sights[body.kind(layer)])
         maps, size = body.projections(last), x.shape[-1]
         query, key_value = Linear(*maps, end=size), Linear(*maps, start=size)
-        hidden = last_layer(body, last, x, query, key_value, rows.sights[body.kind(last)], positions)
+        where = positions.before() if model.config.shift_logits else positions
+        hidden = last_layer(body, last, x, query, key_value, rows.sights[body.kind(last)], where)
         return hidden, lambda some: model.get_output_embeddings()(body.head_transform(some))
 
 

@@ -19,8 +19,9 @@ from transformers.utils.hub import cached_file
 
 from .autoregressive import JointProcess
 from .common import choices, read_object
+from .decoders import decoder_tokenizer, is_decoder, make_bidirectional
 from .edits import EditProcess
-from .framing import LOCATION_ARGUMENTS, tokenizer_fields
+from .framing import LOCATION_ARGUMENTS, find_tokenizer, tokenizer_fields
 from .kernels import ALL_KERNELS, KERNELS
 from .processes import DeleteProcess, MaskProcess, SubstituteProcess, UniformProcess
 from .widths import MOST_WIDTHS
@@ -123,7 +124,8 @@ class UDMConfig(PreTrainedConfig):
     Configuration of [`UDMForMaskedGeneration`]: a network (`text_config`) and the corruption it undoes.
 
     Args:
-        text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`; with predictor
+        text_config (`PreTrainedConfig` or `dict`): configuration of any `AutoModelForMaskedLM`, or of a decoder
+            (`AutoModelForCausalLM`), which is made bidirectional: its `is_causal` is then False; with predictor
             `"autoregressive"` of any `AutoModelForSeq2SeqLM` (BART, T5, ...).
         process (`str`, defaults to `"mask"`): the corruption, `"mask"`, `"substitute"`, `"uniform"`, `"delete"` or
             `"edit"` (of repairers).
@@ -147,6 +149,9 @@ class UDMConfig(PreTrainedConfig):
         gap_tokens (`bool`, defaults to `False`): process delete: whether a network reads a [MASK] in every gap, twice
             as many tokens, which a pretrained masked LM knows to answer; else it reads a gap at the token to its left.
             Of process edit always true.
+        shift_logits (`bool`, defaults to `False`): of a decoder, whether the prediction for a position is read at the
+            one before it, where the decoder has learnt to make it; for the first position at itself. Only of processes
+            whose tokens stay where they are.
         length_counts (`list[int]`, *optional*): `length_counts[l]` training rows had l editable tokens. Generation
             without a length draws one from it.
         step_curve (`list[float]`, *optional*): nats of a masked token where a share j/n of the row is masked, for j =
@@ -172,6 +177,7 @@ class UDMConfig(PreTrainedConfig):
     kernel: str | None = None
     time_conditioning: bool | None = None
     gap_tokens: bool = False
+    shift_logits: bool = False
     length_counts: list[int] | None = None
     step_curve: list[float] | None = None
     blank_widths: int | None = None
@@ -198,6 +204,7 @@ class UDMConfig(PreTrainedConfig):
         if self.predictor not in PREDICTORS:
             raise ValueError(f"predictor must be {choices(PREDICTORS)}, got {self.predictor!r}")
         self._check_architecture()
+        make_bidirectional(self.text_config)
         check_sizes(self.text_config)
         if self.process not in PROCESSES:
             raise ValueError(f"process must be {choices(PROCESSES)}, got {self.process!r}")
@@ -217,6 +224,8 @@ class UDMConfig(PreTrainedConfig):
                 "gap_tokens=True puts [MASK] into the gaps that tokens are put into: it needs process 'delete' and "
                 f"mask_token_id, got process {self.process!r} and mask_token_id {self.mask_token_id}"
             )
+        if self.shift_logits:
+            self._check_shift()
         if self.pad_token_id is None:
             self.pad_token_id = getattr(self.text_config, "pad_token_id", None)
         vocab = self.vocab_size
@@ -272,8 +281,8 @@ class UDMConfig(PreTrainedConfig):
         if not hasattr(self.text_config, "vocab_size") or (pair and not self.writes_rows):
             instead = "; or give predictor='autoregressive', which needs an encoder-decoder" if pair else ""
             raise ValueError(
-                "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...), "
-                f"got model type {kind!r}{instead}"
+                "text_config must be that of a masked LM that is an encoder alone (BERT, RoBERTa, ModernBERT, ...) or "
+                f"of a decoder of text (Llama, Qwen3, GPT-2, ...), got model type {kind!r}{instead}"
             )
         if not self.writes_rows:
             return
@@ -286,6 +295,20 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError(
                 f"text_config of model type {kind!r} names no decoder_start_token_id, the token that the decoder "
                 "begins with: set it"
+            )
+
+    def _check_shift(self) -> None:
+        """Raises ValueError for a model that cannot read its predictions one position before."""
+        kind, process = self.text_config.model_type, PROCESSES[self.process]
+        if not self.from_decoder:
+            raise ValueError(
+                f"shift_logits=True reads predictions where a decoder has learnt to make them, and model type {kind!r} "
+                "is a masked LM, which makes them at the position itself: leave it out"
+            )
+        if process.inserts or process.edits:
+            raise ValueError(
+                "shift_logits=True goes with processes whose tokens stay where they are (mask, substitute, uniform), "
+                f"got process {self.process!r}, which reads a gap at the token before it as it is: leave it out"
             )
 
     def _find_kernel(self, kernel: str | None) -> str:
@@ -328,6 +351,11 @@ class UDMConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, value: int):  # resize_token_embeddings sets it
         self.text_config.vocab_size = value
+
+    @property
+    def from_decoder(self) -> bool:
+        """Whether the backbone is a decoder made bidirectional (decoders.py), and no masked LM."""
+        return is_decoder(self.text_config) and not self.writes_rows
 
     @property
     def max_row_length(self) -> int | None:
@@ -454,6 +482,9 @@ class UDMConfig(PreTrainedConfig):
             own.setdefault("step_curve", None)
             own.setdefault("blank_widths", None)
             own.setdefault("gap_tokens", False)
+            process = PROCESSES.get(own["process"]) if isinstance(own["process"], str) else None
+            if process is not None and (process.inserts or process.edits):
+                own.setdefault("shift_logits", False)
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         try:
             config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
@@ -486,7 +517,11 @@ class UDMConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens."""
+        """As in transformers; the config of a plain masked LM is wrapped, its tokenizer read for the special tokens.
+
+        So is that of a plain decoder, with [MASK] and what else its tokenizer lacks (`decoder_tokenizer`): its
+        vocabulary then has room for them.
+        """
         where = {name: kwargs[name] for name in LOCATION_ARGUMENTS if name in kwargs}
         check_config_file(pretrained_model_name_or_path, **where)
         where["trust_remote_code"] = kwargs.get("trust_remote_code")
@@ -497,8 +532,10 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError(
                 f"the config.json of {pretrained_model_name_or_path} names no model_type: it is not that of a masked LM"
             )
-        return {
-            "model_type": cls.model_type,
-            "text_config": config,
-            **tokenizer_fields(pretrained_model_name_or_path, config.get("vocab_size"), **where),
-        }, kwargs
+        tokenizer, vocab_size = find_tokenizer(pretrained_model_name_or_path, **where), config.get("vocab_size")
+        if tokenizer is not None and is_decoder(config["model_type"]):
+            tokenizer = decoder_tokenizer(tokenizer)
+            if isinstance(vocab_size, int):
+                config["vocab_size"] = vocab_size = max(vocab_size, len(tokenizer))
+        own = {} if tokenizer is None else tokenizer_fields(tokenizer, vocab_size)
+        return {"model_type": cls.model_type, "text_config": config, **own}, kwargs

@@ -266,8 +266,9 @@ class FastForward:
 
     def _last(self, group: Group, layer: Any, x: Tensor) -> Tensor:
         """(n, H) behind the last layer at the wanted positions, from its input x (b, L, H)."""
-        body = self.batch.body
-        return last_layer(body, layer, x, self.query, self.key_value, group.sights[body.kind(layer)], group.positions)
+        body, where = self.batch.body, group.positions
+        where = where.before() if self.batch.model.config.shift_logits else where
+        return last_layer(body, layer, x, self.query, self.key_value, group.sights[body.kind(layer)], where)
 
 
 def last_layer(

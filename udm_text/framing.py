@@ -73,6 +73,13 @@ def load_tokenizer(path: Any, trust_remote_code: bool | None = None, **where: An
         return AutoTokenizer.from_pretrained(path, trust_remote_code=bool(trust_remote_code), **where)
 
 
+def find_tokenizer(path: Any, trust_remote_code: bool | None = None, **where: Any) -> Any:
+    """The tokenizer beside a model, or None: AutoTokenizer would make an empty one out of the model type alone."""
+    if not any(has_file(path, name, **where) for name in _TOKENIZER_FILES):
+        return None
+    return load_tokenizer(path, trust_remote_code, **where)
+
+
 def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> dict[str, Any]:
     """What a UDMConfig takes from a tokenizer: the special tokens and what it puts around a row.
 
@@ -82,10 +89,9 @@ def tokenizer_fields(tokenizer, vocab_size: int | None = None, **where: Any) -> 
         where: `revision`, `cache_dir`, `token`, ... for a name on the Hub, and `trust_remote_code`.
     """
     if not hasattr(tokenizer, "all_special_ids"):
-        trust = where.pop("trust_remote_code", None)
-        if not any(has_file(tokenizer, name, **where) for name in _TOKENIZER_FILES):
-            return {}  # AutoTokenizer would make an empty tokenizer out of the model type alone
-        tokenizer = load_tokenizer(tokenizer, trust, **where)
+        tokenizer = find_tokenizer(tokenizer, **where)
+        if tokenizer is None:
+            return {}
     if vocab_size is not None and not (isinstance(vocab_size, int) and vocab_size <= _MOST_ROWS):
         raise ValueError(f"vocab_size must be an integer up to {_MOST_ROWS}, got {vocab_size!r}")
     special = set(tokenizer.all_special_ids)

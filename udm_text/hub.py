@@ -1,4 +1,4 @@
-"""Sharing: a model as one commit on the Hub, with or without its code; its backbone as a plain masked LM."""
+"""Sharing: a model as one commit on the Hub, with or without its code; its backbone as transformers has it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import get_session, validate_repo_id, yaml_dump
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForMaskedLM
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -41,6 +40,7 @@ from .card import (
     write_samples,
 )
 from .common import is_connection_error, write_json
+from .decoders import auto_class, tokenizer_for
 from .framing import load_tokenizer
 
 logger = logging.get_logger(__name__)
@@ -194,6 +194,7 @@ def write_repository(
     source = str(source or model.config.name_or_path or "")
     if tokenizer is None:
         tokenizer = _tokenizer_of(source)
+        tokenizer = tokenizer and tokenizer_for(model.config, tokenizer)
     if tokenizer is None:
         logger.warning("the model is pushed without a tokenizer: give tokenizer=... to make it usable by its name")
     with_code = model.is_remote_code() if include_code is None else include_code
@@ -281,10 +282,11 @@ def check_new_folder(directory: str | Path) -> Path:
 def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     """Writes the masked LM inside a model, with its tokenizer, as transformers itself would: `fill-mask` works on it.
 
+    A decoder stays bidirectional: AutoModelForCausalLM loads it with `is_causal=False`, as its config.json says.
+
     Raises:
         ValueError: where the backbone alone is not the model: it is conditioned on time, or was changed so that
-            AutoModelForMaskedLM would not load all of it; or weights of it are not finite; or the tokenizer has no mask
-            token.
+            transformers would not load all of it; or weights of it are not finite; or the tokenizer has no mask token.
         FileExistsError: the directory is not empty.
     """
     directory = check_new_folder(directory)
@@ -317,7 +319,8 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
             tokenizer.save_pretrained(folder)
         except SafetensorError as error:  # as a full disk is to it
             raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
-        _, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
+        load = auto_class(model.config.text_config).from_pretrained
+        _, info = load(folder, output_loading_info=True, trust_remote_code=False)
         changed = sorted(
             {*info["missing_keys"], *info["unexpected_keys"], *(key[0] for key in info["mismatched_keys"])}
         )

@@ -235,9 +235,9 @@ def _open_row(model_config, row: list[int]) -> tuple[list[int], int]:
     It loses the tokenizer's suffix. A prompt without a separator gets one, and its answer is still empty; with one, the
     answer is begun.
     """
-    suffix, start = model_config.suffix_token_ids, model_config.answer_start(row)
-    n = len(suffix)
-    ends = n and row[-n:] == suffix and len(row) - n >= (start or 0)
+    prefix, suffix, start = model_config.prefix_token_ids, model_config.suffix_token_ids, model_config.answer_start(row)
+    n, begin = len(suffix), len(prefix) if row[: len(prefix)] == prefix else 0  # one token may begin a row and end it
+    ends = n and row[-n:] == suffix and len(row) - n >= max(start or 0, begin)
     row = row[:-n] if ends else list(row)
     if start is None:
         row += model_config.separator_token_ids

@@ -1,5 +1,5 @@
-"""The x0-predictor: any masked language model, asked for the clean tokens of a corrupted row; or any encoder-decoder,
-which writes them one after the other."""
+"""The x0-predictor: any masked language model, or a decoder made one, asked for the clean tokens of a corrupted row; or
+any encoder-decoder, which writes them one after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,12 +31,14 @@ from transformers.utils.hub import has_file as has_file_on_the_hub
 from .autoregressive import shift_right
 from .backbones import has_known_structure, untouched
 from .configuration_udm import PROCESSES, UDMConfig, check_sizes
+from .decoders import add_rows, auto_class, is_decoder, make_bidirectional
 from .embedding_shift import adding, check_embedding
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 from .padding import PaddingProbe, by_length
 from .positions import ROW_BLOCK
+from .probes import check_context
 from .widths import WidthHead
 from .writing import Writer
 
@@ -98,15 +99,25 @@ _HEADS = (
 """Modules that lead from the last hidden states to the logits, one after the other."""
 
 
+_PLAIN_DECODERS = frozenset(
+    "LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM GPT2LMHeadModel Gemma3ForCausalLM".split()
+)
+"""Decoders whose logits are `lm_head` of the last hidden states and nothing behind it; others cap or scale them."""
+
+
 def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
-    """The function from last hidden states (..., hidden) to logits (..., V) of a masked LM.
+    """The function from last hidden states (..., hidden) to logits (..., V) of a masked LM or a decoder.
 
     Known where a masked LM consists of its body and one of the chains of `_HEADS`, and of nothing else that could take
-    part: neither a forward that is not of transformers nor a hook. Otherwise None, and then full logits are computed
-    and selected from.
+    part, neither a forward that is not of transformers nor a hook; and of `_PLAIN_DECODERS`, unless they cap their
+    logits. Otherwise None, and then full logits are computed by the model's own forward and selected from.
     """
     if not untouched(backbone):
         return None
+    if is_decoder(backbone.config):
+        capped = getattr(backbone.config, "final_logit_softcapping", None) is not None
+        if capped or type(backbone).__name__ not in _PLAIN_DECODERS:
+            return None
     children = {name for name, child in backbone.named_children() if not isinstance(child, nn.modules.loss._Loss)}
     own = [*backbone.parameters(recurse=False), *backbone.buffers(recurse=False)]
     for names in _HEADS:
@@ -114,6 +125,15 @@ def language_head(backbone: PreTrainedModel) -> Callable[[Tensor], Tensor] | Non
             modules = [backbone.get_submodule(name) for name in names]
             return lambda hidden: functools.reduce(lambda x, module: module(x), modules, hidden)
     return None
+
+
+def one_before(positions: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Where the predictions for `positions` are read under `shift_logits`: one to the left, the first at itself.
+
+    positions: (B, L) bool, or rows and columns (N,) int64; returns rows and columns.
+    """
+    rows, columns = positions.nonzero(as_tuple=True) if isinstance(positions, Tensor) else positions
+    return rows, (columns - 1).clamp(min=0)
 
 
 def network_class(config: UDMConfig) -> Any:
@@ -125,12 +145,13 @@ def network_class(config: UDMConfig) -> Any:
                 "in transformers; give a BART, T5 or any other model that AutoModelForSeq2SeqLM loads"
             )
         return AutoModelForSeq2SeqLM
-    if type(config.text_config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    if not (config.from_decoder or type(config.text_config) in MODEL_FOR_MASKED_LM_MAPPING):
         raise ValueError(
-            f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers; "
-            "give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads"
+            f"text_config is of model type {config.text_config.model_type!r}, which has no masked LM in transformers "
+            "and no decoder; give a BERT, RoBERTa, ModernBERT or any other model that AutoModelForMaskedLM loads, or a "
+            "Llama, Qwen3, GPT-2 or any other that AutoModelForCausalLM loads"
         )
-    return AutoModelForMaskedLM
+    return auto_class(config.text_config)
 
 
 def check_given(backbone: PreTrainedModel) -> None:
@@ -262,12 +283,12 @@ class UDMPreTrainedModel(PreTrainedModel):
 
 
 class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
-    """A masked LM, or an encoder-decoder, as predictor of x0, with `generate` by diffusion.
+    """A masked LM, a decoder made bidirectional or an encoder-decoder as predictor of x0, with `generate` by diffusion.
 
     Args:
         config: see `UDMConfig`.
-        backbone: the network itself, whose configuration takes the place of `config.text_config`; None builds one
-            from that, with new weights.
+        backbone: the network itself, whose configuration takes the place of `config.text_config`, that of a decoder
+            with `is_causal=False` from now on; None builds one from that, with new weights.
     """
 
     accepts_loss_kwargs = True  # the loss may be divided by the tokens of the global batch
@@ -278,6 +299,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if backbone is None:
             backbone = network_class(config).from_config(config.text_config)
         check_given(backbone)
+        make_bidirectional(backbone.config)
         config.text_config = backbone.config
         config._attn_implementation_internal = backbone.config._attn_implementation
         self.backbone = backbone
@@ -296,11 +318,13 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As in transformers, for our own checkpoints and for those of any masked LM.
+        """As in transformers, for our own checkpoints and for those of any masked LM or decoder.
 
         A plain masked LM is wrapped: its weights are loaded by its own class, head included. An encoder without a head
-        gets a new one, with a warning. UDMConfig arguments (`process=`, `kernel=`, `mask_token_id=`...) may be given.
-        Code that lies beside the weights runs with `trust_remote_code=True` only; nothing is asked.
+        gets a new one, with a warning. A decoder is made bidirectional, and gets a row for each token its tokenizer
+        lacks; one that does not become so is refused (`probes.check_context`). UDMConfig arguments (`process=`,
+        `kernel=`, `mask_token_id=`...) may be given. Code that lies beside the weights runs with
+        `trust_remote_code=True` only; nothing is asked.
         """
         path = pretrained_model_name_or_path
         if path is None:  # weights given as state_dict
@@ -321,18 +345,27 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         raw, _ = PreTrainedConfig.get_config_dict(path, **where)
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
-            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+            loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
+            check_context(loaded[0] if isinstance(loaded, tuple) else loaded, path)
+            return loaded
         config = UDMConfig.from_dict(stored, **own) if config is None else copy.deepcopy(config)
         network = network_class(config)
+        if config.from_decoder:
+            kwargs["config"] = copy.deepcopy(config.text_config)
+            kwargs["config"].vocab_size = raw.get("vocab_size", config.vocab_size)
         wants_info = kwargs.pop("output_loading_info", False)
         generation_config = kwargs.pop("generation_config", None)
         with untrusted(path):
             backbone, info = network.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **kwargs)
         if info["missing_keys"]:
+            what = "a decoder" if config.from_decoder else "an encoder"
             logger.warning(
                 f"{path} has no trained weights for {', '.join(sorted(info['missing_keys']))}: these are NEW and "
-                "random. It is an encoder without a language-model head; train it before generating."
+                f"random. It is {what} without a language-model head; train it before generating."
             )
+        if config.from_decoder:
+            # one that was bidirectional before has read [MASK]
+            add_rows(backbone, config, [] if raw.get("is_causal") is False else [config.mask_token_id])
         config.name_or_path = path
         model = cls(config, backbone=backbone)
         weight = backbone.get_input_embeddings().weight
@@ -342,6 +375,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if generation_config is not None:
             model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
+        check_context(model, path)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
@@ -461,6 +495,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             raise ValueError(
                 f"gaps are scored by models of process 'delete' or 'edit', this one has {self.config.process!r}"
             )
+        read = positions if positions is None or not self.config.shift_logits else one_before(positions)
         head = language_head(self.backbone) if positions is not None else None
         if (gaps is not None or blanks is not None) and head is None:
             inputs["output_hidden_states"] = True
@@ -468,16 +503,18 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             raise ValueError("apply_head needs positions, no labels, and a backbone whose head is known")
         output = self._run(self.backbone if head is None else self.backbone.base_model, inputs, shift)
         if apply_head is not None and head is not None:
-            logits = apply_head(head, output.last_hidden_state[positions])
+            logits = apply_head(head, output.last_hidden_state[read])
         elif head is not None:
-            hidden = output.last_hidden_state[positions]
+            hidden = output.last_hidden_state[read]
             rounds = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and len(hidden) > ROW_BLOCK
             surplus = -len(hidden) % ROW_BLOCK if rounds else 0
             logits = head(nn.functional.pad(hidden, (0, 0, 0, surplus)) if surplus else hidden)
             if surplus:  # a slice that leaves nothing out still costs a copy of all logits backward
                 logits = logits[: len(hidden)]
         else:
-            logits = output.logits if positions is None else output.logits[positions]
+            logits = output.logits if read is None else output.logits[read]
+            if read is None and self.config.shift_logits:
+                logits = torch.cat((logits[:, :1], logits[:, :-1]), dim=1)
 
         gap_logits = None
         if gaps is not None and self.gap_head is not None:

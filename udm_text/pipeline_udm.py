@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .common import check_whole
 from .configuration_udm import PROCESSES, UDMConfig
+from .decoders import tokenizer_for
 from .detokenizing import Typed, edited_typed, grown_typed, open_typed, read_typed, restore_text, unknown_parts
 from .framing import continuation_tokens, report_share, tokenizer_fields
 from .generation_configuration_udm import UDMGenerationConfig
@@ -175,6 +176,7 @@ class UDMGenerationPipeline(Pipeline):
         if getattr(model.config, "model_type", None) != UDMConfig.model_type:
             model = _wrap(model, tokenizer)
         super().__init__(model=model, tokenizer=tokenizer, **kwargs)
+        self.tokenizer = tokenizer_for(self.model.config, self.tokenizer)
         self.tokenizer.padding_side = "right"
         self._unknown: set[str] = set()
         self._repairer: float | None = None  # the largest corrupted share of its training, once it was looked up

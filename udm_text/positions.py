@@ -63,6 +63,10 @@ class Positions(NamedTuple):
         rows = torch.cat([self.rows + copy * len(self.counts) for copy in range(times)])
         return Positions(rows, self.columns.repeat(times), self.counts * times)
 
+    def before(self) -> Positions:
+        """The positions to the left of them, of the first ones themselves; two of a row may then be the same."""
+        return self._replace(columns=(self.columns - 1).clamp(min=0))
+
     def within(self, some: list[int]) -> Positions:
         """Those of the rows of these rising numbers, which count from 0 then."""
         ends = list(accumulate(self.counts, initial=0))

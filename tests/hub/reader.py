@@ -81,7 +81,7 @@ found["private"] = [
 found["refusals"] = {
     "missing": refusal(lambda: load("user/missing")),
     "revision": refusal(lambda: load("user/name", revision="nowhere")),
-    "type": refusal(lambda: load("user/gpt2")),
+    "type": refusal(lambda: load("user/clip")),
     "pickle": refusal(lambda: load("user/pickle")),
     "pickle-plain": refusal(lambda: load("user/pickle-plain")),
     "pickle-auto": refusal(lambda: AutoModelForMaskedLM.from_pretrained("user/pickle")),

@@ -45,7 +45,7 @@ def reader(hub, commands, pinned, cache, model_directory, run_script, tmp_path_f
     mine = {name: (model_directory / name).read_bytes() for name in ("config.json", "tokenizer.json")}
     files = hub.repositories["user/name"].files()
     hub.add("user/private-copy", files, private=True)
-    hub.add("user/gpt2", {"config.json": b'{"model_type": "gpt2"}'})
+    hub.add("user/clip", {"config.json": b'{"model_type": "clip_text_model"}'})
     hub.add("user/pickle", {"config.json": mine["config.json"], "pytorch_model.bin": b"pickle"})
     plain = json.dumps(json.loads(mine["config.json"])["text_config"]).encode()
     hub.add("user/pickle-plain", {"config.json": plain, "pytorch_model.bin": b"pickle"})
@@ -98,7 +98,7 @@ def test_a_private_repository_loads_for_its_owner_alone(reader, local_texts):
     {
         "missing": ("user/missing is not a local folder", "not a valid model identifier"),
         "revision": ("nowhere is not a valid git identifier",),
-        "type": ("model type 'gpt2'", "no masked LM"),
+        "type": ("model type 'clip_text_model'", "no masked LM", "no decoder"),
         "pickle": ("user/pickle holds its weights as pytorch_model.bin only", "pickle", "is refused"),
         "pickle-plain": ("user/pickle-plain holds its weights as pytorch_model.bin only", "is refused"),
         "pickle-auto": ("user/pickle holds its weights as pytorch_model.bin only", "is refused"),

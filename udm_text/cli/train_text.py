@@ -171,7 +171,7 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
     """Raises ValueError where the process of the model, given or stored, cannot be trained so, before data is read."""
     if goal.objective == "ar":
         return
-    own = process_fields(model_args)
+    own = {name: value for name, value in process_fields(model_args).items() if name != "shift_logits"}
     if model_args.blanks is not None:
         own["blank_widths"] = 1  # a process without blanks refuses any
     if own.get("predictor") == "autoregressive":
@@ -297,7 +297,11 @@ def choose_tokenizer(
         return load_tokenizer(checkpoint)
     kind = data.tokenizer or ("wordpiece" if model_args.model in PRESETS else model_args.model)
     if kind not in TOKENIZERS:
-        return load_tokenizer(kind)
+        of = None
+        if model_args.model not in PRESETS:
+            predictor: dict[str, Any] = {} if model_args.predictor is None else {"predictor": model_args.predictor}
+            of = UDMConfig.from_pretrained(model_args.model, **predictor)
+        return load_tokenizer(kind, of)
     texts: Iterable[str] = splits["train"]["text"]
     if data.prompt_column is not None:
         texts = (text or "" for column in ("prompt", "text") for text in splits["train"][column])
@@ -507,7 +511,7 @@ def process_fields(model_args: ModelArguments) -> dict[str, Any]:
 
 def own_fields(model_args: ModelArguments) -> dict[str, Any]:
     """What of a UDMConfig was asked for."""
-    names = ("process", "predictor", "kernel", "gap_tokens")
+    names = ("process", "predictor", "kernel", "gap_tokens", "shift_logits")
     return {name: getattr(model_args, name) for name in names if getattr(model_args, name) is not None}
 
 

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import framing
 from ..common import choices
+from ..configuration_udm import UDMConfig
+from ..decoders import decoder_tokenizer, tokenizer_for
 from ..framing import tokenizer_fields
 
 TOKENIZERS = ("wordpiece", "char", "bpe")
@@ -227,9 +229,15 @@ def _word_pieces(words: Counter[str], vocab_size: int, special: list[str], min_f
     }
 
 
-def load_tokenizer(name: str):
-    """An existing tokenizer, by directory or name; it must have a mask token."""
+def load_tokenizer(name: str, config: UDMConfig | None = None):
+    """An existing tokenizer, by directory or name; it must have a mask token, or gets one for a decoder.
+
+    config: of the model that it is for; None: that of a masked LM.
+    """
     tokenizer = framing.load_tokenizer(name)
+    if config is not None and config.from_decoder:
+        tokenizer = tokenizer_for(config, tokenizer)
+        tokenizer = decoder_tokenizer(tokenizer) if tokenizer.mask_token_id is None else tokenizer
     if tokenizer.mask_token_id is None:
         raise ValueError(
             f"the tokenizer of {name} has no mask token, which diffusion by masks needs; add one by "

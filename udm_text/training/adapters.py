@@ -11,11 +11,12 @@ ADAPTER = "adapter"
 
 
 def add_adapter(
-    model: PreTrainedModel, rank: int, alpha: int | None = None, target: str | None = None, dropout: float = 0.0
+    model: Any, rank: int, alpha: int | None = None, target: str | None = None, dropout: float = 0.0
 ) -> Any:
     """The model with low-rank adapters, which alone are trained (Hu et al. 2106.09685), as a `peft.PeftModel`.
 
-    Where the model is conditioned on time or has a width head, these parts are new and are trained whole.
+    Where the model is conditioned on time or has a width head, these parts are new and are trained whole. So is the
+    embedding of [MASK] of a decoder, which has never read it.
 
     Args:
         model: a `UDMForMaskedGeneration` with trained weights. rank: of the adapters, at least 1.
@@ -30,6 +31,11 @@ def add_adapter(
         raise ImportError("LoRA needs peft: pip install '.[lora]' in the folder of udm-text") from None
     heads = ("time_embedding", "gap_head", "width_head")
     whole = [name for name in heads if getattr(model, name, None) is not None]
+    tokens: dict[str, list[int]] | None = None
+    if model.config.from_decoder and model.config.mask_token_id is not None:
+        embedding = model.get_input_embeddings()
+        (name,) = (name for name, part in model.named_modules() if part is embedding)
+        tokens = {name: [model.config.mask_token_id]}
     names = None if target is None else [name.strip() for name in target.split(",")]
     config = LoraConfig(
         r=rank,
@@ -37,6 +43,7 @@ def add_adapter(
         lora_dropout=dropout,
         target_modules="all-linear" if names is None else names,
         modules_to_save=whole or None,
+        trainable_token_indices=tokens,
     )
     try:
         return get_peft_model(model, config)

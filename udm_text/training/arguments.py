@@ -76,7 +76,7 @@ class ModelArguments:
 
     model: str = field(
         default="mini",
-        metadata={"help": f"{', '.join(PRESETS)} (from scratch), or any masked LM, or one of ours."},
+        metadata={"help": f"{', '.join(PRESETS)} (from scratch), or any masked LM or decoder, or one of ours."},
     )
     backbone: str = field(
         default=None,  # type: ignore[assignment]  # by the predictor
@@ -100,6 +100,10 @@ class ModelArguments:
             "help": "Of delete: the network reads a [MASK] in every gap, which suits a pretrained masked LM; twice the "
             "tokens."
         },
+    )
+    shift_logits: bool | None = field(
+        default=None,
+        metadata={"help": "Of a decoder: a position is predicted where the decoder learnt to, at the one before it."},
     )
     blanks: int | None = field(
         default=None,
@@ -275,6 +279,8 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
     scratch = model_args.model in PRESETS
     if model_args.blanks is not None and model_args.blanks < 0:
         raise ValueError(f"--blanks must be at least 1, or 0 for twice the longest text, got {model_args.blanks}")
+    if scratch and model_args.shift_logits:
+        raise ValueError(f"--shift_logits is of decoders, and {model_args.model!r} is a preset: give --model with one")
     if goal.objective == "ar":
         for name in ("process", "predictor", "kernel", "gap_tokens", "lora_rank", "blanks"):
             if (value := getattr(model_args, name)) is not None:
@@ -306,5 +312,5 @@ def check_model(model_args: ModelArguments, goal: ObjectiveArguments) -> None:
     elif scratch:
         raise ValueError(
             f"--lora_rank adapts a model that is trained; {model_args.model!r} is a preset with new weights: give "
-            "--model with a masked LM or one of ours"
+            "--model with a masked LM, a decoder or one of ours"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..configuration_udm import PROCESSES
 from ..objectives import said
 
-BACKBONES = ("bert", "roberta", "modernbert", "nomic_bert")
+BACKBONES = ("bert", "roberta", "modernbert", "nomic_bert", "llama", "qwen2", "qwen3", "gpt2")
 """Model types that take positions and who attends to whom from outside, as it is tested."""
 _IMPLEMENTATIONS = ("eager", "sdpa")
 
@@ -45,6 +45,11 @@ def check_packing(model, length: int) -> None:
         )
     if (how := model.backbone.config._attn_implementation) not in _IMPLEMENTATIONS:
         raise ValueError(f"pack_rows goes with attn_implementation {' or '.join(_IMPLEMENTATIONS)}, got {how!r}")
+    if config.shift_logits:
+        raise ValueError(
+            "pack_rows goes with models that read a position at itself, and shift_logits of this one is True: the "
+            "position before a row's first is another row's. Leave pack_rows away"
+        )
     if config.blank_widths is not None:
         raise ValueError(
             f"pack_rows goes with models without a width head, and blank_widths of this one is {config.blank_widths}: "
