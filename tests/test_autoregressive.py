@@ -28,7 +28,7 @@ from udm_text.training.objective import TextObjective
 
 EXACT = 1e-12
 PROCESSES = ("mask", "substitute", "uniform")
-MANY = 20_000
+MANY = 4_000
 WORLD = {"vocab_size": FIRST + 3, "prefix_token_ids": [], "suffix_token_ids": [], "special_token_ids": [UNK, CLS, SEP]}
 """A model whose rows are those of a world of three tokens."""
 SIZES = {
@@ -116,7 +116,7 @@ def test_with_the_exact_conditionals_every_grid_samples_the_data(process, num_st
     rows = model.generate(length=3, num_return_sequences=MANY, num_steps=num_steps, churn=churn, seed=1)
     counts = np.bincount(index_of(rows.numpy() - FIRST, 3), minlength=27).astype(float)
     assert passes_chi_square(counts, world.data * MANY)
-    assert total_variation(counts / MANY, world.data) < 0.02  # sampling alone gives 0.014 in the mean
+    assert total_variation(counts / MANY, world.data) < 0.045  # sampling alone gives 0.031 in the mean
 
 
 def test_tokens_drawn_by_themselves_miss_the_data_in_one_step():
@@ -370,6 +370,7 @@ def test_a_plain_encoder_decoder_is_wrapped(tmp_path):
         UDMForMaskedGeneration.from_pretrained(tmp_path, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", PROCESSES)
 def test_training_lowers_the_loss_and_resuming_needs_nothing_new(process, tmp_path):
     model = make_writer(process)
@@ -383,6 +384,7 @@ def test_training_lowers_the_loss_and_resuming_needs_nothing_new(process, tmp_pa
     assert context.one_call is None and context.nelbo > 0
 
 
+@pytest.mark.slow
 def test_a_preset_trains_by_the_command_and_writes_through_the_pipeline(tmp_path):
     toy = write_lines(tmp_path / "toy.txt", ["red", "green", "blue", "small", "large"], lines=60, longest=5)
     output = tmp_path / "model"

@@ -44,6 +44,7 @@ def law_of(world, table):
     return mask_sampler_law(MaskProcess(BOARD_MASK), board, lambda t: shares, list(range(world.length, -1, -1)))
 
 
+@pytest.mark.slow
 def test_a_student_that_can_say_anything_reaches_the_teachers_law_whatever_the_data():
     world = make_world(3, 3)
     special = [PAD, UNK, CLS, SEP]
@@ -120,6 +121,7 @@ def test_a_model_that_is_its_own_teacher_learns_nothing_from_it():
     assert not objective.loss_is_bound
 
 
+@pytest.mark.slow
 def test_whole_rows_are_taught_token_for_token(tmp_path):
     teacher, student = make_writer(), make_writer()
     with torch.no_grad():
@@ -134,6 +136,7 @@ def test_whole_rows_are_taught_token_for_token(tmp_path):
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_smaller_student_with_the_teachers_tokenizer(tmp_path):
     toy = write_lines(tmp_path / "toy.txt", ["red", "green", "blue", "small", "large"], lines=60, longest=5)
     train(toy, tmp_path / "teacher", "--model", "mini")
