@@ -391,6 +391,14 @@ def evaluate(
     curve: Annotated[
         bool, typer.Option("--curve", help="Measure and store the price of a token; print that of fewer steps.")
     ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=2, help="Draw so many texts, and compare them with held-out and training texts, in figures."),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="Of --samples: a causal language model, whose perplexity of the texts is a figure, too."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     trust_remote_code: Trust = False,
@@ -418,12 +426,28 @@ def evaluate(
     for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
         if curve and value is not None:
             raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
+    if judge is not None and samples is None:
+        raise ValueError(f"--judge {judge} judges texts that are drawn: give --samples, too")
+    for option, value in (("--curve", curve or None), ("--kernel", kernel)):
+        if samples is not None and value is not None:
+            raise ValueError(f"--samples measures texts, and {option} is of the bound: leave one of them away")
     check_place(model)
     report_file = report_of(model)
     report = {} if report_file is None else read_report(report_file)
     given: dict[str, Any] = {"data_config": data_config, "text_column": text_column, "prompt_column": prompt_column}
     given |= {"rows": rows, "row_length": row_length, "validation_share": validation_share}
     how = reading(report, model, data, given)
+    if samples is not None:
+        from .reports import describe_samples
+        from .scoring import figures_of_samples, refuse_repairer
+
+        refuse_repairer(model, report, "--samples")
+        pipe = _pipeline(model, None, device, trust=trust_remote_code)
+        drawing: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "schedule": schedule or "linear"}
+        with watching(terminal_bar):
+            figures = figures_of_samples(pipe, how, samples, judge, split, batch_size=batch_size, **drawing)
+        print(to_json({"model": model, "data": how.data, **figures}) if as_json else describe_samples(figures))
+        return
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
         network = network.to(device)

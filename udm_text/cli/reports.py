@@ -78,6 +78,19 @@ def describe_context(context: dict[str, Any], losses: Sequence[float] = (), voca
     ]
 
 
+def describe_samples(figures: dict[str, Any]) -> str:
+    """A table: a line for each figure, its values of samples, of held-out and of training texts beside each other."""
+    parts = ("samples", "held_out", "training")
+    lines = [f"{'':24}" + "".join(f"{name.replace('_', ' '):>12}" for name in parts)]
+    for name in figures["samples"]:
+        if name.endswith("_stderr"):
+            continue
+        values = [figures[part][name] for part in parts]
+        shown = ["none" if v is None else str(v) if isinstance(v, int) else f"{v:.4f}" for v in values]
+        lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{value:>12}" for value in shown))
+    return "\n".join(lines)
+
+
 def describe_repair(rates: dict[str, Any], by: str = "substitution") -> str:
     """Some lines on how well a repairer does: all errors together, then by their kind and number. by: what it does."""
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from ..common import choices
+from ..common import check_place, choices
 from ..corpus import load_corpus, make_rows
+from ..evaluation import compare_samples
 from ..evaluation.bounds import length_nats, row_draws
 from ..hub import find_file
 from ..training.arguments import DataArguments
@@ -98,8 +99,54 @@ def rows_to_score(
     return rows, texts, split
 
 
-def refuse_repairer(model: str, report: Mapping[str, Any]) -> None:
+def figures_of_samples(
+    pipe: Any,
+    data: DataArguments,
+    count: int,
+    judge: str | None,
+    split: str | None,
+    *,
+    batch_size: int,
+    seed: int,
+    **how: Any,
+) -> dict[str, Any]:
+    """Draws `count` texts from nothing, and compares them with texts of the corpus (`compare_samples`).
+
+    Args:
+        pipe: a pipeline of the model. data: see `reading`. judge: a causal language model by its place.
+        split: what the texts that were not trained on are; None: the validation split.
+        seed: of the first batch, the next number of each further one. how: options of the generation.
+
+    Raises:
+        ValueError: the model writes answers to prompts.
+    """
+    if pipe.model.config.prompted:
+        raise ValueError("--samples draws texts from nothing, and this model writes answers to prompts")
+    against = None
+    if judge is not None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        check_place(judge)
+        against = (
+            AutoModelForCausalLM.from_pretrained(judge).to(pipe.model.device),
+            AutoTokenizer.from_pretrained(judge),
+        )
+    held_out, training = (texts_of_split(data, name)["text"] for name in (split or "validation", "train"))
+    texts: list[str] = []
+    while len(texts) < count:
+        some = min(batch_size, count - len(texts))
+        drawn = pipe("", num_return_sequences=some, seed=seed + len(texts) // batch_size, **how)
+        texts += [record["generated_text"] for record in drawn]
+    return {**compare_samples(texts, list(held_out), list(training), judge=against), "seed": seed}
+
+
+def refuse_repairer(model: str, report: Mapping[str, Any], option: str = "--score") -> None:
     """Raises ValueError for a model that has no bound worth the name, before it is loaded."""
+    if (share := report.get("max_corruption", 1.0)) < 1.0 and option != "--score":
+        raise ValueError(
+            f"{option}: {model} is a repairer, trained on rows of which at most {share:g} was wrong, and writes no "
+            f"texts of its own: leave {option} away"
+        )
     if (share := report.get("max_corruption", 1.0)) < 1.0:
         raise ValueError(
             f"--score: {model} is a repairer, trained on rows of which at most {share:g} was wrong. The bound of a "

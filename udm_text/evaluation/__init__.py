@@ -6,6 +6,7 @@ from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stder
 from .context import ContextReport, measure_context, token_counts, unigram_nats
 from .curve import CurveReport, fit_curve, measure_curve, measure_prices, price_table, store_curve
 from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
+from .samples import bleu, compare_samples, distinct, judged, self_bleu
 from .typos import make_typos
 
 __all__ = [
@@ -24,7 +25,12 @@ __all__ = [
     "measure_curve",
     "measure_prices",
     "price_table",
+    "bleu",
+    "compare_samples",
+    "distinct",
+    "judged",
     "ratio_with_stderr",
+    "self_bleu",
     "repair_figures",
     "row_draws",
     "scored_rows",
