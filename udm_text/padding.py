@@ -61,8 +61,11 @@ def reads_padding(model: Any, length: int) -> bool:
     tokens = words[torch.arange(length) % len(words)].to(weight.device)[None]
     mask = (torch.arange(length) < torch.tensor([[length], [length // 2]])).long().to(weight.device)
     told = {name: torch.ones(2, dtype=torch.int64, device=weight.device) for name in ("t", "num_editable")}
+    tokens = tokens.repeat(2, 1)
+    if model.config.writes_rows:
+        told["x0"] = tokens
     with eval_mode(model), torch.no_grad():
-        model(input_ids=tokens.repeat(2, 1), attention_mask=mask, **told)
+        model(input_ids=tokens, attention_mask=mask, **told)
     return model._padding.depends
 
 
