@@ -7,7 +7,7 @@ OFFLINE := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 # Installing with --no-compile leaves compiling to the first import, which must then be allowed to keep the result.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-image test test-slow check format clean
+.PHONY: help demo demo-image docs test test-slow check format clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -20,6 +20,9 @@ demo: .venv/demo.stamp ## train a small model and generate with it
 
 demo-image: .venv/images.stamp ## train on digits, then draw, restore and measure
 	$(BIN)/udm image demo
+
+docs: .venv/docs.stamp ## the documentation as a site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: .venv/dev.stamp ## run the fast tests, on the CPU and without network
 	$(OFFLINE) $(BIN)/python -m pytest -n auto --dist loadfile --timeout 300
@@ -37,7 +40,7 @@ format: .venv/dev.stamp ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, caches and prepared data
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist data/*/dataset
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build dist site data/*/dataset
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # install,EXTRAS: create the environment and install, silently unless it fails.
@@ -56,6 +59,10 @@ endef
 
 .venv/images.stamp: pyproject.toml constraints.txt
 	$(call install,train$(comma)images)
+	@touch .venv/demo.stamp $@
+
+.venv/docs.stamp: pyproject.toml constraints.txt
+	$(call install,train$(comma)docs)
 	@touch .venv/demo.stamp $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt

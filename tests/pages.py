@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import re
 from collections.abc import Callable
@@ -52,15 +53,18 @@ def printed_by(block: str, page: str) -> str:
     return out.getvalue()
 
 
+@functools.cache
 def defined(path: Path) -> dict[str, str]:
     """The functions and classes of a file by name, methods also as `Class.method`, with their source."""
     source, found = path.read_text(encoding="utf-8"), {}
-    kinds = ast.FunctionDef | ast.ClassDef
+    lines, kinds = source.splitlines(), ast.FunctionDef | ast.ClassDef
+
+    def text(node: ast.FunctionDef | ast.ClassDef) -> str:
+        return "\n".join(lines[node.lineno - 1 : node.end_lineno])
+
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, kinds):
-            found.setdefault(node.name, ast.get_source_segment(source, node) or "")
+            found.setdefault(node.name, text(node))
         if isinstance(node, ast.ClassDef):
-            for inner in node.body:
-                if isinstance(inner, kinds):
-                    found[f"{node.name}.{inner.name}"] = ast.get_source_segment(source, inner) or ""
+            found |= {f"{node.name}.{inner.name}": text(inner) for inner in node.body if isinstance(inner, kinds)}
     return found
