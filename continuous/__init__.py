@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .encoded import sample_encoded as sample_encoded
     from .encoded import sample_means as sample_means
     from .evaluation import frechet_distance as frechet_distance
+    from .evaluation import inception_score as inception_score
     from .evaluation import quality as quality
     from .grids import save_grid as save_grid
     from .grids import save_strip as save_strip
@@ -121,6 +122,7 @@ _HOMES = {
     "ImageRows": "data",
     "load_images": "data",
     "frechet_distance": "evaluation",
+    "inception_score": "evaluation",
     "quality": "evaluation",
     "save_grid": "grids",
     "save_strip": "grids",

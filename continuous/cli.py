@@ -1,4 +1,4 @@
-"""`udm image`: train, generate, restore, evaluate, demo. Heavy imports wait inside the commands."""
+"""`udm image`: train, generate, restore, invert, interpolate, evaluate, demo. Heavy imports wait inside them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ app = typer.Typer(no_args_is_help=True, help="Images by hot and cold diffusion: 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, or a name on the Hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Label = Annotated[str | None, typer.Option(help="A class by name, or all: each in turn; default: no class.")]
+Label = Annotated[
+    str | None, typer.Option(help="A class by name, or all: each in turn; or a condition as JSON; default: none.")
+]
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Steps of an image, each a network call.")]
@@ -41,8 +43,8 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, ddpm_large, ddpm_learned, reverse_sde, "
-            "baseline; of cold models improved (default) or naive."
+            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, ddpm_large, ddpm_learned, ddpm_optimal, "
+            "reverse_sde, baseline; of cold models improved (default) or naive."
         ),
     ] = None,
     num_steps: Annotated[
@@ -65,6 +67,9 @@ def generate(
     seed: Seed = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 512,
     strip: Annotated[Path | None, typer.Option(help="Also write how the first ones came to be.")] = None,
+    x0_strip: Annotated[
+        Path | None, typer.Option(help="Also write what the network took the first ones for at each step, x0_hat.")
+    ] = None,
     columns: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -73,8 +78,10 @@ def generate(
     from .grids import check_target, save_grid, save_strip
 
     check_target(output)
-    if strip is not None:
-        check_target(strip, output)
+    strips = {"trajectory": strip, "predictions": x0_strip}
+    for name, path in strips.items():
+        if path is not None:
+            check_target(path, output, *(other for key, other in strips.items() if other is not None and key != name))
     pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
@@ -83,10 +90,12 @@ def generate(
     images = pipe.generate(number, label, batch_size=batch_size, progress=not quiet, **how)
     save_grid(output, images, columns)
     print(output)
-    if strip is not None:
+    if strip is not None or x0_strip is not None:
         first = pipe.generate(min(number, _SHOWN), label, output_trajectory=True, **how)  # the same images once more
-        save_strip(strip, first.trajectory)
-        print(strip)
+        for name, path in strips.items():
+            if path is not None:
+                save_strip(path, first[name])
+                print(path)
 
 
 @app.command()
@@ -116,7 +125,7 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Restore degraded images, by a model of a cold process (or take the noise out of noisy ones)."""
-    from .data import read_image, stack_images, to_bytes
+    from .data import to_bytes
     from .grids import check_target, check_targets, save_png, tile
 
     if output is None and output_dir is None:
@@ -125,14 +134,7 @@ def restore(
         check_target(output, *image)
     singles = [] if output_dir is None else check_targets(output_dir, image)
     pipe = _load(model, device, shown=True)
-    channels = pipe.shape[0]
-    size = f"the model restores images of {' x '.join(map(str, pipe.shape[1:]))}"
-    found = stack_images(((str(path), read_image(path, str(path), channels=channels)) for path in image), size)
-    if tuple(found.shape[1:]) != pipe.shape:
-        raise ValueError(
-            f"the model restores images of {' x '.join(map(str, pipe.shape))}, and these are "
-            f"{' x '.join(map(str, found.shape[1:]))}"
-        )
+    found = _read(pipe, image)
     rows = [found]
     if degrade:
         if t is None:
@@ -149,6 +151,65 @@ def restore(
     for path, one in zip(singles, restored, strict=False):
         save_png(path, to_bytes(one))
         print(path)
+
+
+@app.command()
+def invert(
+    model: Model,
+    image: Annotated[list[Path], typer.Argument(help="Image files of the model's size.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The image to write: given, their noise, what it makes again.")
+    ],
+    label: Label = None,
+    to: Annotated[str | None, typer.Option(help="Make images of this class out of it; default: --label.")] = None,
+    noise: Annotated[Path | None, typer.Option(help="Also write the noise, as `noise` of a .safetensors file.")] = None,
+    num_steps: Steps = 50,
+    device: Device = None,
+) -> None:
+    """The noise that the model would have made these images from (DDIM inversion), and what it makes of it again."""
+    from safetensors.torch import save_file
+
+    from udm_text.common import written_whole
+
+    from .grids import check_target, save_png, tile
+
+    check_target(output, *image)
+    if noise is not None and (noise.suffix != ".safetensors" or not noise.absolute().parent.is_dir()):
+        raise ValueError(f"noise must be a .safetensors file in an existing directory, got {str(noise)!r}")
+    pipe = _load(model, device, shown=True)
+    found = _read(pipe, image)
+    hidden = pipe.encode(found, label, num_steps=num_steps)
+    again = pipe.decode(hidden, label if to is None else to, num_steps=num_steps)
+    save_png(output, tile([found, hidden / 3, again]))
+    print(output)
+    if noise is not None:
+        with written_whole(noise) as part:
+            save_file({"noise": hidden}, part)
+        print(noise)
+    off = (again - found).double().square().mean().sqrt()
+    print(f"note: made again, they are off by an RMSE of {off:.4f} of the range [-1, 1]", file=sys.stderr)
+
+
+@app.command()
+def interpolate(
+    model: Model,
+    first: Annotated[Path, typer.Argument(help="An image file of the model's size.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The image to write: the way from one to the other.")],
+    number: Annotated[int, typer.Option("--number", "-n", min=2, help="Images of the way, both ends among them.")] = 8,
+    label: Label = None,
+    num_steps: Steps = 50,
+    device: Device = None,
+) -> None:
+    """The way from one image to another through the noise of both (DDIM inversion, and a great circle)."""
+    from .grids import check_target, save_grid
+
+    check_target(output, first, second)
+    pipe = _load(model, device, shown=True)
+    found = _read(pipe, [first, second])
+    way = pipe.interpolate(found[:1], found[1:], number, label, num_steps=num_steps)
+    save_grid(output, way[0], number)
+    print(output)
 
 
 @app.command()
@@ -236,6 +297,21 @@ def _load(model: str, device: str | None, shown: bool = False) -> Any:
     if shown and pipe.shape[0] not in (1, 3):
         raise ValueError(f"a PNG shows 1 or 3 channels, and {model} makes images of {pipe.shape[0]}")
     return pipe
+
+
+def _read(pipe: Any, files: list[Path]) -> Any:
+    """Image files as (N, C, H, W) in [-1, 1]; ValueError where they are not of the model's shape."""
+    from .data import read_image, stack_images
+
+    channels = pipe.shape[0]
+    size = f"the model takes images of {' x '.join(map(str, pipe.shape[1:]))}"
+    found = stack_images(((str(path), read_image(path, str(path), channels=channels)) for path in files), size)
+    if tuple(found.shape[1:]) != pipe.shape:
+        raise ValueError(
+            f"the model takes images of {' x '.join(map(str, pipe.shape))}, and these are "
+            f"{' x '.join(map(str, found.shape[1:]))}"
+        )
+    return found
 
 
 _SHOWN = 8

@@ -12,13 +12,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from udm_text.common import choices
 from udm_text.core import Prediction, denoise
 from udm_text.devices import demand
 from udm_text.randomness import RowRandom
 
+from .degradations import per_row
 from .processes import GaussianProcess, ImageProcess, check_finite
 from .sampling import OnStep, Predictor, as_prediction, check_falling, grid, langevin, repeated, spread
 
+MODES = ("replace", "clean")
+"""How known content stands in an edit: put back at every step with the noise of its time, or clean all the way."""
 STEP_SIZE = 0.2
 """Of a correction of `edit`, in units of b_t^2: it makes the noise of its time too large by a tenth, in variance."""
 
@@ -110,10 +114,15 @@ def edit(
     churn: float = 0.0,
     corrections: int = 0,
     step_size: float = STEP_SIZE,
+    mode: str = "replace",
     random: RowRandom | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Inpainting: new content where `editable` is true, `known` exactly elsewhere.
+
+    With mode "clean" the known content stands clean in every x_t, at a clock of its own that stays at 0, and the
+    predictor is told so: it is called with t and s of the images' shape. Of a predictor that was trained so
+    (`ImageObjective(regions=...)`) this samples the law of the rest given what is known.
 
     Putting the known content back at every step (replacement, Song et al. 2011.13456) does not sample the law of the
     rest given it, not even with an exact predictor and very many steps: what was drawn earlier never hears what the
@@ -130,16 +139,29 @@ def edit(
         corrections: Langevin steps (`sampling.langevin`) at each time but 0, for Gaussian processes: each is a call of
             the predictor more, with known content of fresh noise.
         step_size: of a correction, in (0, 2), in units of b_t^2.
+        mode: "replace", for predictors of images with one t; or "clean", of Gaussian processes, which takes no
+            corrections, and of wrappers `sampling.ddim`, `ancestral` and `baseline`.
         on_step: see `core.denoise`; corrections count as steps.
     """
     check_finite(known, "known")
     editable = check_editable(editable, known)
     times = grid(process, num_steps, start=start) if times is None else times
     check_falling(times, process.T)
+    if mode not in MODES:
+        raise ValueError(f"mode must be {choices(MODES)}, got {mode!r}")
+    if mode == "clean" and (corrections or not process.starts_from_noise):
+        raise ValueError(f"mode 'clean' needs a Gaussian process and no corrections, got {process!r} and {corrections}")
     random = RowRandom.fresh(len(known), known.device) if random is None else random
     if corrections:
         times, predict_x0 = corrected(process, predict_x0, times, corrections, step_size, random)
     walk = spread(times, len(known), known.device)
+    if mode == "clean":
+        walk = [torch.where(editable, per_row(t, known, t.dtype), 0) for t in walk]
+        if int(times[0]) == process.T:
+            xt = torch.where(editable, process.prior(known, random=random), known)
+        else:
+            xt = process.corrupt(known, walk[0], process.sample_noise(known, random=random))
+        return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=on_step)
     keep = keep_known(process, known, editable, walk, random)
     if int(times[0]) == process.T:
         xt = process.prior(known, random=random)

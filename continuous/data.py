@@ -43,6 +43,7 @@ class ImageRows(Dataset):
         levels: how many different values a pixel can take, evenly spaced over [-1, 1] (256 for 8-bit files, 17 for the
             digits of scikit-learn); bits per dimension are meant for data of so many levels.
         noise: (N, C, H, W), that which each image came of, for reflow; a label may then be -1, for no class.
+        conditions: (N, d) or (N, n, d) float32, finite: vectors that a model may be told of each image; or None.
 
     Raises:
         ValueError: wrong shape, dtype or range, values that are not finite, labels that do not fit.
@@ -56,6 +57,7 @@ class ImageRows(Dataset):
         levels: int = 256,
         *,
         noise: Tensor | None = None,
+        conditions: Tensor | None = None,
     ):
         self.images = check_images(images, "images")
         if not len(images):
@@ -80,6 +82,14 @@ class ImageRows(Dataset):
         if noise is not None and noise.shape != images.shape:
             raise ValueError(f"noise must be of the shape of images, {tuple(images.shape)}, got {tuple(noise.shape)}")
         self.noise = noise
+        if conditions is not None:
+            good = conditions.ndim in (2, 3) and len(conditions) == len(images) and conditions.dtype == torch.float32
+            if not good or not conditions[0].numel() or not bool(torch.isfinite(conditions).all()):
+                raise ValueError(
+                    f"conditions must be finite float32 ({len(images)}, d) or ({len(images)}, n, d), got "
+                    f"{tuple(conditions.shape)} {conditions.dtype}"
+                )
+        self.conditions = conditions
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,17 +113,23 @@ class ImageRows(Dataset):
         return self.batch(torch.as_tensor(indices))
 
     def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """{"images": (B, C, H, W)}, and {"labels": (B,)} and {"noise": (B, C, H, W)} where there are such."""
+        """{"images": (B, C, H, W)}, and "labels" (B,), "noise" (B, C, H, W) and "conditions" where there are such."""
         return {name: values[index] for name, values in self._columns().items()}
 
     def _columns(self) -> dict[str, Tensor]:
-        columns = {"images": self.images, "labels": self.labels, "noise": self.noise}
+        columns = {
+            "images": self.images,
+            "labels": self.labels,
+            "noise": self.noise,
+            "conditions": self.conditions,
+        }
         return {name: values for name, values in columns.items() if values is not None}
 
     def take(self, index: Tensor) -> ImageRows:
         """The rows at `index`, in that order."""
-        labels, noise = (None if values is None else values[index] for values in (self.labels, self.noise))
-        return ImageRows(self.images[index], labels, self.classes, self.levels, noise=noise)
+        parts = self.batch(index)
+        more = {name: parts.get(name) for name in ("noise", "conditions")}
+        return ImageRows(parts["images"], parts.get("labels"), self.classes, self.levels, **more)
 
 
 @dataclass
@@ -480,8 +496,18 @@ def _left_out(folder: Path, files: Sequence[Path]) -> str:
     return f"{folder}: left out what is no image by its name: {listed} (first: {files[0].name})"
 
 
-def dataset_rows(part: Any, name: str, size: int | None = None, channels: int | None = None) -> ImageRows:
-    """A split of a `datasets` data set: its one column of images, its one column of class labels if there is one."""
+def dataset_rows(
+    part: Any,
+    name: str,
+    size: int | None = None,
+    channels: int | None = None,
+    condition_columns: Sequence[str] = (),
+) -> ImageRows:
+    """A split of a `datasets` data set: its one column of images, its one column of class labels if there is one.
+
+    condition_columns: of numbers, or of lists of them, which stand side by side in the vector of an image; one alone
+    may also hold lists of vectors.
+    """
     from datasets import ClassLabel, Image
 
     def column(kind: type) -> list[str]:
@@ -500,17 +526,42 @@ def dataset_rows(part: Any, name: str, size: int | None = None, channels: int | 
 
     named = ((f"{name}, row {i}", row[own[0]]) for i, row in enumerate(stored))
     images = stack_images((where, read(value, where)) for where, value in named)
+    conditions = _conditions(part, name, condition_columns) if condition_columns else None
     if len(labels) != 1:
-        return ImageRows(images)
+        return ImageRows(images, conditions=conditions)
     found = part[labels[0]][:]
     for i, label in enumerate(found):
         if label is None or label < 0:
             raise ValueError(f"{name}, row {i} has no class in its column {labels[0]}, and others have one")
-    return ImageRows(images, torch.tensor(found), part.features[labels[0]].names)
+    return ImageRows(images, torch.tensor(found), part.features[labels[0]].names, conditions=conditions)
+
+
+def _conditions(part: Any, name: str, columns: Sequence[str]) -> Tensor:
+    """(N, d) or (N, n, d) float32 from columns of numbers; ValueError that names what is none."""
+    found = []
+    for column in columns:
+        if column not in part.column_names:
+            raise ValueError(f"{name} has no column {column!r} of conditions, only {', '.join(part.column_names)}")
+        try:
+            values = torch.tensor(part[column][:], dtype=torch.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}, column {column!r} must hold numbers, as many in every row: {error}") from None
+        found.append(values[:, None] if values.ndim == 1 else values)
+    if len(found) > 1 and any(values.ndim != 2 for values in found):
+        raise ValueError(
+            f"{name}: of several columns of conditions none may hold lists of vectors, got {list(columns)}"
+        )
+    return torch.cat(found, dim=-1)
 
 
 def load_images(
-    data: str, *, size: int | None = None, channels: int | None = None, validation_share: float = 0.05, seed: int = 0
+    data: str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    validation_share: float = 0.05,
+    condition_columns: Sequence[str] = (),
+    seed: int = 0,
 ) -> ImageSplits:
     """`data` as rows to train on and rows held out.
 
@@ -519,6 +570,7 @@ def load_images(
             `test` inside, or classes as subfolders); else the name or path of a `datasets` data set.
         size, channels: see `read_image`; the digits and idx files stay as they are.
         validation_share: held out where the data has no part of its own for that.
+        condition_columns: of a `datasets` data set, see `dataset_rows`.
         seed: of the split.
 
     Raises:
@@ -531,6 +583,7 @@ def load_images(
     if not 0.0 < validation_share < 1.0:
         raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
     if data == DIGITS:
+        _no_columns(data, condition_columns)
         if size not in (None, 8) or channels == 3:
             raise ValueError(
                 f"the digits are 8 x 8 and grey: leave image_size and channels away, got {size}, {channels}"
@@ -546,6 +599,8 @@ def load_images(
     idx = [path for path in files if path.suffix.lower() not in SUFFIXES and is_idx(path)]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     parts: dict[str, ImageRows]
+    if idx or images:
+        _no_columns(data, condition_columns)
     if idx and images:
         raise ValueError(f"{data} holds idx files ({idx[0]}) and images ({images[0]}): keep them in two folders")
     if idx:
@@ -559,7 +614,9 @@ def load_images(
     elif images:
         parts = _folder_parts(folder, size, channels, notes)
     else:
-        parts = _dataset_parts(data, lambda part, name: dataset_rows(part, name, size, channels), notes)
+        parts = _dataset_parts(
+            data, lambda part, name: dataset_rows(part, name, size, channels, condition_columns), notes
+        )
     train = parts["train"]
     held = next((parts[name] for name in HELD_OUT if name in parts), None)
     if held is None:
@@ -574,6 +631,13 @@ def load_images(
             f"part {train.shape} and {train.classes}"
         )
     return ImageSplits(train, held, tuple(notes))
+
+
+def _no_columns(data: str, condition_columns: Sequence[str]) -> None:
+    if condition_columns:
+        raise ValueError(
+            f"condition_columns are columns of a `datasets` data set, and {data} is none: got {list(condition_columns)}"
+        )
 
 
 HELD_OUT = ("validation", "val", "test")

@@ -28,8 +28,12 @@ Kind = TypeVar("Kind", bound=type)
 
 
 def per_row(values: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A value for each row, (B,), as (B, 1, ..., 1) of like's rank, on its device, in its dtype or in the one given."""
-    return values.to(like.device, like.dtype if dtype is None else dtype).view(-1, *[1] * (like.ndim - 1))
+    """A value for each row, (B,), as (B, 1, ..., 1) of like's rank, on its device, in its dtype or in the one given.
+
+    Values that have like's rank already are one for each pixel, and keep their shape.
+    """
+    values = values.to(like.device, like.dtype if dtype is None else dtype)
+    return values if values.ndim == like.ndim else values.view(-1, *[1] * (like.ndim - 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,9 @@ from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
+from .pipeline import MEASURED
 from .processes import GaussianProcess
-from .sampling import Predictor, optimal_variance
+from .sampling import Predictor
 
 FEATURES = 32
 _BLOCK = 512
@@ -104,6 +105,22 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return max(0.0, float(gap + first.trace() + second.trace() - 2.0 * cross))
 
 
+def inception_score(logits: Tensor) -> float:
+    """exp of the mean of KL(p(y | x) || p(y)) over images x, p(y | x) what a classifier says of each and p(y) its mean.
+
+    From 1, where it says the same of all, to the number of classes, where it is sure of each and none is rarer. It
+    knows nothing of the data: a memoriser, and one image of each class, score as well as can be.
+
+    Args:
+        logits: (N, K) of any classifier of the images, in float64 within. Source: Salimans et al., arXiv 1606.03498.
+    """
+    if logits.ndim != 2 or not len(logits) or not bool(torch.isfinite(logits).all()):
+        raise ValueError(f"logits must be finite, (N, classes) of at least 1 image, got {tuple(logits.shape)}")
+    each = logits.double().log_softmax(dim=1)
+    whole = each.logsumexp(dim=0) - math.log(len(each))
+    return math.exp(max(0.0, float((each.exp() * (each - whole)).sum(dim=1).mean())))
+
+
 def nearest_distances(samples: Tensor, rows: Tensor, leave_out: bool = False) -> Tensor:
     """(N,) float64: the Euclidean distance of each sample to its nearest row; shapes (N, ...) and (M, ...).
 
@@ -146,6 +163,7 @@ class Quality:
 
     Args:
         frechet: Frechet distance of classifier features to the held-out images; None without a classifier.
+        inception: `inception_score` by that classifier; None without.
         nearest: mean Euclidean distance to the nearest training image, pixels in [-1, 1]; 0 for a memoriser.
         one_nn: how well nearest neighbours tell samples from held-out images; 0.5 is best.
         label_accuracy: share of the samples that the classifier gives the class that was asked for; None without.
@@ -153,6 +171,7 @@ class Quality:
     """
 
     frechet: float | None
+    inception: float | None
     nearest: float
     one_nn: float
     label_accuracy: float | None
@@ -178,6 +197,7 @@ def quality(
         frechet=None
         if classifier is None
         else frechet_distance(classifier.features(samples), classifier.features(held)),
+        inception=None if classifier is None else inception_score(classifier(samples)),
         nearest=float(nearest_distances(samples, train).mean()),
         one_nn=one_nn_accuracy(samples[:many], held[:many]),
         label_accuracy=None if classifier is None or labels is None else classifier.accuracy(samples, labels),
@@ -234,6 +254,12 @@ def reference_rows(splits: ImageSplits, classifier: FeatureClassifier | None, se
     }
 
 
+def told(pipe: Any, rows: ImageRows) -> Tensor | None:
+    """What a model is told of rows: their classes, their conditions, or nothing."""
+    config = pipe.denoiser.config
+    return rows.conditions if config.condition_dim else rows.labels if config.num_classes else None
+
+
 # A model -------------------------------------------------------------------------------------------------------------
 
 RESTORATIONS: dict[str, dict[str, Any]] = {
@@ -273,7 +299,7 @@ def restorations(
     progress: show a bar of each way.
     """
     degraded = pipe.degrade(rows.images, t, seed=seed)
-    labels = rows.labels if pipe.denoiser.config.num_classes else None
+    labels = told(pipe, rows)
     found = {"degraded": degraded}
     for name, how in RESTORATIONS.items():
         found[name] = pipe.restore(degraded, t, label=labels, seed=seed, progress=progress, **how)
@@ -318,7 +344,7 @@ def bits_per_dim(
     have few levels the second pays for pixels that a network does not round exactly, and says little.
     """
     process = pipe.denoiser.gaussian
-    labels = rows.labels if pipe.denoiser.config.num_classes else None
+    labels = told(pipe, rows)
     variance = check_variance(pipe, variance)
     predict_x0: Predictor = pipe.predictor(labels)
     v: Any = None
@@ -330,7 +356,7 @@ def bits_per_dim(
             raise ValueError(
                 "variance 'optimal' is measured on images: give train, those that the model was trained on"
             )
-        v = measured_variance(pipe, train, seed)
+        v = pipe.measure_variance(train.images, told(pipe, train), seed)
     figures: dict[str, Any] = {"terms": min(terms, process.T), "last_time": last_time(process, rows.levels)}
     figures["variance"] = variance
     for name, end in (("bits_per_dim", figures["last_time"]), ("bits_per_dim_all_steps", 1)):
@@ -361,21 +387,6 @@ def check_variance(pipe: Any, variance: str | None) -> str:
     if variance == "learned" and not learned:
         raise ValueError("this model was trained without learned_variance: variance can be 'fixed' or 'optimal'")
     return variance
-
-
-MEASURED = 512
-"""Images that the optimal variance is measured on, at most."""
-
-
-def measured_variance(pipe: Any, rows: ImageRows, seed: int = 0) -> Tensor:
-    """(T + 1,) float64 `sampling.optimal_variance` of a model on rows, evenly spread; never 0 but at t = 0."""
-    some = rows.take(torch.arange(0, len(rows), -(-len(rows) // MEASURED)))
-    labels = some.labels if pipe.denoiser.config.num_classes else None
-    times = watched(range(1, pipe.process.T + 1), "variance")
-    random = RowRandom(seed, torch.arange(len(some)))
-    table = optimal_variance(pipe.denoiser.gaussian, pipe.predictor(labels), some.images, times, random=random)
-    table[1:] = table[1:].clamp(min=torch.finfo(torch.float32).tiny)
-    return table
 
 
 def generates(pipe: Any) -> bool:
@@ -437,9 +448,8 @@ def evaluate_model(
             return figures
     num_steps = pipe.usual_steps if num_steps is None else num_steps
     number = len(held) if number is None else number
-    labels = None
-    if pipe.denoiser.config.num_classes and held.labels is not None:
-        labels = held.labels[torch.arange(number) % len(held)]
+    labels = told(pipe, held)
+    labels = None if labels is None else labels[torch.arange(number) % len(held)]
     reference = reference_rows(splits, classifier, seed)  # what it refuses is refused before samples are made
     images = pipe.generate(
         number,
@@ -453,7 +463,10 @@ def evaluate_model(
     name = pipe.usual_sampler if sampler is None else sampler
     how = {"sampler": name, "num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     figures |= {
-        "samples": {**how, **quality(images, splits, classifier, labels).to_dict()},
+        "samples": {
+            **how,
+            **quality(images, splits, classifier, labels if pipe.denoiser.config.num_classes else None).to_dict(),
+        },
         "reference": {name: one.to_dict() for name, one in reference.items()},
     }
     if terms and has_bound(pipe):
@@ -514,12 +527,13 @@ def describe_figures(figures: dict[str, Any]) -> str:
         rows = {n: (cell(r["rmse"], 4), cell(r["frechet"])) for n, r in figures["restorations"].items()}
         parts.append(printed(("RMSE", "Frechet"), rows) + f"({figures['rows']} held-out images, from D_T)")
     if "samples" in figures:
-        own, names = figures["samples"], ("frechet", "nearest", "one_nn", "label_accuracy")
+        own, names = figures["samples"], ("frechet", "inception", "nearest", "one_nn", "label_accuracy")
         every = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
         rows = {name: tuple(cell(row[key]) for key in names) for name, row in every.items()}
         parts.append(
-            printed(("Frechet", "nearest", "1-NN", "label"), rows)
-            + "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images)"
+            printed(("Frechet", "IS", "nearest", "1-NN", "label"), rows)
+            + "(nearest: distance to the training set; 1-NN: 0.5 where samples cannot be told from held-out images; "
+            "IS: inception score)"
         )
     if "bound" in figures:
         parts.append(describe_bound(figures["bound"]))

@@ -43,13 +43,19 @@ class ImageConfig(PreTrainedConfig):
         image_shape (`list[int]`): channels, height, width.
         levels (`int`): values that a pixel can take, evenly spaced over [-1, 1].
         classes (`list[str]`): names of the classes; empty: not conditional. One label more means "no class".
-        network (`dict`): "kind" ("mlp" or "unet") and the options of that network.
+        condition_dim (`int`): numbers of a vector that the network is told in place of a class; 0: none.
+        condition_length (`int`): vectors of an image, (B, n, d), for network "cross_unet"; 0: one, (B, d).
+        network (`dict`): "kind" ("mlp", "unet" or "cross_unet") and the options of that network.
         prior_rank (`int`): directions of the law of x_T that a model of a cold process holds, beside its weights, to
             generate from (`ImageDenoiser.fit_prior` sets it); 0: it holds none and restores only.
         few_steps (`dict`): of a student, how it has to be sampled: the fields of `distillation.FewSteps`; None: in any
             way.
         autoencoder (`dict`): the fields of an `AutoencoderConfig`: the model walks in latents of images, and holds the
             autoencoder beside its weights (Gaussian process only). None: in pixels.
+        regions (`bool`): whether the network is told which pixels are corrupted, and so takes images whose other pixels
+            are clean: a clock for each pixel (Gaussian process only; see `ImageObjective`).
+        optimal_variance (`bool`): whether it holds, beside its weights, the best variance of a step as it was measured
+            on training images (`ImagePipeline.fit_variance` sets it; Gaussian process only).
     """
 
     model_type = "udm-image"
@@ -60,10 +66,14 @@ class ImageConfig(PreTrainedConfig):
     image_shape: list[int] | None = None
     levels: int = 256
     classes: list[str] | None = None
+    condition_dim: int = 0
+    condition_length: int = 0
     network: dict | None = None
     prior_rank: int = 0
     few_steps: dict | None = None
     autoencoder: dict | None = None
+    regions: bool = False
+    optimal_variance: bool = False
     udm_version: int = CONFIG_VERSION
 
     _extras: ClassVar[frozenset[str]] = frozenset(
@@ -93,6 +103,13 @@ class ImageConfig(PreTrainedConfig):
             raise ValueError(f"levels must be at least 2, got {self.levels}")
         if self.network.get("kind") not in NETWORKS:
             raise ValueError(f"network must have a kind, {choices(NETWORKS)}, got {self.network.get('kind')!r}")
+        if min(self.condition_dim, self.condition_length) < 0 or (self.condition_dim and self.classes):
+            raise ValueError(
+                "condition_dim and condition_length must be 0 or more, and a model with the first has no classes, "
+                f"got {self.condition_dim}, {self.condition_length} and {len(self.classes)} classes"
+            )
+        if self.condition_length and (not self.condition_dim or self.network["kind"] != "cross_unet"):
+            raise ValueError("condition_length needs a condition_dim and network 'cross_unet': others take one vector")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be {choices(PREDICTIONS)}, got {self.prediction!r}")
         process = self.build_process()
@@ -111,6 +128,12 @@ class ImageConfig(PreTrainedConfig):
                 raise ValueError("learned_variance is learned from the levels of pixels: latents have none")
             if self.few_steps is not None:
                 raise ValueError("few_steps is of students, who learn from a teacher in pixels: give no autoencoder")
+            if self.regions or self.optimal_variance:
+                raise ValueError("regions and optimal_variance are of pixels, and an autoencoder makes latents of them")
+        if self.regions and not process.starts_from_noise:
+            raise ValueError("regions are a clock for each pixel, which a Gaussian process has, and this one is cold")
+        if self.optimal_variance and not process.starts_from_noise:
+            raise ValueError("optimal_variance is that of the steps of a Gaussian process, and this one is cold")
 
     def build_process(self) -> ImageProcess:
         """The process object of this model."""
@@ -138,6 +161,24 @@ class ImageConfig(PreTrainedConfig):
     def num_classes(self) -> int:
         return len(self.classes or [])
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is told a class or a condition."""
+        return bool(self.num_classes or self.condition_dim)
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Of what the network is told of an image: () of a class, (d,) or (n, d) of vectors."""
+        if not self.condition_dim:
+            return ()
+        return (self.condition_length, self.condition_dim) if self.condition_length else (self.condition_dim,)
+
+    def withheld(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+        """What a network of classes or conditions is told where it is told none: (rows, *condition_shape)."""
+        if self.condition_dim:
+            return torch.full((rows, *self.condition_shape), torch.nan, device=device)
+        return torch.full((rows,), self.num_classes, dtype=torch.int64, device=device)
+
 
 class ImageDenoiser(PreTrainedModel):
     """A network asked for the clean image behind a corrupted one.
@@ -158,9 +199,10 @@ class ImageDenoiser(PreTrainedModel):
         options = dict(config.network or {})
         self.network = network(
             options.pop("kind"),
-            config.state_shape,
+            (config.state_shape[0] + config.regions, *config.state_shape[1:]),
             config.state_shape[0] * (2 if config.learned_variance else 1),
             config.num_classes + 1 if config.num_classes else 0,
+            **({"condition_dim": config.condition_dim} if config.condition_dim else {}),
             **options,
         )
         self.autoencoder: Autoencoder | None = None
@@ -171,7 +213,34 @@ class ImageDenoiser(PreTrainedModel):
             means, laws = (config.num_classes + 1, 2) if config.num_classes else (1, 1)
             shapes = ((means,), (laws, config.prior_rank), (laws,))
             self._hold_prior(ColdPrior(*(torch.full((*shape, *config.shape), torch.nan) for shape in shapes)))
+        if config.optimal_variance:
+            self.hold_variance(torch.full((2 if config.conditional else 1, self.process.T + 1), torch.nan))
         self.post_init()
+
+    def hold_variance(self, table: Tensor) -> None:
+        """Keep a table of the variance of x0 given xt beside the weights, to be saved with them.
+
+        Args:
+            table: (2, T + 1) for images of a known class (or condition) and of none; (1, T + 1) of a model that is told
+                none.
+        """
+        shape = (2 if self.config.conditional else 1, self.process.T + 1)
+        if tuple(table.shape) != shape:
+            raise ValueError(f"table must be {shape}, got {tuple(table.shape)}")
+        self.register_buffer("variance_of_x0", table.to(self.device, torch.float32))
+        self.config.optimal_variance = True
+
+    @property
+    def variance(self) -> Tensor:
+        """The table that `hold_variance` keeps, float32; ValueError where there is none."""
+        if not self.config.optimal_variance:
+            raise ValueError(
+                "this model keeps no optimal variance: train with `udm image train --optimal_variance`, or have it "
+                "measured by ImagePipeline.fit_variance(images) on those it was trained with"
+            )
+        table: Tensor = self.get_buffer("variance_of_x0")
+        demand(~table.isnan().any(), "the optimal variance was not measured yet: call fit_variance(images)")
+        return table
 
     def _hold_prior(self, prior: ColdPrior) -> None:
         for name, values in prior._asdict().items():
@@ -262,16 +331,26 @@ class ImageDenoiser(PreTrainedModel):
     def label_row(self, labels: Tensor | None, rows: int) -> Tensor | None:
         """(rows,) int64 labels for the network: those given, -1 and None meaning "no class"; None without classes.
 
+        Of a model with a condition_dim (rows, d) or (rows, n, d) float32, NaN all through a row meaning none.
+
         Raises:
             ValueError: labels for a model without classes, of a wrong shape, or outside -1..num_classes-1.
         """
         number = self.config.num_classes
-        if not number:
+        if not self.config.conditional:
             if labels is not None:
                 raise ValueError("labels were given, and this model knows no classes")
             return None
         if labels is None:
-            return torch.full((rows,), number, dtype=torch.int64, device=self.device)
+            return self.config.withheld(rows, self.device)
+        if self.config.condition_dim:
+            shape = (rows, *self.config.condition_shape)
+            if tuple(labels.shape) != shape or not labels.is_floating_point():
+                raise ValueError(f"conditions must be {shape} float, got {tuple(labels.shape)} {labels.dtype}")
+            each = labels.reshape(rows, -1)
+            good = torch.isfinite(each).all(dim=1) | each.isnan().all(dim=1)
+            demand(good, "conditions must be finite numbers, or NaN all through a row for none")
+            return labels.to(self.device, torch.float32)
         if labels.shape != (rows,) or labels.dtype != torch.int64:
             raise ValueError(f"labels must be ({rows},) int64, got {tuple(labels.shape)} {labels.dtype}")
         wrong = f"labels must lie in 0..{number - 1}, or be -1 for no class"
@@ -282,16 +361,23 @@ class ImageDenoiser(PreTrainedModel):
         """What the network predicts of xt at t.
 
         Args:
-            xt: (B, C, H, W), corrupted images, or latents of such. t: (B,) int64 in 0..T.
-            labels: (B,) int64, `num_classes` for no class; None where the model has no classes.
+            xt: (B, C, H, W), corrupted images, or latents of such. t: (B,) int64 in 0..T; of a model with regions also
+                (B, 1 or C, H, W), 0 where pixels are clean and one and the same elsewhere in a row.
+            labels: (B,) int64, `num_classes` for no class; conditions (B, d) or (B, n, d), NaN for none; None where the
+                model is told neither.
 
         Returns:
             (B, C, H, W), by `config.prediction`; (B, 2C, H, W) with a learned variance, whose share in [0, 1] between
             least (0) and largest (1) is `variance_share` of the second half.
         """
-        scaled = self.process.scale_input(xt, t)
-        output = self.network(scaled.to(self.dtype), t.to(torch.float64) / self.process.T, labels)
-        model_output, *share = output.split(self.config.shape[0], dim=1)
+        scaled, row = self.process.scale_input(xt, t), t
+        if t.ndim > 1 and not self.config.regions:
+            raise ValueError("a t for each pixel needs a model that was trained with regions; give t as (B,)")
+        if self.config.regions:
+            where = per_row(t > 0, scaled)[:, :1].expand(len(xt), 1, *xt.shape[2:])
+            scaled, row = torch.cat((scaled, where), dim=1), t.reshape(len(t), -1).amax(dim=1)
+        output = self.network(scaled.to(self.dtype), row.to(torch.float64) / self.process.T, labels)
+        model_output, *share = output.split(self.config.state_shape[0], dim=1)
         model_output = self.process.scale_output(self.config.prediction, model_output, t)
         return torch.cat((model_output, *share), dim=1) if share else model_output
 
@@ -320,7 +406,7 @@ class ImageDenoiser(PreTrainedModel):
         if not finite.all():
             broken = ~finite.flatten(1).all(dim=1)
             raise NonFiniteOutputError(
-                f"what the network predicts is not finite at t = {int(t[broken.to(t.device)][0])}, in "
+                f"what the network predicts is not finite at t = {int(t[broken.to(t.device)][0].max())}, in "
                 f"{int(broken.sum())} of {len(xt)} images, so nothing is drawn: its weights are damaged, or too large "
                 f"for {self.dtype}"
             )
@@ -330,7 +416,8 @@ class ImageDenoiser(PreTrainedModel):
         """x0_hat (B, C, H, W), float32, or float64 where xt is.
 
         Args:
-            xt: (B, C, H, W). t: (B,) int64 in 0..T. labels: (B,) int64 classes, -1 for none; None: none at all.
+            xt: (B, C, H, W). t: (B,) int64 in 0..T, or as `forward` takes it: clean pixels are their own x0_hat.
+            labels: (B,) int64 classes, -1 for none; None: none at all.
 
         Raises:
             NonFiniteOutputError: a value is NaN or infinite. On an accelerator, which is not kept waiting, NaN stands

@@ -1,13 +1,14 @@
 """What reads a corrupted image: a small fast network of ours, and diffusers' U-Net.
 
-A network is called as network(xt, ratio, labels): xt (B, C, H, W), ratio (B,) = t/T in [0, 1], labels (B,) int64 or
-None where the model has no classes; it gives (B, channels_out, H, W).
+A network is called as network(xt, ratio, labels): xt (B, C, H, W), ratio (B,) = t/T in [0, 1], labels (B,) int64; of a
+model that is conditioned on vectors (B, d) or (B, n, d) float, NaN in rows without a condition; None where the model
+knows neither. It gives (B, channels_out, H, W).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,21 @@ class FilmBlock(nn.Module):
         return x + (1 + gate) * self.outer(self.dropout(functional.silu(hidden)))
 
 
+class VectorLabel(nn.Module):
+    """Vectors (B, d) as embeddings (B, width), linearly; rows of NaN as one that is learned. A one-hot vector is looked
+    up, as `nn.Embedding` does it."""
+
+    def __init__(self, dim: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, width, bias=False)
+        self.null = nn.Parameter(torch.zeros(width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        none = vectors.isnan().any(dim=1, keepdim=True)
+        told = self.linear(torch.where(none, 0.0, vectors).to(self.linear.weight.dtype))
+        return torch.where(none, self.null, told)
+
+
 class FilmMLP(nn.Module):
     """Residual blocks over all pixels at once, conditioned on t and the class: for small images, as 8 x 8 digits.
 
@@ -74,13 +90,16 @@ class FilmMLP(nn.Module):
         expansion: int = 2,
         dropout: float = 0.1,
         condition: int = 128,
+        condition_dim: int = 0,
     ):
         super().__init__()
         _, height, columns = shape
         self.shape_out = (channels_out, height, columns)
         self.read = nn.Linear(math.prod(shape), width)
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, condition), nn.SiLU(), nn.Linear(condition, condition))
-        self.label = nn.Embedding(num_labels, condition) if num_labels else None
+        self.label: nn.Module | None = nn.Embedding(num_labels, condition) if num_labels else None
+        if condition_dim:
+            self.label = VectorLabel(condition_dim, condition)
         self.blocks = nn.ModuleList(FilmBlock(width, condition, expansion, dropout) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.write = nn.Linear(width, math.prod(self.shape_out))
@@ -119,33 +138,12 @@ class UNet(nn.Module):
         attention: int = 8,
         dropout: float = 0.1,
         attention_sizes: tuple[int, ...] | None = None,
+        condition_dim: int = 0,
     ):
         super().__init__()
-        make: Any
-        try:
-            from diffusers import UNet2DModel as make
-        except ImportError:
-            raise ImportError(
-                "network 'unet' needs diffusers: pip install '.[images]' in the folder of udm-text"
-            ) from None
-        factor = 2 ** (len(widths) - 1)
-        if any(side % factor for side in shape[1:]):
-            raise ValueError(
-                f"a U-Net of {len(widths)} sizes needs a height and width divisible by {factor}, got {shape[1]} x "
-                f"{shape[2]}: give fewer widths, or --image_size"
-            )
-        sizes = [shape[1] >> i for i in range(len(widths))]
-        if attention_sizes is None:
-            chosen = sizes[-1:] if attention else []
-        else:
-            chosen = list(attention_sizes)
-            if not attention or not set(chosen) <= set(sizes):
-                raise ValueError(
-                    f"attention_sizes must be heights of this U-Net, {', '.join(map(str, sizes))}, with an attention "
-                    f"above 0, got {chosen} and attention {attention}"
-                )
-        kinds = ["Attn" * (size in chosen) for size in sizes]
-        self.body = make(
+        kinds = ["Attn" * there for there in attends(shape, widths, attention, attention_sizes)]
+        self.label = VectorLabel(condition_dim, 4 * widths[0]) if condition_dim else None
+        self.body = _of_diffusers("UNet2DModel")(
             in_channels=shape[0],
             out_channels=channels_out,
             block_out_channels=tuple(widths),
@@ -157,13 +155,90 @@ class UNet(nn.Module):
             dropout=dropout,
             norm_num_groups=math.gcd(8, *widths),
             num_class_embeds=num_labels or None,
+            class_embed_type="identity" if condition_dim else None,
         )
 
     def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.body(xt, ratio.to(torch.float32) * 1000.0, class_labels=labels).sample
+        told = labels if self.label is None else self.label(labels)
+        return self.body(xt, ratio.to(torch.float32) * 1000.0, class_labels=told).sample
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": FilmMLP, "unet": UNet}
+class CrossUNet(nn.Module):
+    """diffusers' `UNet2DConditionModel`: pixels attend to the vectors of a condition, (B, n, d) or one each, (B, d).
+
+    Rows of NaN attend to one vector that is learned. Source: Rombach et al. (arXiv 2112.10752, section 3.3).
+
+    Args:
+        widths, layers, attention, attention_sizes: as of `UNet`, where there is attention to pixels and vectors both.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels_out: int,
+        num_labels: int,
+        widths: tuple[int, ...] = (32, 64, 64),
+        layers: int = 1,
+        attention: int = 8,
+        dropout: float = 0.1,
+        attention_sizes: tuple[int, ...] | None = None,
+        condition_dim: int = 0,
+    ):
+        super().__init__()
+        if not condition_dim or not attention:
+            raise ValueError("network 'cross_unet' attends to vectors: it needs a condition_dim and attention above 0")
+        kinds = ["CrossAttn" * there for there in attends(shape, widths, attention, attention_sizes)]
+        self.null = nn.Parameter(torch.zeros(condition_dim))
+        self.body = _of_diffusers("UNet2DConditionModel")(
+            in_channels=shape[0],
+            out_channels=channels_out,
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            attention_head_dim=tuple(max(1, width // attention) for width in widths),  # there it counts heads
+            cross_attention_dim=condition_dim,
+            dropout=dropout,
+            norm_num_groups=math.gcd(8, *widths),
+        )
+
+    def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor) -> Tensor:
+        vectors = labels[:, None] if labels.ndim == 2 else labels
+        none = vectors.isnan().flatten(1).any(dim=1)[:, None, None]
+        vectors = torch.where(none, self.null, vectors.to(self.null.dtype))
+        return self.body(xt, ratio.to(torch.float32) * 1000.0, encoder_hidden_states=vectors).sample
+
+
+def attends(
+    shape: tuple[int, int, int], widths: Sequence[int], attention: int, attention_sizes: Sequence[int] | None
+) -> list[bool]:
+    """At which sizes of a U-Net there is attention, from the full one downwards; ValueError where it cannot be."""
+    factor = 2 ** (len(widths) - 1)
+    if any(side % factor for side in shape[1:]):
+        raise ValueError(
+            f"a U-Net of {len(widths)} sizes needs a height and width divisible by {factor}, got {shape[1]} x "
+            f"{shape[2]}: give fewer widths, or --image_size"
+        )
+    sizes = [shape[1] >> i for i in range(len(widths))]
+    if attention_sizes is None:
+        return [bool(attention) and size == sizes[-1] for size in sizes]
+    if not attention or not set(attention_sizes) <= set(sizes):
+        raise ValueError(
+            f"attention_sizes must be heights of this U-Net, {', '.join(map(str, sizes))}, with an attention above 0, "
+            f"got {list(attention_sizes)} and attention {attention}"
+        )
+    return [size in attention_sizes for size in sizes]
+
+
+def _of_diffusers(name: str) -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise ImportError("a U-Net needs diffusers: pip install '.[images]' in the folder of udm-text") from None
+    return getattr(diffusers, name)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": FilmMLP, "unet": UNet, "cross_unet": CrossUNet}
 """The one table from a network's name to its class."""
 
 

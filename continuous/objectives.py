@@ -242,6 +242,25 @@ def draw_times(
 # The objective -------------------------------------------------------------------------------------------------------
 
 
+def draw_regions(random: RowRandom, height: int, width: int) -> Tensor:
+    """(B, 1, height, width) bool: a region for each row, in thirds a rectangle, all but one, and single pixels.
+
+    A rectangle has two corners drawn evenly over the image, so that it may be a stripe or a half; of single pixels each
+    is in the region with a probability that is even on (0, 1). No region is empty.
+    """
+    kind, share, *ends = random.uniform(6).unbind(1)
+    lines = []
+    for n, (first, second) in ((height, ends[:2]), (width, ends[2:])):
+        low, high = ((end * n).long()[:, None] for end in (torch.minimum(first, second), torch.maximum(first, second)))
+        place = torch.arange(n, device=kind.device)
+        lines.append((place >= low) & (place <= high))
+    inside = lines[0][:, :, None] & lines[1][:, None, :]
+    alone = (random.uniform(height * width) < share[:, None]).view_as(inside)
+    which = (kind * 3).long()[:, None, None]
+    region = torch.where(which == 0, inside, torch.where(which == 1, ~inside, alone))
+    return torch.where(region.any(dim=(1, 2), keepdim=True), region, inside)[:, None]
+
+
 class ImageObjective:
     """An `Objective` (see udm_text/training/trainer.py) for `ImageDenoiser`: rows of `ImageRows`.
 
@@ -254,10 +273,13 @@ class ImageObjective:
             delta (|e| - delta / 2) (Huber 1964).
         weighting: "simple", "snr", "min_snr" or "vlb".
         gamma: of min_snr.
-        label_drop: share of the rows whose class is withheld; what classifier-free guidance needs.
+        label_drop: share of the rows whose class or condition is withheld; what classifier-free guidance needs.
         importance: draw t by importance instead of uniformly.
         vlb_share: with a learned variance, the share of the bound, which gives x0_hat no gradient.
         vlb_ramp: steps over which that share rises from 0, in a straight line; 0: it is there from the first.
+        regions: share of the rows that are corrupted in a random region M alone, of a model with regions: t = 0
+            outside, x_t = M (a_t x0 + b_t noise) + (1 - M) x0; the network is told M, and the error is that within. 0:
+            none.
         flip: mirror half of the rows left to right.
         eval_draws, eval_batch_size: corruptions of each row in an evaluation; rows of a forward pass there.
         target: what x0 the network is to predict in place of the row's, see distillation.py; None: the row's.
@@ -277,12 +299,17 @@ class ImageObjective:
         importance: bool = False,
         vlb_share: float = 0.001,
         vlb_ramp: int = 0,
+        regions: float = 0.0,
         flip: bool = False,
         eval_draws: int = 2,
         eval_batch_size: int = 256,
         target: Target | None = None,
     ):
         process = config.build_process()
+        if target is not None and (config.regions or config.condition_dim):
+            raise ValueError(
+                "with a target images are whole, of classes or none: take a model without regions, conditions"
+            )
         if target is not None and (weighting == "vlb" or importance or config.learned_variance):
             raise ValueError(
                 "a bound is one of images: with a target leave out weighting 'vlb', importance and learned_variance"
@@ -312,8 +339,16 @@ class ImageObjective:
             raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
         if vlb_ramp < 0 or (vlb_ramp and not config.learned_variance):
             raise ValueError(f"vlb_ramp must be 0, or with a learned variance a number of steps, got {vlb_ramp}")
+        if not 0.0 <= regions <= 1.0 or (regions > 0) != config.regions:
+            raise ValueError(
+                f"regions must lie in (0, 1] for a model with regions and be 0 for others, got {regions} for one with "
+                f"regions={config.regions}"
+            )
+        if regions and (config.learned_variance or importance or weighting == "vlb"):
+            raise ValueError("regions have no terms of the bound: leave learned_variance, importance and 'vlb' out")
         if eval_draws < 1:
             raise ValueError(f"eval_draws must be at least 1, got {eval_draws}")
+        self.regions = regions
         self.config, self.process = config, process
         self.error, self.weighting, self.gamma = error, weighting, gamma
         self.huber_delta = huber_delta
@@ -342,16 +377,21 @@ class ImageObjective:
         distribution = None if self.importance is None else self.importance.probabilities(step)
         t, weight = self.draw_times(row_index, total, seed, step, distribution)
         random = step_random(seed, step, row_index)
-        x0, labels = inputs["images"], inputs.get("labels")
+        x0, labels = inputs["images"], inputs.get("conditions" if self.config.condition_dim else "labels")
         choice = random.uniform(2)
         if self.flip:  # no rows with a noise of their own, whose pairs it would part
             x0 = torch.where(per_row(choice[:, 0] < 0.5, x0, torch.bool), x0.flip(-1), x0)
-        if self.config.num_classes and labels is not None:
-            labels = torch.where(choice[:, 1] < self.label_drop, self.config.num_classes, labels)
+        if self.config.conditional and labels is not None:
+            dropped = per_row(choice[:, 1] < self.label_drop, labels, torch.bool)
+            labels = torch.where(dropped, self.config.withheld(len(x0), x0.device), labels)
+        region = None
+        if self.regions:
+            region = draw_regions(random, *x0.shape[2:])
+            region = region | per_row(random.uniform(1)[:, 0] >= self.regions, x0, torch.bool)
         share = self.vlb_share * (min(1.0, step / self.vlb_ramp) if self.vlb_ramp else 1.0)
         noise = inputs.get("noise")
         x0 = self.state_of(model, x0)
-        terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share, noise)
+        terms, bound = self.terms(model, x0, t, labels, random, self.importance is not None, share, noise, region)
         if self.importance is not None and torch.is_grad_enabled():
             assert bound is not None
             self.importance.observe(t, bound)
@@ -379,24 +419,27 @@ class ImageObjective:
         always_bound: bool = False,
         vlb_share: float | None = None,
         noise: Tensor | None = None,
+        region: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B,) weighted errors at t, and the bound's terms L_t (B,) in nats where they are needed.
 
-        vlb_share: in place of that of the objective. noise: of the rows, which came with them; None: drawn.
+        vlb_share: in place of that of the objective. noise: of the rows, which came with them; None: drawn. region:
+        (B, 1, H, W) bool, where images are corrupted; None: everywhere.
         """
         config, process = self.config, self.process
-        if not config.num_classes:
+        if not config.conditional:
             labels = None
         elif labels is None:
-            labels = torch.full((len(x0),), config.num_classes, dtype=torch.int64, device=x0.device)
-        else:
+            labels = config.withheld(len(x0), x0.device)
+        elif config.num_classes:
             labels = torch.where(labels < 0, config.num_classes, labels)
         noise = process.sample_noise(x0, random=random) if noise is None else noise
-        xt = process.corrupt(x0, t, noise)
+        clock = t if region is None else torch.where(region, per_row(t, x0, t.dtype), 0)
+        xt = process.corrupt(x0, clock, noise)
         if self.target is not None:
             x0 = self.target(self._student(model), xt, t, labels, x0, noise)
             noise = process.invert_noise(x0, xt, t)
-        output = model(xt, t, labels)
+        output = model(xt, clock, labels)
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         model_output, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
         share = None if share is None else (share + 1.0) / 2.0
@@ -410,9 +453,10 @@ class ImageObjective:
             if not hybrid:
                 return process.T * bound, bound
         weights = loss_weights(process, config.prediction, self.weighting, t, self.gamma)
-        terms = weights.to(model_output.dtype) * self.errors(
-            model_output, process.target(config.prediction, x0, noise, t)
-        )
+        target = process.target(config.prediction, x0, noise, clock)
+        if region is not None:
+            model_output, target = (torch.where(region, values, 0.0) for values in (model_output, target))
+        terms = weights.to(model_output.dtype) * self.errors(model_output, target)
         if share is not None:
             assert bound is not None
             terms = terms + (self.vlb_share if vlb_share is None else vlb_share) * process.T * bound
@@ -448,7 +492,8 @@ class ImageObjective:
                 part = mine[start : start + self.eval_batch_size]
                 batch = collate_images(dataset.__getitems__(part))
                 x0 = self.state_of(model, batch["images"].to(trainer.args.device))
-                labels, noise = (batch[name].to(x0.device) if name in batch else None for name in ("labels", "noise"))
+                told = batch.get("conditions" if self.config.condition_dim else "labels")
+                labels, noise = (None if part is None else part.to(x0.device) for part in (told, batch.get("noise")))
                 index = torch.tensor(part, device=x0.device)
                 for draw in range(self.eval_draws):
                     t, _ = self.draw_times(index, count, 0, draw)

@@ -7,6 +7,7 @@ only, not on its neighbours nor on `batch_size`.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import secrets
 import tempfile
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import choices, eval_mode, refuse_missing, takes, written_whole
+from udm_text.common import choices, eval_mode, refuse_missing, takes, watched, written_whole
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
@@ -32,15 +33,19 @@ from .objectives import snr, step_variances
 from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
 
-WITH_LEARNED_VARIANCE = "ddpm_learned"
-SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE)
-"""Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts."""
 STEPS = 20
 """Steps of an image where nothing is said; a student has a number of its own."""
+WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE = "ddpm_learned", "ddpm_optimal"
+SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE)
+"""Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts or that was measured."""
+MEASURED = 512
+"""Images that the optimal variance is measured on, at most."""
 HIGHER_ORDER = ("dpm_solver", "dpm_solver_3", "heun")
 """Those of an order above 1."""
 COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
 """Names of samplers of cold models, and their churn."""
+FROM_LAW = "images = pipe.generate(16, seed=0)  # from the law of x_T that was measured in training\n"
+"""What the card of a model that keeps such a law shows beside `restore`."""
 OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 """callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place.
 
@@ -57,10 +62,13 @@ class ImageOutput(ModelOutput):
         images: (N, C, H, W) float32 in [-1, 1] on the CPU; from a call, as `output_type` says.
         trajectory (`tuple[torch.Tensor]`, *optional*): with `output_trajectory`, every xt from the start to the end,
             the last one held inside [-1, 1].
+        predictions (`tuple[torch.Tensor]`, *optional*): with `output_trajectory`, the x0_hat of every step, as its
+            sampler took it (drawn or extrapolated, where it does so).
     """
 
     images: Any = None
     trajectory: tuple[Tensor, ...] | None = None
+    predictions: tuple[Tensor, ...] | None = None
 
 
 class LearnedVariance:
@@ -166,6 +174,8 @@ class ImagePipeline:
         known = f"{config.num_classes} classes: {', '.join(config.classes or [])}" if config.classes else "no classes"
         state = " x ".join(map(str, config.state_shape))
         where = f"It walks in latents of {state} values, which its own autoencoder decodes. " * self.latent
+        if config.condition_dim:
+            known = f"told a condition of {' x '.join(map(str, config.condition_shape))} numbers each, as `label`"
         return (
             "---\nlibrary_name: udm-text\n"
             f"pipeline_tag: {words.task}\n"
@@ -174,7 +184,8 @@ class ImagePipeline:
             f"{where}"
             f"The network predicts {config.prediction}; the process is\n\n    {config.process}\n\n{self._manner()}"
             "```python\nfrom continuous import ImagePipeline\n\n"
-            f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{words.use}\n```\n'
+            f'pipe = ImagePipeline.from_pretrained("this-repository")\nimages = pipe.{words.use}\n'
+            f"{FROM_LAW * bool(config.prior_rank)}```\n"
         )
 
     def _manner(self) -> str:
@@ -219,7 +230,8 @@ class ImagePipeline:
         """predict_x0(xt, t, s) of this model, for `continuous.sampling` and `udm_text.core.denoise`.
 
         Args:
-            labels: (B,) int64, -1 for none. guidance_scale: scale of classifier-free guidance; 1 asks the network once.
+            labels: (B,) int64, -1 for none, or conditions.
+            guidance_scale: scale of classifier-free guidance; 1 asks the network once.
             clip: hold x0_hat inside [-1, 1], where every mean of images lies; latents are never clipped.
         """
 
@@ -228,8 +240,8 @@ class ImagePipeline:
 
         predict: Predictor = conditional
         if guidance_scale != 1.0:
-            if labels is None or not self.denoiser.config.num_classes:
-                raise ValueError("guidance needs a label, and a model that knows classes")
+            if labels is None or not self.denoiser.config.conditional:
+                raise ValueError("guidance needs a label, and a model that knows classes or conditions")
             predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance_scale)
         return sampling.clip(predict) if clip and not self.latent else predict
 
@@ -243,6 +255,61 @@ class ImagePipeline:
         return sampling.with_variance(
             self.denoiser.gaussian, learned.predict_x0, learned.variance, random=random, last=False
         )
+
+    def optimal_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
+        """DDPM whose steps have the best variance, as it was measured and is kept: Analytic-DPM (arXiv 2201.06503).
+
+        No noise in the step to 0. ValueError where the model keeps none.
+        """
+        table = self.denoiser.variance
+
+        def variance(xt: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+            none = len(table) - 1
+            law = torch.full_like(t, none)
+            if labels is not None:
+                known = ~labels.reshape(len(t), -1).isnan().any(dim=1) if labels.is_floating_point() else labels >= 0
+                law = torch.where(known, 0, none)
+            return per_row(table[law, t], xt)
+
+        predict = self.predictor(labels, clip=clip)
+        return sampling.with_variance(self.denoiser.gaussian, predict, variance, random=random, last=False)
+
+    def measure_variance(self, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
+        """(T + 1,) float64 `sampling.optimal_variance` on images, evenly spread where there are more than `MEASURED`.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], those of training. labels: (N,) int64, -1 or None for no class.
+        """
+        self._in_pixels("the optimal variance")
+        check_images(images, "images", self.shape)
+        some = torch.arange(0, len(images), -(-len(images) // MEASURED))
+        own = None if labels is None else labels[some].to(self.denoiser.device)
+        random = RowRandom(_seed(seed), torch.arange(len(some), device=self.denoiser.device))
+        times = watched(range(1, self.process.T + 1), "variance")
+        with eval_mode(self.denoiser):
+            table = sampling.optimal_variance(
+                self.denoiser.gaussian,
+                self.predictor(own),
+                images[some].to(self.denoiser.device, torch.float32),
+                times,
+                random=random,
+            )
+        table[1:] = table[1:].clamp(min=torch.finfo(torch.float32).tiny)
+        return table
+
+    def fit_variance(self, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> None:
+        """Measure the optimal variance and keep it beside the weights, for sampler "ddpm_optimal".
+
+        T calls of the network for each of at most 512 images, twice of a model with classes: with theirs, and with
+        none. Arguments as of `measure_variance`.
+        """
+        if not self.denoiser.config.conditional:
+            self.denoiser.hold_variance(self.measure_variance(images, None, seed)[None])
+            return
+        if labels is None:
+            raise ValueError("labels must be given: this model knows classes or conditions")
+        tables = [self.measure_variance(images, own, seed) for own in (labels, None)]
+        self.denoiser.hold_variance(torch.stack(tables))
 
     def learned(self, labels: Tensor | None = None, clip: bool = True) -> LearnedVariance:
         """x0_hat, and the variance of x0 around it that the network predicts; labels and clip as in `predictor`."""
@@ -288,6 +355,8 @@ class ImagePipeline:
         if batch_size is None:
             several = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
             several = several or (isinstance(class_labels, Tensor) and class_labels.ndim > 0)
+            if self.denoiser.config.condition_dim and several:  # a single vector is of all
+                several = torch.as_tensor(class_labels).ndim > len(self.denoiser.config.condition_shape)
             batch_size = len(class_labels) if several else 1  # type: ignore[arg-type]
         kwargs.setdefault("progress", not self._progress_bar.get("disable", False))
         made = self.generate(
@@ -326,7 +395,8 @@ class ImagePipeline:
         answers are means (or medians), and nothing but x_T is drawn: the less D_T leaves, the more alike images are.
 
         Args:
-            label: a class by index or name; one for each image; "all": every class in turn; None: no class.
+            label: a class by index or name; one for each image; "all": every class in turn; None: no class. Of a model
+                with a condition_dim a vector (d,) or (n, d) for all images, one for each, or either as JSON.
             sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved", or what
                 a student was made for, to which another one is refused.
             num_steps: steps of an image, each a network call (twice with guidance; "heun": two but in the last step,
@@ -337,8 +407,8 @@ class ImagePipeline:
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
             callback_on_step_end: see `OnStepEnd`; called for each batch of `batch_size` images.
-            output_trajectory: return an `ImageOutput` with every xt, from the noise on, in place of the images alone;
-                latents are decoded for it.
+            output_trajectory: return an `ImageOutput` with every xt, from the noise on, and every x0_hat, in place of
+                the images alone; latents are decoded for it.
             progress: show a bar.
         """
         cold = not self.process.starts_from_noise
@@ -362,9 +432,9 @@ class ImagePipeline:
         if jitter:
             raise ValueError(f"jitter is noise on the x_T of a cold model, and this one is Gaussian; got {jitter}")
         process = self.denoiser.gaussian
-        if sampler == WITH_LEARNED_VARIANCE and guidance_scale != 1.0:
+        if sampler in (WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE) and guidance_scale != 1.0:
             raise ValueError(
-                "guidance moves x0_hat, and the learned variance belongs to the one that was learned: take "
+                f"guidance moves x0_hat, and the variance of {sampler!r} belongs to the one that was learned: take "
                 "another sampler with guidance"
             )
         if student is not None and student.times is not None and guidance_scale != 1.0:
@@ -376,6 +446,8 @@ class ImagePipeline:
             name: str | None = sampler
             if sampler == WITH_LEARNED_VARIANCE:
                 name, predict = None, watcher.predictor(self.learned_variance(own, random, clip))
+            elif sampler == WITH_OPTIMAL_VARIANCE:
+                name, predict = None, watcher.predictor(self.optimal_variance(own, random, clip))
             else:
                 predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
             rows = len(random.rows)
@@ -440,7 +512,8 @@ class ImagePipeline:
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
             rows = self.denoiser.label_row(own, len(random.rows))
-            places = torch.zeros(len(random.rows), dtype=torch.int64) if rows is None else rows
+            places = rows if self.denoiser.config.num_classes else torch.zeros(len(random.rows), dtype=torch.int64)
+            assert places is not None
             xt = prior.draw(process, places.to(self.denoiser.device), jitter=jitter, random=random)
             predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
             walk = sampling.spread(times, len(xt), xt.device)
@@ -511,6 +584,7 @@ class ImagePipeline:
         eta: float = 1.0,
         corrections: int = 0,
         step_size: float = control.STEP_SIZE,
+        mode: str | None = None,
         guidance_scale: float = 1.0,
         clip: bool = True,
         seed: int | None = None,
@@ -521,13 +595,16 @@ class ImagePipeline:
     ) -> Any:
         """New content where `editable` is true, `known` exactly elsewhere: (N, C, H, W) float32 on the CPU.
 
-        Without corrections that fits `known` less well than it should: see `control.edit`.
+        A model that was trained with regions keeps `known` clean on the way, and samples what belongs to it. Of others
+        what is made fits `known` less well than it should, without corrections: see `control.edit`.
 
         Args:
             known: (N, C, H, W) in [-1, 1]. editable: bool, broadcasts against `known`.
             start: begin at this t, from the known content (a smaller one stays nearer to it); None: T, from nothing.
             num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
             corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
+            mode: "clean", of a model with regions, or "replace"; None: "clean" where the model has them and corrections
+                are 0.
         """
         self._refuse_student("edit")
         self._in_pixels("edit")
@@ -545,6 +622,14 @@ class ImagePipeline:
         times = sampling.grid(process, steps, start=start)
         steps *= 1 + check_whole("corrections", corrections, 0)
         editable = control.check_editable(editable, known)
+        has = self.denoiser.config.regions
+        mode = ("clean" if has and not corrections else "replace") if mode is None else mode
+        if mode == "clean" and not has:
+            raise ValueError(
+                "mode 'clean' needs a model trained with regions (`udm image train --regions`): take 'replace'"
+            )
+        if mode == "clean" and bool((editable != editable[:, :1]).any()):
+            raise ValueError("editable must be the same in all channels of a pixel, for mode 'clean'")
 
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
             return control.edit(
@@ -555,12 +640,117 @@ class ImagePipeline:
                 times=times,
                 corrections=corrections,
                 step_size=step_size,
+                mode=mode,
                 random=random,
                 on_step=watcher.on_step,
             )
 
         watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, len(known), steps, seed, batch_size, watcher)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        num_steps: int | None = 50,
+        clip: bool = True,
+        batch_size: int = 512,
+    ) -> Tensor:
+        """The noise x_T that `decode` turns into these images, to first order: (N, C, H, W) float32 on the CPU.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1]. label, clip: as in `generate`.
+            num_steps: of DDIM upwards, each a network call; None: T.
+        """
+        self._in_pixels("encode")
+        check_images(images, "images", self.shape)
+        process, labels = self.denoiser.gaussian, self.labels(label, len(images))
+        steps = process.T if num_steps is None else min(check_whole("num_steps", num_steps, 1), process.T)
+        check_flag("clip", clip)
+        check_whole("batch_size", batch_size, 1)
+        found = []
+        with eval_mode(self.denoiser):
+            for first in range(0, len(images), batch_size):
+                part = slice(first, first + batch_size)
+                own = None if labels is None else labels[part].to(self.denoiser.device)
+                x0 = images[part].to(self.denoiser.device, torch.float32)
+                found.append(sampling.encode(process, self.predictor(own, clip=clip), x0, steps).cpu())
+        noise = torch.cat(found)
+        if not bool(torch.isfinite(noise).all()):
+            raise NonFiniteOutputError("what the network predicts is not finite, so no noise was found")
+        return noise
+
+    @torch.no_grad()
+    def decode(
+        self,
+        noise: Tensor,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        num_steps: int | None = 50,
+        guidance_scale: float = 1.0,
+        clip: bool = True,
+        batch_size: int = 512,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_trajectory: bool = False,
+        progress: bool = False,
+    ) -> Any:
+        """The images that DDIM without noise makes of given x_T: (N, C, H, W) float32 in [-1, 1] on the CPU.
+
+        Args:
+            noise: (N, C, H, W) float, as `encode` gives it. Everything else as in `generate`.
+        """
+        self._in_pixels("decode")
+        sampling.check_finite(noise, "noise")
+        if tuple(noise.shape[1:]) != self.shape:
+            raise ValueError(f"noise must be (N, {', '.join(map(str, self.shape))}), got {tuple(noise.shape)}")
+        process, labels = self.denoiser.gaussian, self.labels(label, len(noise))
+        steps = process.T if num_steps is None else min(check_whole("num_steps", num_steps, 1), process.T)
+        check_number("guidance_scale", guidance_scale)
+        check_flag("clip", clip)
+        times = sampling.grid(process, steps)
+
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+            xt = noise[part].to(self.denoiser.device, torch.float32)
+            predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
+            walk = sampling.spread(times, len(xt), xt.device)
+            return denoise(process, predict, xt, walk, on_step=watcher.on_step)
+
+        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        return self._batches(run, labels, len(noise), steps, 0, batch_size, watcher)
+
+    def interpolate(
+        self,
+        first: Tensor,
+        second: Tensor,
+        num: int = 8,
+        label: int | str | Sequence[int] | Tensor | None = None,
+        *,
+        num_steps: int | None = 50,
+        clip: bool = True,
+        batch_size: int = 512,
+    ) -> Tensor:
+        """Images on the way from one to another: (N, num, C, H, W) float32 on the CPU, `first` and `second` the ends.
+
+        The noises of both are joined by a great circle (`sampling.slerp`), and its points decoded (Song et al.
+        2010.02502); the ends are as near to what was given as `decode` comes to what `encode` was given.
+
+        Args:
+            first, second: (N, C, H, W) in [-1, 1], pairs. num: >= 2. label: of a pair. Others as in `encode`.
+        """
+        for name, images in (("first", first), ("second", second)):
+            check_images(images, name, self.shape)
+        if len(first) != len(second):
+            raise ValueError(f"first and second must be pairs, got {len(first)} and {len(second)} images")
+        check_whole("num", num, 2)
+        labels = self.labels(label, len(first))
+        how: dict[str, Any] = {"num_steps": num_steps, "clip": clip, "batch_size": batch_size}
+        low, high = (self.encode(images, labels, **how) for images in (first, second))
+        points = [sampling.slerp(low, high, i / (num - 1)) for i in range(num)]
+        track = torch.stack(points, dim=1)
+        many = None if labels is None else labels.repeat_interleave(num, dim=0)
+        return self.decode(track.flatten(0, 1), many, **how).unflatten(0, (len(first), num))
 
     def degrade(self, images: Tensor, t: int | None = None, seed: int | None = None) -> Tensor:
         """Clean images (N, C, H, W) in [-1, 1], corrupted as far as t (None: T), by this model's process."""
@@ -572,12 +762,14 @@ class ImagePipeline:
         return self.process.corrupt(images, times, self.process.sample_noise(images, random=random))
 
     def labels(self, label: int | str | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
-        """(num,) int64 classes as `generate` means them; None: no class."""
+        """(num,) int64 classes as `generate` means them, or conditions (num, d) or (num, n, d); None: no class."""
         if isinstance(num, bool) or not isinstance(num, Integral) or int(num) < 1:
             raise ValueError(f"the number of images must be at least 1, got {num!r}")
         classes = self.denoiser.config.classes or []
         if label is None:
             return None
+        if self.denoiser.config.condition_dim:
+            return self._conditions(label, int(num))
         if not classes:
             raise ValueError(f"label {label!r} was given, and this model knows no classes")
         if isinstance(label, str):
@@ -602,6 +794,24 @@ class ImagePipeline:
         self.denoiser.label_row(found, num)
         return found
 
+    def _conditions(self, given: Any, num: int) -> Tensor:
+        """(num, d) or (num, n, d) float32 from vectors for all images or for each."""
+        shape = self.denoiser.config.condition_shape
+        wrong = f"label must be a condition of shape {shape}, or one for each of {num} images, got "
+        try:
+            found = torch.as_tensor(json.loads(given) if isinstance(given, str) else given).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"{wrong}{given!r}") from None
+        if found.dtype == torch.bool or found.is_complex():
+            raise ValueError(f"{wrong}{found.dtype}")
+        if tuple(found.shape) == shape:
+            found = found.expand(num, *shape)
+        if tuple(found.shape) != (num, *shape):
+            raise ValueError(f"{wrong}{tuple(found.shape)}")
+        found = found.to(torch.float32)
+        self.denoiser.label_row(found, num)
+        return found
+
     def _batches(
         self,
         run: Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor],
@@ -623,7 +833,9 @@ class ImagePipeline:
                 own = None if labels is None else labels[part].to(self.denoiser.device)
                 images.append(watcher.finished(run(RowRandom(seed, rows[part]), part, own, watcher)))
         whole = torch.cat(images)
-        return ImageOutput(images=whole, trajectory=watcher.trajectory()) if watcher.keeps else whole
+        if not watcher.keeps:
+            return whole
+        return ImageOutput(images=whole, trajectory=watcher.trajectory(), predictions=watcher.predictions())
 
 
 class _Watcher:
@@ -636,8 +848,9 @@ class _Watcher:
         check_flag("output_trajectory", keeps)
         check_flag("progress", progress)
         self.pipe, self.callback, self.keeps, self.progress = pipe, callback, keeps, progress
-        self.batches: list[list[Tensor]] = []
+        self.batches: list[tuple[list[Tensor], list[Tensor]]] = []
         self.states: list[Tensor] = []
+        self.answers: list[Tensor] = []
         self.advance: Callable[[], Any] = lambda: None
         self.s: Any = None
         self.asked = False  # in this step: some samplers ask twice
@@ -657,6 +870,8 @@ class _Watcher:
     def on_step(self, step: int, xs: Tensor, prediction: Prediction) -> Tensor | None:
         self.advance()
         self.asked = False
+        if self.keeps:
+            self.answers.append(prediction.x0.cpu().to(torch.float32))
         if self.callback is None:
             return None
         returned: Any = self.callback(self.pipe, step, self.s, {"xt": xs})
@@ -682,8 +897,8 @@ class _Watcher:
                 f"{len(images)} images: its weights are damaged, or too large for {self.pipe.denoiser.dtype}"
             )
         if self.keeps:
-            self.batches.append([*map(self._decoded, self.states), images])
-            self.states = []
+            self.batches.append(([*map(self._decoded, self.states), images], [*map(self._decoded, self.answers)]))
+            self.states, self.answers = [], []
         return images
 
     def _decoded(self, state: Tensor) -> Tensor:
@@ -692,7 +907,10 @@ class _Watcher:
         return denoiser.to_images(state.to(denoiser.device)).cpu().to(torch.float32)
 
     def trajectory(self) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(states) for states in zip(*self.batches, strict=True))
+        return tuple(torch.cat(states) for states in zip(*(states for states, _ in self.batches), strict=True))
+
+    def predictions(self) -> tuple[Tensor, ...]:
+        return tuple(torch.cat(answers) for answers in zip(*(answers for _, answers in self.batches), strict=True))
 
     @contextlib.contextmanager
     def bar(self, total: int) -> Iterator[None]:

@@ -4,7 +4,8 @@
     ColdProcess       F_t(x0, noise) = D_t(x0) + noise            the noise is the residual, so sigma = 0 is safe
 
 Images are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T. Tables are
-float64; a coefficient is rounded to the image's dtype last of all. Every row's noise is its own (`RowRandom`).
+float64; a coefficient is rounded to the image's dtype last of all. Every row's noise is its own (`RowRandom`). A
+Gaussian process also takes a clock for each pixel: t of the images' rank, (B, 1 or C, 1 or H, 1 or W), 0 where clean.
 
 Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9262); Bansal et al., "Cold Diffusion" (2208.09392).
 """
@@ -51,10 +52,15 @@ def check_finite(x: Tensor, name: str = "x0", *, low: float | None = None, high:
     return x
 
 
-def check_times(t: Tensor, x: Tensor, T: int) -> Tensor:
-    """t itself; ValueError unless it is (B,) int64 in 0..T, B the rows of x. On an accelerator: see `demand`."""
-    if t.dtype != torch.int64 or t.shape != (len(x),):
-        raise ValueError(f"t must be a ({len(x)},) int64 tensor of steps, got {tuple(t.shape)} {t.dtype}")
+def check_times(t: Tensor, x: Tensor, T: int, by_pixel: bool = False) -> Tensor:
+    """t itself; ValueError unless it is (B,) int64 in 0..T, B the rows of x. On an accelerator: see `demand`.
+
+    by_pixel: t may also have the rank of x and broadcast to it, a step for each pixel.
+    """
+    clocks = t.ndim == x.ndim and len(t) == len(x) and all(n in (1, m) for n, m in zip(t.shape, x.shape, strict=True))
+    if t.dtype != torch.int64 or not (t.shape == (len(x),) or (by_pixel and clocks)):
+        more = ", or one for each pixel that broadcasts to the images" * by_pixel
+        raise ValueError(f"t must be a ({len(x)},) int64 tensor of steps{more}, got {tuple(t.shape)} {t.dtype}")
     demand((t >= 0) & (t <= T), f"t must lie in 0..{T}", lambda: f", got {int(t.min())}..{int(t.max())}")
     return t
 
@@ -254,8 +260,8 @@ class GaussianProcess:
     # the process -----------------------------------------------------------------------------------------------------
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(a_t, b_t) as (B, 1, ..., 1) in like's dtype. Checks t."""
-        a, b = self.at(check_times(t, like, self.T))
+        """(a_t, b_t) as (B, 1, ..., 1), or of the shape of a t for each pixel, in like's dtype. Checks t."""
+        a, b = self.at(check_times(t, like, self.T, by_pixel=True))
         return degradations.per_row(a, like), degradations.per_row(b, like)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,8 +275,11 @@ class GaussianProcess:
         return b / a
 
     def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
-        """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2)."""
-        ratio = self.sigma(s) / self.sigma(t)  # 0 at s = 0 and where a_t = 0
+        """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2).
+
+        For a clock for each pixel of its shape; 0 where t = 0.
+        """
+        ratio = torch.where(t > 0, self.sigma(s) / self.sigma(t), 1.0)  # 0 at s = 0 and where a_t = 0
         return (1 - ratio.square()).clamp(0, 1).sqrt()
 
     def sample_noise(self, x: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None) -> Tensor:
@@ -286,9 +295,11 @@ class GaussianProcess:
     def invert_noise(
         self, x0: Tensor, xt: Tensor, t: Tensor, *, editable: Tensor | None = None, random: RowRandom | None = None
     ) -> Tensor:
-        """(xt - a_t x0) / b_t. At t = 0 there is no noise to recover: ValueError."""
+        """(xt - a_t x0) / b_t. At t = 0 there is no noise to recover: ValueError; of pixels with a clock of 0: 0."""
         _everything(editable)
         a, b = self.coefficients(t, xt)
+        if t.ndim > 1:
+            return torch.where(b > 0, (xt - a * x0) / torch.where(b > 0, b, 1.0), 0.0)
         demand(t > 0, "at t = 0 no noise can be recovered: steps upwards from a clean image take sampling.inverted")
         return (xt - a * x0) / b
 

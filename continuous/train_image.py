@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from udm_text.common import choices
 from udm_text.training import UDMTrainer
@@ -34,6 +35,7 @@ from udm_text.training.runs import run as carry_out
 from .autoencoders import Autoencoder
 from .data import DIGITS, ImageSplits, is_model, load_images
 from .degradations import degradation
+from .evaluation import told
 from .grids import draw_loss, save_grid, save_png, tile
 from .modeling import ImageConfig, ImageDenoiser
 from .objectives import ERRORS, HUBER, WEIGHTINGS, ImageObjective, ImportanceCallback
@@ -71,6 +73,10 @@ class DataArguments:
     validation_share: float = field(default=0.05, metadata={"help": "Held out where the data has no part for it."})
     flip: bool = field(default=False, metadata={"help": "Mirror half of the training rows left to right."})
     conditional: bool = field(default=True, metadata={"help": "Tell the network the class, where there are classes."})
+    condition_columns: str | None = field(
+        default=None,
+        metadata={"help": "Columns of numbers, with commas between, that the network is told in place of a class."},
+    )
 
 
 @dataclass
@@ -96,11 +102,18 @@ class ModelArguments:
         default=None, metadata={"help": "What the network predicts: epsilon, x0, score or v (default; cold: x0)."}
     )
     learned_variance: bool = field(default=False, metadata={"help": "Learn the variance of a step, too."})
+    optimal_variance: bool = field(
+        default=False,
+        metadata={
+            "help": "Measure the best variance of a step after training and keep it, for sampler ddpm_optimal: T calls "
+            "for each of 512 images."
+        },
+    )
     autoencoder: str | None = field(
         default=None, metadata={"help": "Walk in the latents of this autoencoder, a folder; see docs/encoders.md."}
     )
     network: str | None = field(
-        default=None, metadata={"help": f"mlp (default up to {SMALL} numbers an image) or unet (beyond)."}
+        default=None, metadata={"help": f"mlp (default up to {SMALL} numbers an image), unet (beyond) or cross_unet."}
     )
     network_options: str = field(
         default="{}", metadata={"help": 'Its sizes, as JSON: {"width": 384, "blocks": 4} or {"widths": [64, 128]}.'}
@@ -120,6 +133,10 @@ class ObjectiveArguments:
     label_drop: float = field(default=0.1, metadata={"help": "Share of the rows whose class is withheld."})
     importance: bool = field(default=False, metadata={"help": "Draw t where the bound's terms are large."})
     vlb_share: float = field(default=0.001, metadata={"help": "Share of the bound beside a learned variance."})
+    regions: float = field(
+        default=0.0,
+        metadata={"help": "Share of the rows corrupted in a random region alone, for exact edits; 0: none."},
+    )
     vlb_ramp: int = field(default=0, metadata={"help": "Steps over which that share rises from 0; 0: none."})
     objective: str | None = field(
         default=None,
@@ -143,6 +160,19 @@ class ObjectiveArguments:
     )
 
 
+@dataclass
+class ViewArguments:
+    """What is shown on the way."""
+
+    sample_every: int | None = field(
+        default=None, metadata={"help": "Draw samples-STEP.png at every n-th held-out evaluation; default: none."}
+    )
+
+    def __post_init__(self):
+        if self.sample_every is not None and self.sample_every < 1:
+            raise ValueError(f"sample_every must be at least 1, got {self.sample_every}")
+
+
 DEFAULTS = {
     "max_steps": 2000,
     "per_device_train_batch_size": 256,
@@ -158,7 +188,14 @@ DEFAULTS = {
 
 GROUPS: dict[str, dict[str, str | None]] = {
     "Needed": {"output_dir": "The folder that the model, its report and its checkpoints go to."},
-    "The images": {"data": None, "image_size": None, "channels": None, "validation_share": None, "flip": None},
+    "The images": {
+        "data": None,
+        "image_size": None,
+        "channels": None,
+        "validation_share": None,
+        "condition_columns": None,
+        "flip": None,
+    },
     "The model": {
         "process": None,
         "schedule": None,
@@ -183,6 +220,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "eval_steps": "Steps between two measurements of the held-out loss, or their share of the run.",
         "eval_rows": "Held-out images of such a measurement, evenly spread; default: 512.",
         "keep_best": None,
+        "sample_every": None,
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
         "report_to": None,
@@ -191,18 +229,18 @@ GROUPS: dict[str, dict[str, str | None]] = {
 }
 """What `udm image train --help` tells of."""
 
-Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, RunArguments]
+Arguments = tuple[DataArguments, ModelArguments, ObjectiveArguments, ViewArguments, RunArguments]
 
 
 def parse(arguments: list[str] | None = None) -> Arguments:
     """The options of `udm image train`; None: those of the process."""
-    kinds = (DataArguments, ModelArguments, ObjectiveArguments, RunArguments)
+    kinds = (DataArguments, ModelArguments, ObjectiveArguments, ViewArguments, RunArguments)
     found: Any = parse_run(kinds, arguments, "udm image train", DEFAULTS, GROUPS)
     return found
 
 
 def train_image(
-    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, run: RunArguments
+    data: DataArguments, model_args: ModelArguments, goal: ObjectiveArguments, view: ViewArguments, run: RunArguments
 ) -> dict[str, Any]:
     """Train, evaluate and write a model to `run.output_dir`; returns what report.json holds."""
     # what is wrong with the flags is said before anything is written
@@ -214,16 +252,17 @@ def train_image(
         if model_args.autoencoder is not None or (lesson.model is not None and lesson.model.config.autoencoder):
             raise ValueError("a student learns in pixels: give no autoencoder, and a teacher that has none")
     model_args = model_args if taught else filled(model_args)
-    with prepare(run, {"data": data, "model": model_args, "objective": goal}) as ready:
+    with prepare(run, {"data": data, "model": model_args, "objective": goal, "view": view}) as ready:
         if ready.finished is not None:
             return ready.finished
-        return _train(data, model_args, goal, run, process, lesson, ready)
+        return _train(data, model_args, goal, view, run, process, lesson, ready)
 
 
 def _train(
     data: DataArguments,
     model_args: ModelArguments,
     goal: ObjectiveArguments,
+    view: ViewArguments,
     run: RunArguments,
     process: ImageProcess,
     lesson: Lesson | None,
@@ -232,7 +271,11 @@ def _train(
     """`train_image`, in a folder that is this run's own."""
     with ready.state.main_process_first():
         splits = load_images(
-            data.data, size=data.image_size, channels=data.channels, validation_share=data.validation_share
+            data.data,
+            size=data.image_size,
+            channels=data.channels,
+            validation_share=data.validation_share,
+            condition_columns=columns(data.condition_columns),
         )
     for note in splits.notes:
         ready.say(f"note: {note}")
@@ -241,7 +284,7 @@ def _train(
     ):  # begun by an older package, "v" may mean what it meant then: see GaussianProcess
         process = ImageConfig.from_pretrained(ready.checkpoint).build_process()
     autoencoder = None if model_args.autoencoder is None else Autoencoder.from_pretrained(model_args.autoencoder)
-    config = build_config(model_args, process, splits, data.conditional, lesson, autoencoder)
+    config = build_config(model_args, process, splits, data.conditional, lesson, autoencoder, goal.regions > 0)
     model = ImageDenoiser(config)
     if autoencoder is not None:
         model.hold(autoencoder)
@@ -257,6 +300,10 @@ def _train(
     trainer = UDMTrainer(model, run, objective=objective, train_dataset=splits.train, eval_dataset=some)
     if objective.importance is not None:
         trainer.add_callback(ImportanceCallback(trainer, objective.importance))
+    grids = None
+    if view.sample_every is not None:
+        grids = SampleGrids(trainer, splits, view.sample_every)
+        trainer.add_callback(grids)
     best = keep_best(trainer, run, ready)
     parameters = sum(p.numel() for p in model.parameters())
     ready.say(
@@ -278,6 +325,8 @@ def _train(
     }
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
+        if grids is not None:
+            trainer.remove_callback(grids)
         trainer.model = ImageDenoiser.from_pretrained(ready.output).to(run.device)  # what was written is measured
         trainer.average = None
         if not process.starts_from_noise and (rank := model_args.prior_rank) != 0:
@@ -287,6 +336,8 @@ def _train(
         figures = {name: found[f"eval_{name}"] for name in ("loss", "loss_stderr")}
         if ready.state.is_main_process:
             pipe = ImagePipeline(trainer.model)
+            if model_args.optimal_variance:
+                pipe.fit_variance(splits.train.images, told(pipe, splits.train))
             pipe.save_pretrained(ready.output)
             ready.say(describe(figures))
             show(pipe, splits, ready.output / "samples.png", run.seed)
@@ -296,7 +347,7 @@ def _train(
 
     parts = {"training": splits.train, "held-out": splits.validation}
     digests = {
-        name: digest_rows(x.numpy() for x in (part.images, part.labels, part.noise) if x is not None)
+        name: digest_rows(x.numpy() for x in (part.images, part.labels, part.noise, part.conditions) if x is not None)
         for name, part in parts.items()
     }
     return carry_out(trainer, ready, facts, measure, rows=digests)
@@ -345,6 +396,7 @@ def build_objective(
         importance=goal.importance,
         vlb_share=goal.vlb_share,
         vlb_ramp=goal.vlb_ramp,
+        regions=goal.regions,
         flip=data.flip,
         eval_draws=run.eval_draws,
         eval_batch_size=run.per_device_eval_batch_size,
@@ -354,6 +406,8 @@ def build_objective(
 def _cold(model_args: ModelArguments) -> ColdProcess:
     if model_args.prior_rank is not None and model_args.prior_rank < 0:
         raise ValueError(f"prior_rank must be at least 0, got {model_args.prior_rank}")
+    if model_args.optimal_variance:
+        raise ValueError("optimal_variance is that of the steps of a Gaussian process, and process 'cold' has none")
     how = options("degradation_options", model_args.degradation_options)
     if model_args.times is not None and "T" not in how and model_args.degradation != "pool":
         how["T"] = model_args.times
@@ -421,10 +475,11 @@ def build_config(
     conditional: bool,
     lesson: Lesson | None = None,
     autoencoder: Autoencoder | None = None,
+    regions: bool = False,
 ) -> ImageConfig:
     """What the model is to be, for these images."""
     rows, teacher = splits.train, None if lesson is None or lesson.model is None else lesson.model.config
-    numbers = rows.images[0].numel()
+    numbers, condition = rows.images[0].numel(), rows.conditions
     if autoencoder is not None:
         if tuple(autoencoder.config.image_shape or ()) != rows.shape:
             raise ValueError(
@@ -433,21 +488,31 @@ def build_config(
             )
         numbers = math.prod(autoencoder.config.latent_shape)
     kind = model_args.network or ("mlp" if numbers <= SMALL else "unet")
+    if condition is not None and condition.ndim == 3 and model_args.network is None:
+        kind = "cross_unet"
     network = options("network_options", model_args.network_options)
     usual = process.default_prediction if teacher is None else teacher.prediction
     wanted = ImageConfig(
         process=process.to_dict(),
         prediction=model_args.prediction or usual,
         learned_variance=model_args.learned_variance,
+        regions=regions,
         image_shape=list(rows.shape),
         levels=rows.levels,
-        classes=rows.classes if conditional and (teacher is None or teacher.num_classes) else None,
+        classes=rows.classes if conditional and condition is None and (not teacher or teacher.num_classes) else None,
+        condition_dim=0 if condition is None else condition.shape[-1],
+        condition_length=condition.shape[1] if condition is not None and condition.ndim == 3 else 0,
         autoencoder=None if autoencoder is None else autoencoder.config.fields(),
         network={"kind": kind, **network},
     )
     if lesson is None:
         return wanted
     return student_config(lesson, wanted, network if model_args.network is None else {"kind": kind, **network})
+
+
+def columns(text: str | None) -> tuple[str, ...]:
+    """Names of columns out of a flag."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def options(name: str, text: str) -> dict[str, Any]:
@@ -471,13 +536,38 @@ def show(pipe: ImagePipeline, splits: ImageSplits, path: Path, seed: int) -> Non
     if splits.train.shape[0] not in (1, 3):
         return
     if pipe.process.starts_from_noise:
-        label = "all" if pipe.denoiser.config.num_classes else None
+        label: Any = "all" if pipe.denoiser.config.num_classes else None
         columns = min(10, pipe.denoiser.config.num_classes or 8)
+        if pipe.denoiser.config.condition_dim:
+            assert splits.validation.conditions is not None
+            label = splits.validation.conditions[torch.arange(8 * columns) % len(splits.validation)]
         save_grid(path, pipe.generate(8 * columns, label, seed=seed), columns)
         return
     clean = splits.validation.images[:10]
     degraded = pipe.degrade(clean, seed=seed)
     save_png(path, tile([clean, degraded, pipe.restore(degraded, seed=seed)]))
+
+
+class SampleGrids(TrainerCallback):
+    """What the model makes at every n-th evaluation, as samples-STEP.png in the folder of the run, of one seed."""
+
+    def __init__(self, trainer: UDMTrainer, splits: ImageSplits, every: int):
+        if trainer.eval_dataset is None or trainer.args.eval_strategy == "no":
+            raise ValueError(f"sample_every={every} counts evaluations of held-out rows, and this run makes none")
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError("sample_every goes with one process or with DDP: else no process has all of the weights")
+        self.trainer, self.splits, self.every = trainer, splits, every
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        made = sum("eval_loss" in entry for entry in state.log_history)
+        if made % self.every or not state.is_world_process_zero:
+            return
+        model: Any = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training = model.training
+        with self.trainer.averaged_weights():
+            path = Path(str(args.output_dir)) / f"samples-{state.global_step}.png"
+            show(ImagePipeline(model), self.splits, path, args.seed)
+        model.train(training)  # a pipeline sets its model to evaluation
 
 
 def load_splits_of(
@@ -509,7 +599,9 @@ def load_splits_of(
     share = how.get("validation_share", 0.05)
     size = how.get("image_size") if image_size is None else image_size
     channels = how.get("channels") if channels is None else channels
-    return load_images(data, size=size, channels=channels, validation_share=share), data
+    names = columns(how.get("condition_columns"))
+    found = load_images(data, size=size, channels=channels, validation_share=share, condition_columns=names)
+    return found, data
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -186,6 +186,12 @@ def student_config(lesson: Lesson, wanted: ImageConfig, network: dict[str, Any])
         ValueError: they ask for something else than the teacher is.
     """
     few = None if lesson.few is None else lesson.few._asdict()
+    for config in (wanted, wanted if lesson.model is None else lesson.model.config):
+        if config.regions or config.condition_dim:
+            raise ValueError(
+                "students learn whole images, of classes or none: regions and condition_columns do not go with them, "
+                "nor a teacher that was trained with these"
+            )
     if lesson.model is None:
         return ImageConfig(**{**_fields(wanted), "few_steps": few})
     teacher = lesson.model.config

@@ -44,6 +44,7 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "udm_text/cli/commands.py:_options": (),
     "udm_text/generation_options.py": ("generate",),
     "continuous/train_image.py": IMAGES,
+    "continuous/train_student.py": IMAGES,
     "continuous/train_image.py:load_splits_of": ("image evaluate",),
     "continuous/evaluation.py": ("image evaluate",),
     "continuous/data.py": ("image train", "image evaluate"),

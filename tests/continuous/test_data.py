@@ -185,6 +185,46 @@ def test_the_middle_square_of_an_image_is_kept_and_its_ends_are_cut(wide):
     assert even.shape == (1, 12, 12) and to_bytes(even).unique().tolist() == [77]
 
 
+def test_columns_of_numbers_are_the_conditions_of_images(tmp_path):
+    from datasets import Dataset, Features, Sequence, Value
+    from datasets import Image as ImageFeature
+
+    pixels = [Image.fromarray(torch.full((4, 4), 10 * i, dtype=torch.uint8).numpy()) for i in range(6)]
+    kinds = {
+        "image": ImageFeature(),
+        "size": Value("float32"),
+        "place": Sequence(Value("int64")),
+        "word": Value("string"),
+    }
+    values = {
+        "image": pixels,
+        "size": [i / 2 for i in range(6)],
+        "place": [[i, -i] for i in range(6)],
+        "word": ["a"] * 6,
+    }
+    values["words"] = [[[i, 1.0], [0.5, 2.0], [i, i]] for i in range(6)]
+    kinds["words"] = Sequence(Sequence(Value("float32")))
+    Dataset.from_dict(values, features=Features(kinds)).to_parquet(str(tmp_path / "train.parquet"))
+    splits = load_images(str(tmp_path), validation_share=0.3, condition_columns=("place", "size"))
+    assert splits.train.conditions.shape == (4, 3) and splits.validation.conditions.shape == (2, 3)
+    for rows in (splits.train, splits.validation):
+        level = ((rows.images[:, 0, 0, 0] + 1) * 127.5 / 10).round()
+        assert torch.equal(rows.conditions, torch.stack((level, -level, level / 2), dim=1))
+        assert torch.equal(rows.batch(torch.tensor([1]))["conditions"], rows.conditions[1:2])
+    assert load_images(str(tmp_path), condition_columns=("words",)).train.conditions.shape == (5, 3, 2)
+    for columns, words in (
+        (("width",), "has no column 'width' of conditions, only image, size, place, word, words"),
+        (("word",), "column 'word' must hold numbers, as many in every row"),
+        (("size", "words"), "of several columns of conditions none may hold lists of vectors"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_images(str(tmp_path), condition_columns=columns)
+    with pytest.raises(ValueError, match="condition_columns are columns of a `datasets` data set, and digits is none"):
+        load_images("digits", condition_columns=("size",))
+    with pytest.raises(ValueError, match=r"conditions must be finite float32 \(6, d\)"):
+        ImageRows(torch.zeros(6, 1, 4, 4), conditions=torch.zeros(5, 2))
+
+
 def test_a_datasets_folder_is_read_by_its_feature_types(tmp_path):
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature

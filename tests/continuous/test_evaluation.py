@@ -10,6 +10,7 @@ from continuous.evaluation import (
     FeatureClassifier,
     describe_figures,
     frechet_distance,
+    inception_score,
     last_time,
     nearest_distances,
     one_nn_accuracy,
@@ -63,6 +64,18 @@ def test_the_frechet_distance_of_covariances_that_do_not_commute_is_that_of_two_
     expected = first.trace() + second.trace() - 2 * cross.sqrt()
     found = frechet_distance(with_moments(zero, root), with_moments(zero, other, 90, seed=3))
     assert found == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_the_inception_score_goes_from_one_to_the_number_of_classes(splits, classifier):
+    assert inception_score(torch.full((30, 7), 3.0)) == pytest.approx(1.0, abs=1e-12)  # the same of all
+    assert inception_score(torch.randn(1, 7)) == pytest.approx(1.0, abs=1e-12)
+    sure = 1000.0 * torch.nn.functional.one_hot(torch.arange(28) % 7).double()
+    assert inception_score(sure) == pytest.approx(7.0, rel=1e-12) and inception_score(sure[::7]) == pytest.approx(1.0)
+    # half of the images of either class, each told with probability 0.9: log 2 less the entropy of a coin of 0.9
+    coin = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).log()
+    expected = 2 * 0.9**0.9 * 0.1**0.1
+    assert inception_score(coin) == pytest.approx(expected, rel=1e-12)
+    assert 8.5 < inception_score(classifier(splits.validation.images)) < 10.0
 
 
 def test_distances_to_the_nearest_row_are_those_of_pythagoras_in_whatever_blocks():
@@ -128,13 +141,13 @@ def test_images_without_labels_are_measured_without_a_frechet_distance(splits):
 
 def test_figures_are_printed_as_a_table_whose_rows_are_whole_in_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    row = {"frechet": 0.12345, "nearest": 2.1, "one_nn": 0.75, "label_accuracy": None}
+    row = {"frechet": 0.12345, "inception": 9.5, "nearest": 2.1, "one_nn": 0.75, "label_accuracy": None}
     own = {**row, "sampler": "dpm_solver", "num_steps": None, "label_accuracy": 0.99}
     text = describe_figures({"samples": own, "reference": {"matched Gaussian": row}})
     lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
     assert "Frechet" in text and "1-NN" in text and "\x1b" not in text
-    assert lines["dpm_solver, all steps"].replace("│", " ").split()[3:] == ["0.123", "2.100", "0.750", "0.990"]
-    assert lines["matched Gaussian"].replace("│", " ").split()[2:] == ["0.123", "2.100", "0.750", "-"]
+    assert lines["dpm_solver, all steps"].replace("│", " ").split()[3:] == ["0.123", "9.500", "2.100", "0.750", "0.990"]
+    assert lines["matched Gaussian"].replace("│", " ").split()[2:] == ["0.123", "9.500", "2.100", "0.750", "-"]
     text = describe_figures({"restorations": {"direct": {"rmse": 0.2, "frechet": None}}, "rows": 7})
     (line,) = (line for line in text.splitlines() if "direct" in line)
     assert line.replace("│", " ").split() == ["direct", "0.2000", "-"] and "(7 held-out images, from D_T)" in text
@@ -149,6 +162,8 @@ def test_figures_are_printed_as_a_table_whose_rows_are_whole_in_80_columns(monke
             lambda: one_nn_accuracy(torch.zeros(3, 2), torch.zeros(4, 2)),
             "as many images each.* got a of .3, 2. and b of .4, 2.",
         ),
+        (lambda: inception_score(torch.zeros(3)), r"logits must be finite, \(N, classes\) .* got \(3,\)"),
+        (lambda: inception_score(torch.full((3, 2), math.nan)), "logits must be finite"),
         (lambda: FeatureClassifier((1, 8, 8), 1), "at least 2 classes"),
     ],
 )

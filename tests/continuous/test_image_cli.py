@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from continuous.cli import evaluate
@@ -59,8 +60,12 @@ def size(path):
 
 def test_generate_writes_a_grid_and_a_strip_that_a_seed_reproduces(hot, tmp_path):
     call = ["generate", hot, "-n", 6, "--label", "all", "--num-steps", 4, "--seed", 1, "--quiet", "--columns", 3]
-    printed = udm(*call, "-o", tmp_path / "a.png", "--strip", tmp_path / "strip.png")
-    assert printed.split() == [str(tmp_path / "a.png"), str(tmp_path / "strip.png")]
+    strips = ["--strip", tmp_path / "strip.png", "--x0-strip", tmp_path / "x0.png"]
+    printed = udm(*call, "-o", tmp_path / "a.png", *strips)
+    assert printed.split() == [str(tmp_path / name) for name in ("a.png", "strip.png", "x0.png")]
+    assert size(tmp_path / "x0.png") == ((4 * 68 + 4, 6 * 68 + 4), "L")  # 4 steps of 6 images
+    same = ["--strip", tmp_path / "x.png", "--x0-strip", tmp_path / "x.png"]
+    udm(*call, "-o", tmp_path / "c.png", *same, error="would take the place of")
     udm(*call, "-o", tmp_path / "b.png", "--batch-size", 4)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert size(tmp_path / "a.png") == ((3 * 68 + 4, 2 * 68 + 4), "L")
@@ -94,6 +99,30 @@ def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     with Image.open(tmp_path / "two.png") as page:  # the first row is what was given
         row = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).view(140, 140)
     assert torch.equal(row[4:68:8, 4:68:8], to_bytes(clean)[0, 0])
+
+
+def test_images_are_inverted_and_joined_from_their_files(hot, cold, tmp_path, monkeypatch):
+    files = []
+    for i, image in enumerate(to_bytes(digits().validation.images[:2])):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(image[0].numpy()).save(files[-1])
+    page, noise = tmp_path / "page.png", tmp_path / "noise.safetensors"
+    call = ["invert", hot, *files, "--label", "3", "--num-steps", 4]
+    assert udm(*call, "-o", page, "--noise", noise).split() == [str(page), str(noise)]
+    assert size(page) == ((2 * 68 + 4, 3 * 68 + 4), "L")
+    pipe, clean = ImagePipeline.from_pretrained(hot), torch.stack([read_image(path, "it") for path in files])
+    assert torch.equal(load_file(noise)["noise"], pipe.encode(clean, "3", num_steps=4))
+    with monkeypatch.context() as patch:
+        asked: list = []
+        patch.setattr(ImagePipeline, "decode", lambda self, x, label, **how: asked.append(label) or x)
+        udm(*call, "-o", page)
+        udm(*call, "-o", page, "--to", "8")
+    assert asked == ["3", "8"]
+    udm("interpolate", hot, *files, "-o", tmp_path / "way.png", "-n", 5, "--num-steps", 3)
+    assert size(tmp_path / "way.png") == ((5 * 68 + 4, 68 + 4), "L")
+    udm(*call, "-o", files[0], error="would take the place of")
+    udm(*call, "-o", page, "--noise", tmp_path / "noise.pt", error="noise must be a .safetensors file")
+    udm("invert", cold, *files, "-o", page, error="this needs a model of a Gaussian process")
 
 
 def test_restored_images_are_written_one_by_one_too(cold, tmp_path):

@@ -28,6 +28,7 @@ CASES = [
     (GaussianProcess.vp("cosine", 20), {"prediction": "epsilon", "classes": ["a", "b"]}, SMALL),
     (GaussianProcess.ve(20, 0.05, 50.0), {"prediction": "x0", "learned_variance": True}, SMALL),
     (GaussianProcess.rf(20), {"prediction": "v", "classes": ["a", "b"]}, UNET),
+    (GaussianProcess.vp("cosine", 20), {"regions": True}, UNET),
     (GaussianProcess.ve(20, 0.05, 50.0), {"prediction": "score", "learned_variance": True}, SMALL),
     (ColdProcess(PixelMask(T=8, order="random", seed=3), sigma=0.1), {"prediction": "x0", "levels": 17}, SMALL),
 ]
@@ -98,6 +99,75 @@ def test_a_network_that_predicts_the_score_is_asked_for_numbers_of_unit_size():
     assert torch.equal(output[:, 1:], numbers[:, 1:])  # the share of the variance is no score
 
 
+def test_a_model_with_regions_is_told_where_pixels_are_clean_and_keeps_them():
+    model, seen = make(regions=True, shape=(3, 4, 4)), {}
+    xt = torch.linspace(-1, 1, 2 * 48).view(2, 3, 4, 4)
+    t = torch.zeros(2, 1, 4, 4, dtype=torch.int64)
+    t[0, :, :2], t[1] = 7, 12
+    with torch.no_grad():
+        x0 = model.predict_x0(xt, t)
+        assert torch.equal(model.predict_x0(xt, t.expand(2, 3, 4, 4)), x0)
+        assert torch.equal(model.predict_x0(xt[1:], torch.tensor([12])), model.predict_x0(xt[1:], t[1:]))
+    assert torch.equal(x0[0, :, 2:], xt[0, :, 2:]) and not torch.isclose(x0[0, :, :2], xt[0, :, :2]).all()
+    model.network.forward = lambda xt, ratio, labels: seen.update(xt=xt, ratio=ratio) or xt[:, :3]
+    model(xt, t)
+    assert torch.equal(seen["xt"][:, 3:], (t > 0).float()) and seen["ratio"].tolist() == [7 / 20, 12 / 20]
+    with pytest.raises(ValueError, match="a t for each pixel needs a model that was trained with regions"):
+        make()(xt[:, :1], t)
+
+
+@pytest.mark.parametrize("network", [SMALL, UNET], ids=["mlp", "unet"])
+def test_a_one_hot_vector_is_a_class_bit_for_bit(network):
+    of_classes = make(network=network, shape=(1, 8, 8), classes=["a", "b", "c"])
+    of_vectors = make(network=network, shape=(1, 8, 8), condition_dim=3)
+    weights = of_classes.state_dict()
+    (name,) = (name for name in weights if name not in of_vectors.state_dict())
+    table = weights.pop(name)
+    own = {"network.label.linear.weight": table[:3].T.contiguous(), "network.label.null": table[3]}
+    of_vectors.load_state_dict({**weights, **own})
+    xt = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8)
+    t, labels = torch.tensor([1, 4, 8, 20]), torch.tensor([0, 2, -1, 1])
+    vectors = torch.nn.functional.one_hot(labels.clamp(min=0), 3).float()
+    vectors[2] = torch.nan
+    with torch.no_grad():
+        assert torch.equal(of_vectors.predict_x0(xt, t, vectors), of_classes.predict_x0(xt, t, labels))
+        assert torch.equal(of_vectors.predict_x0(xt, t), of_classes.predict_x0(xt, t))
+        mixed = of_vectors.predict_x0(xt, t, vectors * 0.5)
+    assert not torch.isclose(mixed[0], of_vectors.predict_x0(xt, t, vectors)[0]).all() and torch.isfinite(mixed).all()
+
+
+def test_pixels_attend_to_the_vectors_of_a_condition_in_whatever_order(tmp_path):
+    network = {"kind": "cross_unet", "widths": [8, 16], "attention": 8}
+    model = make(network=network, shape=(1, 8, 8), condition_dim=5, condition_length=3)
+    xt, t = torch.linspace(-1, 1, 2 * 64).view(2, 1, 8, 8), torch.tensor([4, 9])
+    vectors = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path)
+    again = ImageDenoiser.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = model.predict_x0(xt, t, vectors)
+        assert torch.equal(again.predict_x0(xt, t, vectors), found)
+        assert torch.allclose(model.predict_x0(xt, t, vectors.flip(1)), found, atol=1e-5)
+        other = model.predict_x0(xt, t, torch.cat((vectors[:1], vectors[1:] + 1.0)))
+        assert torch.allclose(other[0], found[0], atol=1e-5) and not torch.allclose(other[1], found[1], atol=1e-3)
+        none = torch.cat((vectors[:1], torch.full((1, 3, 5), torch.nan)))
+        assert torch.allclose(model.predict_x0(xt, t, none)[1], model.predict_x0(xt, t)[1], atol=1e-5)
+        model.network.null += 1.0
+        assert not torch.allclose(model.predict_x0(xt, t), again.predict_x0(xt, t), atol=1e-3)
+        single = make(network=network, shape=(1, 8, 8), condition_dim=5)
+        assert torch.isfinite(single.predict_x0(xt, t, vectors[:, 0])).all()
+
+
+def test_conditions_that_are_none_are_refused():
+    model, xt, t = make(condition_dim=3), torch.zeros(2, 1, 4, 4), torch.tensor([1, 2])
+    for wrong, words in (
+        (torch.zeros(2, 4), r"conditions must be \(2, 3\) float, got \(2, 4\)"),
+        (torch.zeros(2, 3, dtype=torch.int64), "got .*int64"),
+        (torch.tensor([[0.0, 1.0, torch.nan], [0.0, 0.0, 0.0]]), "must be finite numbers, or NaN all through a row"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.predict_x0(xt, t, wrong)
+
+
 def test_a_unet_attends_at_the_sizes_that_are_chosen_and_its_checkpoint_knows_them(tmp_path):
     def sizes(**more):
         network = {"kind": "unet", "widths": [8, 8, 16], "attention": 8, **more}
@@ -154,10 +224,14 @@ def test_a_checkpoint_with_other_weights_than_its_config_says_is_refused(tmp_pat
         ({"process": GaussianProcess.rf(9), "prediction": "epsilon"}, "'epsilon' cannot tell x0 where a_t = 0"),
         ({"process": ColdProcess(Blur(T=4)), "prediction": "v"}, "a cold process is learned with prediction 'x0'"),
         ({"shape": (8, 8)}, "image_shape must be channels, height and width"),
-        ({"network": {"kind": "transformer"}}, "network must have a kind, 'mlp' or 'unet'"),
+        ({"network": {"kind": "transformer"}}, "network must have a kind, 'mlp', 'unet' or 'cross_unet'"),
         ({"network": {"kind": "mlp", "depth": 3}}, "network 'mlp' does not take these options"),
         ({"network": {"kind": "unet", "widths": [8, 8, 8]}, "shape": (1, 6, 6)}, "divisible by 4, got 6 x 6"),
         ({"levels": 1}, "levels must be at least 2"),
+        ({"condition_dim": -1}, "condition_dim and condition_length must be 0 or more"),
+        ({"condition_dim": 3, "classes": ["a"]}, "a model with the first has no classes, got 3, 0 and 1 classes"),
+        ({"condition_dim": 3, "condition_length": 2}, "needs a condition_dim and network 'cross_unet'"),
+        ({"network": {"kind": "cross_unet"}, "shape": (1, 8, 8)}, "'cross_unet' attends to vectors: it needs a cond"),
         ({"colour": True}, "unknown argument 'colour'"),
     ],
 )

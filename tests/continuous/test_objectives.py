@@ -14,6 +14,7 @@ from continuous.objectives import (
     ImageObjective,
     Importance,
     discretised_log_prob,
+    draw_regions,
     draw_times,
     kl_terms,
     loss_weights,
@@ -280,6 +281,61 @@ def test_classes_are_withheld_from_the_asked_share_of_rows():
     assert float((seen[0] == 3).double().mean()) == pytest.approx(0.2, abs=4 * 0.4 / 4000**0.5)
 
 
+def test_regions_are_of_every_size_never_empty_and_belong_to_their_row():
+    regions = draw_regions(RowRandom(0, torch.arange(3000)), 4, 6)
+    assert regions.shape == (3000, 1, 4, 6) and regions.dtype == torch.bool
+    sizes = regions.flatten(1).sum(1)
+    assert set(sizes.tolist()) == set(range(1, 25))
+    assert torch.equal(draw_regions(RowRandom(0, torch.tensor([7, 3])), 4, 6), regions[[7, 3]])
+    share = regions.double().mean(0)
+    assert 0.4 < float(share.min()) and float(share.max()) < 0.6
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "score"])
+def test_outside_its_region_an_image_is_clean_the_network_is_told_so_and_nothing_is_asked(prediction):
+    process, seen = PROCESSES["vp"], {}
+    objective = ImageObjective(config_of(process, prediction, regions=True), regions=0.6)
+    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def network(xt, t, labels):
+        seen.update(xt=xt, t=t)
+        return scale * xt
+
+    rows = {"images": torch.linspace(-1, 1, 400 * 16).view(400, *SHAPE).double()}
+    how = {"total": 400, "step": 3, "seed": 9}
+    terms = objective.row_terms(network, rows, row_index=torch.arange(400), **how)
+    clock, xt = seen["t"], seen["xt"]
+    inside = clock > 0
+    assert clock.shape == (400, 1, 4, 4) and torch.equal(xt[~inside], rows["images"][~inside])
+    assert not torch.isclose(xt[inside], rows["images"][inside]).any()
+    every = inside.flatten(1).all(1)
+    assert float(every.double().mean()) == pytest.approx(0.4, abs=0.12) and inside.flatten(1).any(1).all()
+    times = clock.flatten(1).amax(1)
+    noise = process.invert_noise(rows["images"], xt, clock)
+    target = torch.where(inside, process.target(prediction, rows["images"], noise, times), 0.0)
+    weights = loss_weights(process, prediction, "simple", times)
+    assert torch.allclose(terms, weights * (torch.where(inside, scale * xt, 0.0) - target).square().flatten(1).sum(1))
+    (slope,) = torch.autograd.grad(terms.sum(), scale)
+    assert torch.isfinite(slope)
+    part = objective.row_terms(network, {"images": rows["images"][50:60]}, row_index=torch.arange(50, 60), **how)
+    assert torch.allclose(part, terms[50:60])
+
+
+def test_conditions_are_withheld_whole_from_the_asked_share_of_rows():
+    seen = []
+
+    def network(xt, t, labels):
+        seen.append(labels)
+        return xt
+
+    rows = {"images": torch.zeros(4000, 1, 1, 1), "conditions": torch.arange(8000.0).view(4000, 2)}
+    objective = ImageObjective(ImageConfig(image_shape=[1, 1, 1], condition_dim=2), label_drop=0.2)
+    objective.row_terms(network, rows, row_index=torch.arange(4000), total=4000, step=0, seed=0)
+    none = seen[0].isnan()
+    assert torch.equal(none[:, 0], none[:, 1]) and torch.equal(seen[0][~none], rows["conditions"][~none])
+    assert float(none[:, 0].double().mean()) == pytest.approx(0.2, abs=4 * 0.4 / 4000**0.5)
+
+
 @pytest.mark.parametrize("law", [None, "steep"])
 def test_times_are_spread_by_their_law_to_within_one_row(law):
     p = torch.full((10,), 0.1).double() if law is None else torch.arange(1, 11).double() / 55
@@ -342,6 +398,25 @@ def test_importance_observed_in_parts_is_importance_observed_at_once():
 def test_objectives_that_mean_nothing_are_refused(how, words):
     with pytest.raises(ValueError, match=words):
         ImageObjective(config_of(PROCESSES["vp"]), **how)
+
+
+def test_regions_go_with_models_that_are_told_them_and_with_no_bound():
+    told = config_of(PROCESSES["vp"], regions=True)
+    for config, how, words in (
+        (
+            config_of(PROCESSES["vp"]),
+            {"regions": 0.5},
+            r"regions must lie in \(0, 1\] for a model with regions and be 0",
+        ),
+        (told, {}, "got 0.0 for one with regions=True"),
+        (told, {"regions": 1.5}, "got 1.5"),
+        (told, {"regions": 0.5, "weighting": "vlb"}, "regions have no terms of the bound"),
+        (told, {"regions": 0.5, "importance": True}, "regions have no terms of the bound"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ImageObjective(config, **how)
+    with pytest.raises(ValueError, match="regions are a clock for each pixel, which a Gaussian process has"):
+        config_of(ColdProcess(Blur(T=4)), "x0", regions=True)
 
 
 def test_a_cold_process_has_no_snr_weights_and_no_importance():

@@ -12,7 +12,7 @@ from continuous.degradations import Blur
 from continuous.evaluation import bits_per_dim, describe_bound
 from continuous.likelihood import nelbo
 from continuous.modeling import ImageConfig, ImageDenoiser, NonFiniteOutputError
-from continuous.objectives import kl_terms, snr, step_variances
+from continuous.objectives import ImageObjective, kl_terms, snr, step_variances
 from continuous.pipeline import SAMPLERS, ImagePipeline
 from continuous.processes import ColdProcess, GaussianProcess
 from tests.helpers import python
@@ -33,9 +33,14 @@ def make(process=None, **more):
     return ImagePipeline(model)
 
 
+def with_variance_kept(pipe):
+    pipe.denoiser.hold_variance(torch.linspace(0, 0.5, 21).expand(2, 21) * torch.tensor([[1.0], [1.2]]))
+    return pipe
+
+
 @pytest.fixture(scope="module")
 def pipe():
-    return make(learned_variance=True)
+    return with_variance_kept(make(learned_variance=True))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,16 @@ def test_states_run_from_the_noise_to_the_image(pipe):
     assert torch.allclose(watched.images, last, atol=1e-6)  # batches of another shape round otherwise
     noise = RowRandom(1, torch.arange(3)).normal(16).view(3, 1, 4, 4).float()
     assert torch.allclose(states[0], noise, atol=1e-3)  # b_T of a cosine schedule is 1 to within 1e-4
+
+
+def test_what_the_network_took_the_image_for_is_kept_for_every_step(pipe):
+    for sampler in ("ddim", "heun", "ddpm_large"):
+        made = pipe.generate(3, 0, sampler=sampler, num_steps=4, seed=1, output_trajectory=True, batch_size=2)
+        assert len(made.predictions) == 4 and torch.allclose(made.predictions[-1].clamp(-1, 1), made.images, atol=1e-6)
+    made = pipe.generate(3, 0, sampler="ddim", num_steps=4, seed=1, output_trajectory=True)
+    walk, labels = sampling.spread(sampling.grid(pipe.process, 4), 3), torch.zeros(3, dtype=torch.int64)
+    for xt, t, x0 in zip(made.trajectory, walk, made.predictions, strict=False):
+        assert torch.allclose(pipe.denoiser.predict_x0(xt, t, labels).clamp(-1, 1), x0, atol=1e-6)
 
 
 def test_a_callback_sees_every_step_and_may_take_its_place(pipe, cold):
@@ -172,6 +187,42 @@ def test_the_bound_of_a_learned_variance_is_the_sum_of_what_was_trained():
     assert ((fixed.nats - bound.nats) / fixed.nats).abs().min() > 1e-3
 
 
+def test_the_optimal_variance_is_measured_kept_and_sampled_with(tmp_path):
+    pipe, images = make(), torch.rand(700, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    labels, some = torch.arange(700) % 3, torch.arange(0, 700, 2)  # 512 at most, evenly spread
+    pipe.save_pretrained(tmp_path / "without")
+    pipe.fit_variance(images, labels, seed=5)
+    for row, own in enumerate((labels[some], None)):
+        random = RowRandom(5, torch.arange(350))
+        found = sampling.optimal_variance(pipe.process, pipe.predictor(own), images[some], random=random)
+        assert torch.allclose(pipe.denoiser.variance[row], found.float(), rtol=1e-5)
+    pipe.save_pretrained(tmp_path / "with")
+    again = ImagePipeline.from_pretrained(tmp_path / "with")
+    for label in ([0, 2, 1], None):
+        how = {"label": label, "sampler": "ddpm_optimal", "num_steps": 6, "seed": 3}
+        made = again.generate(3, **how)
+        assert torch.equal(made, pipe.generate(3, **how))
+        random, own = RowRandom(3, torch.arange(3)), None if label is None else torch.tensor(label)
+        table = pipe.denoiser.variance[1 if label is None else 0].double()
+        predict = sampling.with_variance(pipe.process, pipe.predictor(own), table, random=random, last=False)
+        expected = sampling.sample(pipe.process, predict, (3, 1, 4, 4), sampler=None, num_steps=6, random=random)
+        assert torch.allclose(made, expected.clamp(-1, 1), atol=1e-5)
+    without = ImagePipeline.from_pretrained(tmp_path / "without")
+    for call, words in (
+        (lambda: without.generate(2, sampler="ddpm_optimal"), "keeps no optimal variance: train with `udm image"),
+        (lambda: without.fit_variance(images), "labels must be given: this model knows classes"),
+        (lambda: make(optimal_variance=True).generate(2, sampler="ddpm_optimal"), "was not measured yet: call fit_var"),
+        (lambda: pipe.denoiser.hold_variance(torch.zeros(21)), r"table must be \(2, 21\), got \(21,\)"),
+        (lambda: pipe.generate(2, 0, sampler="ddpm_optimal", guidance_scale=2.0), "variance of 'ddpm_optimal' belongs"),
+        (
+            lambda: make(ColdProcess(Blur(T=6)), prediction="x0", optimal_variance=True),
+            "optimal_variance is that of the steps of a Gaussian process, and this one is cold",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
 def test_bits_a_dimension_are_of_the_variance_that_was_asked_for():
     images = (torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 16).round() / 8 - 1
     rows = ImageRows(images, levels=17)
@@ -223,6 +274,9 @@ def test_a_cold_model_generates_from_the_law_it_keeps_and_an_older_one_says_what
     pipe.save_pretrained(tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     again = ImagePipeline.from_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "pipe.restore(images)\nimages = pipe.generate(16, seed=0)" in card
+    assert "pipe.restore" in (older := (tmp_path / "older" / "README.md").read_text()) and "generate(" not in older
     how = {"label": "all", "seed": 3, "guidance_scale": 1.5}
     for more in ({}, {"sampler": "naive"}, {"num_steps": 3, "jitter": 0.1}, {"num_steps": None}):
         made = pipe.generate(5, **how, **more)
@@ -239,6 +293,142 @@ def test_a_cold_model_generates_from_the_law_it_keeps_and_an_older_one_says_what
     assert torch.allclose(found, expected.clamp(-1, 1), atol=1e-6)
     states = pipe.generate(4, sampler="naive", seed=3, output_trajectory=True).trajectory
     assert len(states) == 7 and torch.equal(states[0], xt)
+
+
+def test_an_edit_of_a_model_with_regions_keeps_the_known_clean_on_the_way():
+    pipe = make(regions=True)
+    known = torch.linspace(-1, 1, 48).view(3, 1, 4, 4)
+    editable = torch.zeros(4, 4, dtype=torch.bool)
+    editable[:, 2:] = True
+    how = {"label": 1, "num_steps": 8, "seed": 0}
+    made = pipe.edit(known, editable, **how, output_trajectory=True)
+    assert all(torch.equal(state[..., :2], known[..., :2]) for state in made.trajectory)
+    assert not torch.allclose(made.images[..., 2:], known[..., 2:], atol=0.05)
+    assert torch.allclose(made.images, pipe.edit(known, editable, **how, batch_size=1, mode="clean"), atol=1e-5)
+    replaced = pipe.edit(known, editable, **how, mode="replace", output_trajectory=True)
+    assert not torch.allclose(replaced.trajectory[3][..., :2], known[..., :2], atol=0.05)
+    assert pipe.edit(known, editable, **how, corrections=1).shape == known.shape  # by replacement
+    assert pipe.generate(2, 1, num_steps=3, seed=0).shape == (2, 1, 4, 4)
+    assert pipe.edit(known, editable, label=1, start=9, guidance_scale=2.0, eta=0.0, seed=0).shape == known.shape
+    with pytest.raises(ValueError, match="mode 'clean' needs a Gaussian process and no corrections"):
+        pipe.edit(known, editable, **how, mode="clean", corrections=1)
+    with pytest.raises(ValueError, match="mode must be 'replace' or 'clean', got 'keep'"):
+        pipe.edit(known, editable, **how, mode="keep")
+    with pytest.raises(ValueError, match="mode 'clean' needs a model trained with regions"):
+        make().edit(known, editable, **how, mode="clean")
+    several = torch.zeros(3, 4, 4, dtype=torch.bool)
+    several[0] = True
+    with pytest.raises(ValueError, match="editable must be the same in all channels of a pixel"):
+        make(regions=True, image_shape=[3, 4, 4]).edit(known.expand(3, 3, 4, 4), several, **how)
+
+
+@pytest.mark.slow
+def test_what_is_learned_with_regions_is_drawn_from_the_conditional_law():
+    """Pairs of pixels of correlation 0.8: how much of the known one the other takes over, by a network of seconds."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = ImageConfig(
+            process=GaussianProcess.vp("cosine", 100).to_dict(),
+            image_shape=[1, 1, 2],
+            network={"kind": "mlp", "width": 64, "blocks": 1, "dropout": 0.0},
+            regions=True,
+        )
+        model = ImageDenoiser(config)
+        objective, index = ImageObjective(config, regions=0.7), torch.arange(256)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 250)
+        mix = 0.4 * torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+        for step in range(250):
+            images = (RowRandom(1, step * 256 + index).normal(2).float() @ mix.T).view(256, 1, 1, 2)
+            how = {"row_index": index, "total": 256, "step": step, "seed": 0}
+            loss = objective.row_terms(model, {"images": images}, **how).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    pipe, found = ImagePipeline(model), {}
+    known = (0.4 * RowRandom(2, torch.arange(4000)).normal(2)).float().clamp(-1, 1).view(4000, 1, 1, 2)
+    for mode in ("clean", "replace"):
+        made = pipe.edit(known, torch.tensor([True, False]), num_steps=50, seed=0, mode=mode, clip=False)[:, 0, 0]
+        found[mode] = float((made[:, 0] * made[:, 1]).mean() / made[:, 1].square().mean())
+    assert found["clean"] == pytest.approx(0.8, abs=0.04) and found["replace"] < 0.5
+
+
+def test_images_are_made_of_vectors_that_are_told_in_place_of_a_class():
+    pipe, how = make(classes=[], condition_dim=2), {"sampler": "ddim", "num_steps": 4, "seed": 0}
+    each = torch.tensor([[0.5, -1.0], [2.0, 0.0], [0.5, -1.0]])
+    made = pipe.generate(3, each, **how)
+    assert torch.allclose(pipe.generate(3, [0.5, -1.0], **how)[[0, 2]], made[[0, 2]], atol=1e-6)
+    assert torch.equal(pipe.generate(3, "[[0.5, -1], [2, 0], [0.5, -1]]", **how), made)
+    assert torch.allclose(pipe.generate(3, each, **how, batch_size=2), made, atol=1e-5)
+    free = pipe.generate(3, **how)
+    assert torch.allclose(pipe.generate(3, each, guidance_scale=0.0, **how), free, atol=1e-5)
+    assert not torch.allclose(made, free, atol=1e-3) and not torch.allclose(made[0], made[1], atol=1e-3)
+    call = {"num_inference_steps": 2, "seed": 0, "output_type": "pt", "progress": False}
+    assert len(pipe(class_labels=each, **call).images) == 3 and len(pipe(class_labels=[0.5, 1.0], **call).images) == 1
+    assert pipe.interpolate(made[:2], made[1:], 3, each[:2], num_steps=3).shape == (2, 3, 1, 4, 4)
+    pipe.fit_variance(made, each)
+    tables = pipe.denoiser.variance
+    predict = pipe.optimal_variance(each, RowRandom(0, torch.arange(3)))
+    assert tables.shape == (2, 21) and torch.isfinite(predict(made, *[torch.full((3,), 5)] * 2).x0).all()
+    assert "told a condition of 2 numbers" in pipe.card()
+    cold = make(ColdProcess(Blur(T=3)), prediction="x0", classes=[], condition_dim=2)
+    cold.denoiser.fit_prior(made)
+    assert cold.generate(3, each, seed=0).shape == (3, 1, 4, 4)
+    for wrong in ([1.0], "no", [[1.0, 2.0]], [True, False], {"a": 1}, [1.0, float("nan")]):
+        with pytest.raises(
+            ValueError, match=r"label must be a condition of shape \(2,\), or one for each|conditions mus"
+        ):
+            pipe.generate(3, wrong, **how)
+
+
+def test_images_are_encoded_decoded_and_joined_by_the_walks_of_the_package(pipe):
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(2)) * 1.6 - 0.8
+    labels, how = torch.tensor([0, 2, 1]), {"num_steps": 7}
+    noise = pipe.encode(images, labels, **how, batch_size=2)
+    assert torch.allclose(noise, sampling.encode(pipe.process, pipe.predictor(labels), images, 7), atol=1e-5)
+    made = pipe.decode(noise, labels, **how, output_trajectory=True)
+    assert torch.equal(made.trajectory[0], noise) and len(made.trajectory) == 8
+    xt = RowRandom(3, torch.arange(3)).normal(16).view(3, 1, 4, 4).float() * float(pipe.process.b[-1])
+    assert torch.allclose(
+        pipe.decode(xt, labels, **how), pipe.generate(3, labels, sampler="ddim", seed=3, **how), atol=1e-5
+    )
+    assert not torch.allclose(pipe.decode(noise, labels, guidance_scale=3.0, **how), made.images, atol=1e-3)
+    way = pipe.interpolate(images[:2], images[1:], 5, [0, 2], **how)
+    assert way.shape == (2, 5, 1, 4, 4)
+    for row, (first, second) in enumerate(((0, 1), (1, 2))):
+        own = torch.tensor([[0, 2][row]])
+        ends = [pipe.encode(images[i : i + 1], own, **how) for i in (first, second)]
+        middle = pipe.decode(sampling.slerp(*ends, 0.5), own, **how)
+        found = [way[row : row + 1, i] for i in (0, 2, 4)]
+        for a, b in zip(
+            found, (pipe.decode(ends[0], own, **how), middle, pipe.decode(ends[1], own, **how)), strict=True
+        ):
+            assert torch.allclose(a, b, atol=1e-5)
+    for call, words in (
+        (lambda: pipe.encode(images * 9), r"images must lie in \[-1, 1\]"),
+        (lambda: pipe.decode(noise[..., :2]), r"noise must be \(N, 1, 4, 4\), got \(3, 1, 4, 2\)"),
+        (lambda: pipe.decode(noise / 0), "noise holds"),
+        (lambda: pipe.interpolate(images, images[:2]), "first and second must be pairs, got 3 and 2 images"),
+        (lambda: pipe.interpolate(images, images, 1), "num must be at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_a_model_that_knows_its_law_finds_the_noise_and_brings_the_image_back():
+    """A network that is the exact predictor of N(0, 1/4): the flow is linear, and x_T = x0 / 0.5 to first order."""
+    pipe = make(GaussianProcess.vp("cosine", 1000), classes=[], prediction="x0")
+
+    def exact(xt, ratio, labels):
+        a, b = pipe.process.coefficients((ratio * 1000).round().long(), xt)
+        return 0.25 * a / (0.25 * a**2 + b**2) * xt * (a**2 + b**2).sqrt()
+
+    pipe.denoiser.network.forward = exact
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(2)) - 0.5
+    noise = pipe.encode(images, num_steps=1000)
+    assert torch.allclose(noise, 2 * images, rtol=0.05)
+    assert float((pipe.decode(noise, num_steps=1000) - images).abs().max()) < 0.01
 
 
 def test_an_edit_keeps_what_is_known_and_changes_the_rest(pipe):
@@ -306,10 +496,14 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
         (lambda p, c: p.generate(2, 3), r"labels must lie in 0..2"),
         (lambda p, c: p.generate(2, "seven"), "label must be 'all' or one of nought, one, two"),
         (lambda p, c: p.generate(2, [0, 1, 2]), "one for each of 2 images"),
-        (lambda p, c: p.generate(2, guidance_scale=2.0), "guidance needs a label"),
+        (
+            lambda p, c: p.generate(2, guidance_scale=2.0),
+            "guidance needs a label, and a model that knows classes or conditions",
+        ),
         (lambda p, c: p.generate(2, 1, guidance_scale=2.0, sampler="ddpm_learned"), "guidance moves x0_hat"),
         (lambda p, c: p.generate(2, sampler="ddim", eta=1.5), r"eta must lie in \[0, 1\]"),
         (lambda p, c: p.generate(2, batch_size=0), "batch_size must be at least 1"),
+        (lambda p, c: c.encode(torch.zeros(2, 1, 4, 4)), "this needs a model of a Gaussian process"),
         (lambda p, c: c.generate(2), "keeps no law of x_T to draw from: restore degraded images, or have it measured"),
         (
             lambda p, c: c.generate(2, sampler="ddim"),
@@ -465,7 +659,7 @@ def test_a_callback_may_return_nothing_and_numpy_numbers_are_numbers(pipe):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_network_that_is_not_finite_draws_nothing_and_names_the_step(sampler, value):
-    broken = make(learned_variance=True)
+    broken = with_variance_kept(make(learned_variance=True))
     with torch.no_grad():
         next(p for p in reversed(list(broken.denoiser.parameters())) if p.ndim == 1)[:] = value
     with pytest.raises(NonFiniteOutputError, match="not finite at t = 20, in 3 of 3 images") as caught:

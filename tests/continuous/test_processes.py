@@ -145,6 +145,27 @@ def test_rows_of_one_batch_may_stand_at_different_times():
     assert process.corrupt(x0.float(), t, noise.float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["cosine", "ve", "rf"])
+def test_a_clock_for_each_pixel_is_the_process_of_each_pixel(name):
+    process, x0, T = PROCESSES[name], images(), PROCESSES[name].T
+    noise, other = process.sample_noise(x0, random=RowRandom(0, torch.arange(4))), images(seed=1)
+    t = torch.randint(0, T, (4, 1, 8, 8), generator=torch.Generator().manual_seed(3))
+    t[0], t[1, 0, 0] = 0, 0
+    xt = process.corrupt(x0, t, noise)
+    back, churn = process.invert_noise(other, xt, t), process.ancestral_churn(t, (t - 1).clamp(min=0))
+    told = {kind: process.to_x0(kind, other, xt, t) for kind in ("epsilon", "x0", "v")}
+    for step in t.unique().tolist():
+        here, whole = (t == step).expand_as(x0), at(step, 4)
+        assert torch.equal(xt[here], process.corrupt(x0, whole, noise)[here])
+        for kind, found in told.items():
+            assert torch.equal(found[here], process.to_x0(kind, other, xt, whole)[here])
+        if step:
+            assert torch.equal(back[here], process.invert_noise(other, xt, whole)[here])
+            assert bool((churn[t == step] == process.ancestral_churn(at(step, 1), at(step - 1, 1))).all())
+    clean = (t == 0).expand_as(x0)
+    assert torch.equal(xt[clean], x0[clean]) and bool((back[clean] == 0).all()) and bool((churn[t == 0] == 0).all())
+
+
 def test_blending_keeps_the_law_and_takes_a_share_for_each_row():
     process, x = PROCESSES["cosine"], images(2000, 1, 4)
     first, fresh = (process.sample_noise(x, random=RowRandom(seed, torch.arange(2000))) for seed in (0, 1))
@@ -343,6 +364,11 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
         (lambda: PROCESSES["cosine"].corrupt(images(), at(-1, 4), images()), "got -1"),
         (lambda: PROCESSES["cosine"].corrupt(images(), at(1, 3), images()), r"\(4,\) int64"),
         (lambda: PROCESSES["cosine"].corrupt(images(), at(1, 4).float(), images()), "float32"),
+        (
+            lambda: PROCESSES["cosine"].corrupt(images(), torch.ones(4, 1, 8, 7).long(), images()),
+            r"\(4,\) int64 tensor of steps, or one for each pixel that broadcasts to the images, got \(4, 1, 8, 7\)",
+        ),
+        (lambda: COLD["blur"].degrade(images(), torch.ones(4, 1, 8, 8).long()), r"must be a \(4,\) int64 tensor of st"),
         (lambda: PROCESSES["cosine"].invert_noise(images(), images(), at(0, 4)), "no noise can be recovered"),
         (lambda: PROCESSES["cosine"].blend(images(), images(), 1.5), r"churn must lie in \[0, 1\]"),
         (lambda: PROCESSES["cosine"].sample_noise(images(), editable=torch.ones(4)), "control.edit"),

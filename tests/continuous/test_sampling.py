@@ -345,6 +345,50 @@ def test_an_edit_by_replacement_is_off_and_corrections_mend_it():
         assert found == pytest.approx((0.5, 0.6), abs=off)
 
 
+def test_an_edit_of_a_predictor_that_is_told_what_is_clean_has_the_conditional_law():
+    """The same pair: the known number stands clean, and x0 of the other given both is that of N(0.5, 0.36)."""
+    process, n, seen = GaussianProcess.vp("cosine", 1000), 20_000, []
+    known, editable = torch.full((n, 2), 0.625, dtype=torch.float64), torch.tensor([True, False])
+
+    def predict(xt, t, s):
+        a, b = process.at(t[:, :1])
+        mean = 0.5 + 0.36 * a / (0.36 * a**2 + b**2) * (xt[:, :1] - 0.5 * a)
+        return torch.cat((mean, xt[:, 1:]), dim=1)
+
+    def watch(step, xs, prediction):
+        seen.append(xs[:, 1])
+
+    def drawn(num_steps):
+        how = {"num_steps": num_steps, "mode": "clean", "random": rows(n), "on_step": watch}
+        return control.edit(process, sampling.ancestral(process, predict), known, editable, **how)
+
+    def expected(num_steps):  # of the deviation, by the variance that each linear step leaves
+        times, variance = sampling.grid(process, num_steps).tolist(), 1.0
+        for t, s in zip(times, times[1:], strict=False):
+            (a_t, b_t), (a_s, b_s) = ((float(process.a[time]), float(process.b[time])) for time in (t, s))
+            kept = (a_t / a_s) * b_s**2 / b_t**2
+            gain = 0.36 * a_t / (0.36 * a_t**2 + b_t**2)
+            left = b_s**2 * (1 - (a_t * b_s / (a_s * b_t)) ** 2)
+            variance = (kept + (a_s - kept * a_t) * gain) ** 2 * variance + left
+        return math.sqrt(variance)
+
+    for num_steps in (50, 200):
+        x, deviation = drawn(num_steps), expected(num_steps)
+        assert torch.equal(x[:, 1], known[:, 1]) and all(torch.equal(other, known[:, 1]) for other in seen)
+        assert float(x[:, 0].mean()) == pytest.approx(0.5, abs=4 * 0.6 / n**0.5)
+        assert float(x[:, 0].std()) == pytest.approx(deviation, abs=4 * deviation / (2 * n) ** 0.5)
+    assert expected(200) == pytest.approx(0.59, abs=0.005) and expected(1000) == pytest.approx(0.6, abs=0.006)
+    mean, deviation = moments_of_an_edit(process, sampling.grid(process, 200).tolist(), 0.8, 0.625, 0.2, 0)
+    assert mean < 0.32 and deviation > 0.68  # what replacement gives, with the exact predictor of the pair
+    near = control.edit(process, predict, known, editable, start=1, mode="clean", random=rows(n))
+    assert float((near - known).abs().max()) < 0.1
+    for how in ({"corrections": 1}, {"mode": "cleanly"}):
+        with pytest.raises(ValueError, match="mode 'clean' needs a Gaussian process and no|mode must be 'replace' or"):
+            control.edit(VP, PREDICT, known, editable, **{"mode": "clean", "num_steps": 2, **how})
+    with pytest.raises(ValueError, match="mode 'clean' needs a Gaussian process"):
+        control.edit(ColdProcess(Blur(6, 3.0)), lambda xt, t, s: xt, images(), torch.ones(8, 8).bool(), mode="clean")
+
+
 def test_corrections_are_calls_at_the_same_noise_that_any_sampler_survives():
     known, editable, asked = TWO.sample(5, seed=2)[0], torch.tensor([True, False]), []
 

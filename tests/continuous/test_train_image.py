@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from continuous import train_image
+from continuous.evaluation import evaluate_model
 from continuous.modeling import ImageConfig, ImageDenoiser
 from continuous.objectives import ImageObjective
 from continuous.pipeline import ImagePipeline
@@ -304,6 +305,77 @@ def test_what_is_written_is_no_worse_than_any_evaluation(tmp_path, capsys):
     assert run(tmp_path / "none", "--eval_strategy", "no") and "best" not in capsys.readouterr().out
 
 
+def test_the_optimal_variance_is_measured_on_the_images_of_training_where_it_is_asked_for(tmp_path):
+    whole = run(tmp_path / "whole", "--optimal_variance", "--save_steps", "4")
+    pipe, rows = ImagePipeline.from_pretrained(whole), load_splits_of(str(whole))[0].train
+    assert torch.allclose(pipe.denoiser.variance[0], pipe.measure_variance(rows.images, rows.labels).float(), rtol=1e-4)
+    assert pipe.generate(2, "all", sampler="ddpm_optimal", num_steps=3, seed=0).shape == (2, 1, 8, 8)
+    assert not [name for name in weights_in(whole / "checkpoint-4") if "variance" in name]
+
+
+def test_regions_are_trained_saved_and_resumed(tmp_path):
+    flags = ["--regions", "0.5", "--save_steps", "4"]
+    whole, half = run(tmp_path / "whole", *flags), tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(whole / "checkpoint-4", half / "checkpoint-4")
+    run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(whole), weights_in(half))
+    pipe, known = ImagePipeline.from_pretrained(whole), load_splits_of(str(whole))[0].validation.images[:2]
+    editable = torch.arange(8) < 4
+    made = pipe.edit(known, editable, label="3", num_steps=3, seed=0, output_trajectory=True)
+    assert pipe.denoiser.config.regions and torch.equal(made.trajectory[1][..., 4:], known[..., 4:])
+
+
+def test_a_run_on_vectors_learns_generates_and_is_measured(tmp_path):
+    from datasets import Dataset, Features, Sequence, Value
+    from datasets import Image as ImageFeature
+    from PIL import Image
+
+    level = torch.arange(60) % 6
+    pixels = [Image.fromarray(torch.full((4, 4), 40 * int(i), dtype=torch.uint8).numpy()) for i in level]
+    kinds = Features({"image": ImageFeature(), "place": Sequence(Value("float32"))})
+    rows = {"image": pixels, "place": [[float(i) / 6, 1.0] for i in level]}
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows, features=kinds).to_parquet(str(tmp_path / "data" / "train.parquet"))
+    flags = [
+        "--data",
+        str(tmp_path / "data"),
+        "--condition_columns",
+        "place",
+        "--optimal_variance",
+        "--save_steps",
+        "4",
+    ]
+    whole, half = run(tmp_path / "whole", *flags), tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(whole / "checkpoint-4", half / "checkpoint-4")
+    run(half, *flags, "--resume")
+    assert_equal_weights(weights_in(whole), weights_in(half))
+    pipe, (splits, _) = ImagePipeline.from_pretrained(whole), load_splits_of(str(whole))
+    assert pipe.denoiser.config.condition_dim == 2 and splits.train.conditions.shape[1:] == (2,)
+    assert pipe.generate(2, "[0.5, 1]", sampler="ddpm_optimal", num_steps=3, seed=0).shape == (2, 1, 4, 4)
+    figures = evaluate_model(pipe, splits, num_steps=2, terms=2)
+    assert figures["samples"]["label_accuracy"] is None and figures["bound"]["bits_per_dim"] > 0
+
+
+def test_images_are_drawn_on_the_way_and_change_nothing(trained, tmp_path):
+    flags = ["--save_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2"]
+    whole = run(tmp_path / "whole", *flags, "--sample_every", "2")
+    assert sorted(path.name for path in whole.glob("samples*")) == ["samples-4.png", "samples-8.png", "samples.png"]
+    assert_equal_weights(weights_in(trained / "checkpoint-4"), weights_in(whole / "checkpoint-4"))
+    assert_equal_weights(weights_in(trained / "checkpoint-8"), weights_in(whole / "checkpoint-8"))
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copytree(whole / "checkpoint-4", half / "checkpoint-4")
+    run(half, *flags, "--sample_every", "1", "--resume")  # evaluations are counted from the beginning
+    assert sorted(path.name for path in half.glob("samples-*")) == ["samples-6.png", "samples-8.png"]
+    assert (half / "samples-8.png").read_bytes() == (whole / "samples-8.png").read_bytes()
+    with pytest.raises(ValueError, match="sample_every must be at least 1, got 0"):
+        parse(["--output", "x", "--sample_every", "0"])
+    with pytest.raises(ValueError, match="sample_every=1 counts evaluations of held-out rows, and this run makes none"):
+        run(tmp_path / "none", "--sample_every", "1", "--eval_strategy", "no")
+
+
 def test_training_learns_to_restore_blurred_digits_better_than_leaving_them(tmp_path):
     blur = ["--process", "cold", "--degradation", "blur", "--degradation_options", '{"T": 4, "std": 1.5}']
     at = TINY.index("--times")
@@ -359,11 +431,16 @@ def test_a_finished_run_is_left_as_it_is_by_resume(trained, capsys):
         (["--process", "cold", "--times", "4", "--prediction", "v"], "a cold process is learned with prediction 'x0'"),
         (["--process", "cold", "--degradation", "rust"], "degradation must be one of"),
         (["--sigma", "0.1"], "sigma belongs to process 'cold'"),
+        (["--process", "cold", "--optimal_variance"], "optimal_variance is that of the steps of a Gaussian process"),
         (["--prior_rank", "8"], "prior_rank belongs to process 'cold', got it with 'vp'"),
         (["--process", "cold", "--prior_rank", "-1"], "prior_rank must be at least 0, got -1"),
         (["--network_options", "{width: 3}"], "network_options must be a JSON object"),
         (["--network", "unet", "--network_options", '{"widths": [8, 8, 8, 8, 8]}'], "divisible by 16"),
         (["--error", "l3"], "error must be 'l2'"),
+        (["--regions", "1.5"], "regions must lie in"),
+        (["--regions", "0.5", "--objective", "consistency"], "students learn whole images, of classes or none"),
+        (["--process", "cold", "--regions", "0.5"], "regions are a clock for each pixel"),
+        (["--regions", "0.5", "--learned_variance"], "regions have no terms of the bound"),
         (["--prediction", "score", "--error", "l1"], "prediction 'score' is a mean and goes with error 'l2', got 'l1'"),
         (["--process", "rf", "--prediction", "score"], "'score' cannot tell x0 where a_t = 0"),
         (["--weighting", "vlb", "--error", "l1"], "'vlb' is a bound"),
@@ -386,12 +463,12 @@ def test_options_of_text_are_none_of_images(tmp_path):
 def test_a_recipe_gives_fields_and_the_command_line_overrides_them(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("times: 40\nprocess: ve\nlearning_rate: 1.0e-3\nmax-steps: 7\n")
-    _, model, _, args = parse(["--config", str(recipe), "--output", "x", "--times", "30"])
+    _, model, _, _, args = parse(["--config", str(recipe), "--output", "x", "--times", "30"])
     assert (model.times, model.process, args.learning_rate, args.max_steps) == (30, "ve", 1e-3, 7)
     assert (args.per_device_train_batch_size, args.ema_decay, args.save_steps) == (256, 0.999, 0.25)
 
 
 def test_a_schedule_that_leaves_the_image_in_x_T_is_warned_of():
-    _, model, _, _ = parse(["--output", "x", "--schedule", "linear", "--times", "50"])
+    _, model, *_ = parse(["--output", "x", "--schedule", "linear", "--times", "50"])
     with pytest.warns(UserWarning, match="x_T still shows x0"):
         build_process(model)

@@ -20,7 +20,7 @@ QUIET = frozenset(
     "log_level_replica log_on_each_node".split()
 )
 """Fields of a run that say nothing of what comes of it."""
-FREE = frozenset("num_proc attn_implementation loss_chunk pack_rows".split())
+FREE = frozenset("num_proc attn_implementation loss_chunk pack_rows sample_every".split())
 """Options of data, model and objective that may change when a run is resumed: what is learned is the same but for
 rounding. Every other one may not."""
 FIXED = frozenset(
