@@ -87,9 +87,20 @@ def test_a_backbone_that_draws_at_random_is_refused_by_its_type():
         model(input_ids=ids, attention_mask=mask)
 
 
+def test_any_token_may_be_left_out_where_padding_is_not_seen():
+    model = wrapped(tiny_masked_lm("distilbert"))
+    ids, mask = rows()
+    for shown in (mask.flip(1), mask.flip(1) * (torch.arange(ids.shape[1]) != 30)):
+        with torch.no_grad():
+            expected = model.backbone(input_ids=ids, attention_mask=shown).logits
+            assert torch.equal(model(input_ids=ids, attention_mask=shown).logits, expected)
+
+
 def test_rows_that_are_padded_in_front_are_refused_where_padding_is_seen():
     model = wrapped(tiny_masked_lm("fnet"))
     ids, mask = rows()
+    with torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
     with torch.no_grad(), pytest.raises(ValueError, match="attention_mask must hold ones and then zeros in each row"):
         model(input_ids=ids.flip(1), attention_mask=mask.flip(1))
 

@@ -55,14 +55,15 @@ def __getattr__(name: str) -> Any:
 
 def register() -> None:
     """Tell transformers of the model type and the pipeline task. Done by the import; doing it again changes nothing."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_udm import UDMConfig
-    from .modeling_udm import UDMForMaskedGeneration
+    from .modeling_udm import UDMForMaskedGeneration, UDMModel
     from .pipeline_udm import UDMGenerationPipeline
 
     AutoConfig.register("udm", UDMConfig, exist_ok=True)
+    AutoModel.register(UDMConfig, UDMModel, exist_ok=True)
     AutoModelForMaskedLM.register(UDMConfig, UDMForMaskedGeneration, exist_ok=True)
     if "udm-generation" not in PIPELINE_REGISTRY.supported_tasks:
         PIPELINE_REGISTRY.register_pipeline(

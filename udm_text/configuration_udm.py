@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.hub import cached_file
@@ -27,8 +27,7 @@ from .processes import DeleteProcess, MaskProcess, SubstituteProcess, UniformPro
 from .widths import MOST_WIDTHS
 
 _POSITIONS_BEHIND_PADDING = frozenset(
-    "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl "
-    "xmod".split()
+    "camembert data2vec-text ibert longformer luke roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod".split()
 )
 """Model types whose positions are counted from pad_token_id + 1 on, which costs them as many positions."""
 
@@ -72,6 +71,13 @@ MOST = {
 
 MOST_PARAMETERS = 1 << 38
 """Parameters of a model at most."""
+
+OWN_CODE = (
+    "{path} is a network by code of its own ({what}), which a model around it would not carry when it is saved: it is "
+    "refused before it is trained: give one of transformers' own. For use without saving its masked LM, loaded by its "
+    "class, may be given as UDMForMaskedGeneration(config, backbone=...)"
+)
+"""What is said of a backbone that comes with code."""
 
 _RESIZE = " (a tokenizer that was added to needs model.resize_token_embeddings(len(tokenizer)) first)"
 
@@ -363,8 +369,11 @@ class UDMConfig(PreTrainedConfig):
         positions = getattr(self.text_config, "max_position_embeddings", None)
         if positions is None:
             return None
-        if self.text_config.model_type in _POSITIONS_BEHIND_PADDING:
+        kind, learnt = self.text_config.model_type, getattr(self.text_config, "position_embedding_type", None)
+        if kind in _POSITIONS_BEHIND_PADDING or (kind == "esm" and learnt == "absolute"):
             positions -= 1 + (self.text_config.pad_token_id or 0)
+        elif kind == "mpnet":
+            positions -= 2  # as RoBERTa with the padding token 1, whichever it is
         return positions // 2 if self.gap_tokens else positions  # a gap behind every token, at most
 
     def allowed_token_ids(self) -> torch.Tensor:
@@ -473,6 +482,13 @@ class UDMConfig(PreTrainedConfig):
         Where it changes the process, the default of `time_conditioning` is that of the new process.
         """
         cls._check_version(config_dict.get("udm_version"))
+        config_dict, others = cls._without_others(config_dict)
+        if isinstance(given := kwargs.get("text_config"), dict):
+            stored = config_dict.get("text_config")
+            if isinstance(stored, dict) and given.get("model_type", stored.get("model_type")) == stored.get(
+                "model_type"
+            ):
+                kwargs["text_config"] = {**stored, **given}
         own = {name: kwargs.pop(name) for name in cls._own_fields() if name in kwargs}
         if own.get("process", config_dict.get("process")) != config_dict.get("process"):
             own.setdefault("time_conditioning", None)
@@ -488,6 +504,8 @@ class UDMConfig(PreTrainedConfig):
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         try:
             config, unused = super().from_dict({**config_dict, **own}, return_unused_kwargs=True, **kwargs)
+            for name, value in others.items():
+                setattr(config, name, value)
         except (StrictDataclassError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())
             raise ValueError(f"a field of the configuration of a UDM model is of a wrong type: {said}") from error
@@ -497,6 +515,17 @@ class UDMConfig(PreTrainedConfig):
             [name for name in unused if name not in (*LOCATION_ARGUMENTS, "trust_remote_code", "code_revision")]
         )
         return config
+
+    @classmethod
+    def _without_others(cls, config_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A stored configuration without the attributes that somebody has given it; and these."""
+        known = {field.name for field in dataclasses.fields(cls)} | cls._known_extras
+        others = {name for name in config_dict if name not in known and not name.startswith("_")}
+        others -= {"transformers_version", "architectures"}
+        return (
+            {name: value for name, value in config_dict.items() if name not in others},
+            {name: config_dict[name] for name in others},
+        )
 
     @staticmethod
     def _check_version(version: Any) -> None:
@@ -532,6 +561,9 @@ class UDMConfig(PreTrainedConfig):
             raise ValueError(
                 f"the config.json of {pretrained_model_name_or_path} names no model_type: it is not that of a masked LM"
             )
+        if config["model_type"] not in CONFIG_MAPPING:
+            what = f"the model type {config['model_type']!r}"
+            raise ValueError(OWN_CODE.format(path=pretrained_model_name_or_path, what=what))
         tokenizer, vocab_size = find_tokenizer(pretrained_model_name_or_path, **where), config.get("vocab_size")
         if tokenizer is not None and is_decoder(config["model_type"]):
             tokenizer = decoder_tokenizer(tokenizer)

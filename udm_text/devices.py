@@ -7,6 +7,7 @@ there a read is free, and a fault is named at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ from torch import Tensor
 def reads_are_free(device: torch.device) -> bool:
     """Whether nothing waits for a value that the host reads from there; a graph reads none, wherever it runs."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module of weights computes: of one that accelerate has offloaded, where its weights are fetched to."""
+    device = module.weight.device
+    hook: Any = getattr(module, "_hf_hook", None)
+    if device.type == "meta" and getattr(hook, "execution_device", None) is not None:
+        return torch.empty(0, device=hook.execution_device).device
+    return device
 
 
 def demand(good: Tensor, message: str, detail: Callable[[], str] | None = None) -> None:

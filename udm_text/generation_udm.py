@@ -20,6 +20,7 @@ from .common import eval_mode, takes
 from .compiling import compiles
 from .constraints import Constraints
 from .decoding import COLDEST, find_order
+from .devices import device_of
 from .framing import LOCATION_ARGUMENTS
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_options import refuse_foreign, refuse_pairs
@@ -182,7 +183,7 @@ class UDMGenerationMixin:
         config = self._prepare_generation_config(generation_config, **kwargs)
         if generator is not None and generation_config is None and "seed" not in kwargs:
             config.seed = None  # a stored seed gives way to the generator of the call
-        device = model.get_input_embeddings().weight.device
+        device = device_of(model.get_input_embeddings())
         input_ids, attention_mask = check_inputs(model.config, input_ids, attention_mask, token_type_ids, device)
         given = [name for name in _LENGTH_ARGUMENTS if kwargs.get(name) is not None or generation_config is not None]
         lengths = {name: getattr(config, name) for name in given if getattr(config, name) is not None}

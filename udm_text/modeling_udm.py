@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -18,19 +19,20 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModel,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
-from transformers.utils import can_return_tuple, logging
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, can_return_tuple, logging
 from transformers.utils.hub import cached_file
 from transformers.utils.hub import has_file as has_file_on_the_hub
 
 from .autoregressive import shift_right
 from .backbones import has_known_structure, untouched
-from .configuration_udm import PROCESSES, UDMConfig, check_sizes
+from .configuration_udm import OWN_CODE, PROCESSES, UDMConfig, check_sizes
 from .decoders import add_rows, auto_class, is_decoder, make_bidirectional
 from .embedding_shift import adding, check_embedding
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
@@ -68,7 +70,9 @@ class TimeEmbedding(nn.Module):
             angle = math.pi * t.float()[..., None] * 2.0 ** (-0.75 * k)
         else:
             angle = math.pi * (t / lengths.clamp(min=1)).float()[..., None] * (k + 1)
-        features = torch.cat((angle.cos(), angle.sin()), dim=-1).to(self.hidden.weight.dtype)
+        weight: Any = self.hidden.weight  # a function where torch has quantised the layer, which reads float32
+        features = torch.cat((angle.cos(), angle.sin()), dim=-1)
+        features = features.to(weight.dtype) if isinstance(weight, Tensor) else features
         return self.output(nn.functional.silu(self.hidden(features)))
 
 
@@ -255,7 +259,6 @@ class UDMPreTrainedModel(PreTrainedModel):
     width_head: WidthHead | None
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -350,6 +353,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             return loaded
         config = UDMConfig.from_dict(stored, **own) if config is None else copy.deepcopy(config)
         network = network_class(config)
+        if "text_config" in own:
+            kwargs["config"] = copy.deepcopy(config.text_config)
         if config.from_decoder:
             kwargs["config"] = copy.deepcopy(config.text_config)
             kwargs["config"].vocab_size = raw.get("vocab_size", config.vocab_size)
@@ -357,6 +362,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         generation_config = kwargs.pop("generation_config", None)
         with untrusted(path):
             backbone, info = network.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **kwargs)
+        if type(backbone).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            raise ValueError(OWN_CODE.format(path=path, what=f"the class {type(backbone).__name__}"))
         if info["missing_keys"]:
             what = "a decoder" if config.from_decoder else "an encoder"
             logger.warning(
@@ -372,6 +379,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         for part in (model.time_embedding, model.gap_head, model.width_head):
             if part is not None:
                 part.to(device=weight.device, dtype=weight.dtype)
+        own_keys = set(model.state_dict()) - {f"backbone.{name}" for name in backbone.state_dict()}
+        info["missing_keys"] = {*info["missing_keys"], *own_keys}
         if generation_config is not None:
             model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
@@ -404,6 +413,19 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
     def set_output_embeddings(self, value):
         self.backbone.set_output_embeddings(value)
 
+    @property
+    def supports_gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """Whether the backbone has layers that can be computed twice."""
+        return any(hasattr(module, "gradient_checkpointing") for module in self.backbone.modules())
+
+    def _activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        if not self.supports_gradient_checkpointing:
+            raise ValueError(
+                "gradient_checkpointing needs a backbone whose layers transformers can compute twice, and that of "
+                f"model type {self.config.text_config.model_type!r} has none: leave it at False"
+            )
+        super()._activation_checkpointing_enable(*args, **kwargs)
+
     def tie_weights(self, *args, **kwargs):
         super().tie_weights(*args, **kwargs)
         # Tied weights are not written twice; told to the Trainer, which would warn of them as missing on resume.
@@ -413,7 +435,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """As in transformers. New tokens can be drawn; rows that only pad the vocabulary become special and cannot.
+        """As in transformers, by the backbone's own method. New tokens can be drawn; rows that only pad the vocabulary
+        become special and cannot.
 
         After adding special tokens to a tokenizer, or using rows that were spare, tell the model what is special:
         `model.config.update(tokenizer_fields(tokenizer, model.config.vocab_size))`.
@@ -424,7 +447,13 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             if None not in (value, new_num_tokens) and value >= new_num_tokens:
                 raise ValueError(f"new_num_tokens must keep {name} {value}, got {new_num_tokens}")
         used = config.vocab_size if new_num_tokens is None else new_num_tokens
-        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        resize = self.backbone.resize_token_embeddings
+        if "mean_resizing" in inspect.signature(resize).parameters:
+            embedding = resize(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        else:  # MobileBERT has a method of its own, which takes the number alone
+            rows = used if pad_to_multiple_of is None else -(-used // pad_to_multiple_of) * pad_to_multiple_of
+            embedding = resize(rows)
+        self.tie_weights()
         spare = range(used, config.vocab_size)
         for name in ("special_token_ids", "prefix_token_ids", "suffix_token_ids", "separator_token_ids"):
             if getattr(config, name) is not None:
@@ -618,3 +647,23 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if self.config.mask_token_id is not None:
             editable |= input_ids == self.config.mask_token_id
         return editable.sum(dim=-1)
+
+
+class UDMModel(UDMPreTrainedModel):
+    """What `AutoModel` gives of our checkpoints: the body of the backbone, without a head."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """The body of the masked LM in a checkpoint, an object of its own class; no time embedding is part of it."""
+        found = UDMForMaskedGeneration.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model, *info = found if isinstance(found, tuple) else (found,)
+        if model.time_embedding is not None:
+            logger.warning(
+                f"{pretrained_model_name_or_path} is conditioned on time, and what AutoModel gives of it is not told "
+                "of any: AutoModelForMaskedLM gives the whole model"
+            )
+        return (model.backbone.base_model, *info) if info else model.backbone.base_model
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        return AutoModel.from_config(config.text_config, **kwargs)

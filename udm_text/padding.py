@@ -43,6 +43,8 @@ class PaddingProbe:
         lengths = mask.sum(dim=1)
         if bool((lengths == mask.shape[1]).all()):
             return False
+        if not self.depends and not _padded_behind(mask, lengths):
+            return False  # as in transformers, where any token may be left out
         if not self.depends:
             self.depends = _depends(model, network, inputs, lengths)
             self._asked = mask.shape[1]
@@ -79,6 +81,11 @@ def padded_wrongly(model: Any, length: int) -> str | None:
     if model.time_embedding is not None and getattr(model.config.text_config, "token_dropout", False):
         return "the token dropout of its backbone"
     return "a backbone whose rows depend on their padding" if reads_padding(model, length) else None
+
+
+def _padded_behind(mask: Tensor, lengths: Tensor) -> bool:
+    """Whether a mask (B, L) holds ones, as many as `lengths` (B,), and then zeros."""
+    return bool((mask.bool() == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all())
 
 
 def _is_split(model: Any) -> bool:
@@ -131,7 +138,7 @@ def by_length(network: Callable[..., Any], inputs: dict[str, Any]) -> Any:
     """
     mask = inputs["attention_mask"].bool()
     lengths = mask.sum(dim=1)
-    if not bool((mask == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all()):
+    if not _padded_behind(mask, lengths):
         raise ValueError(
             "attention_mask must hold ones and then zeros in each row: what this backbone says of a row depends on its "
             "padding, so that rows are run without any"

@@ -252,8 +252,15 @@ class UDMTrainer(Trainer):
             )
         if args.torch_compile and (what := padded_wrongly(model, _PROBED)) is not None:
             raise ValueError(f"torch_compile pads rows and does not go with {what}: leave it at False")
-        self.objective = default_objective(model, args) if objective is None else objective
-        super().__init__(model, args, data_collator=data_collator or self.objective.collate, **kwargs)
+        self._has_default = objective is None
+        if objective is not None:
+            self.objective = objective
+        elif model is not None:
+            self.objective = default_objective(model, args)
+        collate = None if model is None and objective is None else self.objective.collate
+        super().__init__(model, args, data_collator=data_collator or collate, **kwargs)
+        if data_collator is None:
+            self.data_collator = self.objective.collate
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
         self.row_order: RowOrder | None = None
         self.average, self.resumed_from, self.in_checkpoints = None, None, []
@@ -292,6 +299,13 @@ class UDMTrainer(Trainer):
         self.add_callback(self.interrupts)
         if self.timed_rate is not None:
             self.add_callback(TimedShares(self.timed_rate))
+
+    def call_model_init(self, trial=None):
+        """As in transformers: a model of `model_init`, and the default objective of that model."""
+        model = super().call_model_init(trial)
+        if self._has_default:
+            self.objective = default_objective(model, self.args)
+        return model
 
     @property
     def stopped_by(self) -> str | None:
