@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -239,8 +240,32 @@ def fast(kind: str, where: Path) -> None:
     assert recognise(wrapped(tiny_masked_lm(kind))) is not None, "own forward"
 
 
+def is_exported(kind: str, where: Path) -> None:
+    """torch.export makes a program of the forward, whose logits are its own."""
+    model = wrapped(tiny_masked_lm(kind))
+    program = torch.export.export(model, (), {"input_ids": LONG}, strict=False).module()
+    with torch.no_grad():
+        close(program(input_ids=LONG).logits, model(input_ids=LONG).logits)
+
+
+def adapts(kind: str, where: Path) -> None:
+    """LoRA of peft in every linear map of the body: untrained it changes nothing, and gradients reach it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = wrapped(tiny_masked_lm(kind))
+    with torch.no_grad():
+        before = model(input_ids=LONG).logits
+    names = [name for name, module in model.backbone.base_model.named_modules() if type(module) is torch.nn.Linear]
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names if not name.endswith("pooler.dense")})
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=ends))
+    with torch.no_grad():
+        close(adapted(input_ids=LONG).logits, before)
+    adapted(input_ids=LONG, labels=torch.where(LONG == MASK, 7, -100)).loss.backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for name, p in adapted.named_parameters() if "lora" in name)
+
+
 CHECKS: dict[str, Callable[[str, Path], None]] = {
-    f.__name__: f for f in (loads, conditioned, picks, independent, trains, saves, exports, fast)
+    f.__name__: f for f in (loads, conditioned, picks, independent, trains, saves, exports, is_exported, adapts, fast)
 }
 
 
@@ -255,12 +280,32 @@ def ask(check: Callable[[str, Path], None], kind: str) -> str:
     return "yes"
 
 
-if __name__ == "__main__":
-    import sys
+COLUMNS = {
+    "loads": "logits bit for bit",
+    "conditioned": "with a new time embedding",
+    "independent": "rows for themselves",
+    "trains": "trains",
+    "saves": "saves",
+    "exports": "comes out again",
+    "is_exported": "torch.export",
+    "adapts": "LoRA",
+    "fast": "fast path",
+}
+"""Heads of the table; `picks`, which is no choice of anybody, is left out of it."""
 
-    for kind in sys.argv[1:] or TYPES:
-        said = {name: ask(check, kind) for name, check in CHECKS.items()}
-        print(kind, *(name for name, answer in said.items() if answer == "yes"))
+
+def table(kinds: list[str] | tuple[str, ...] = TYPES) -> list[str]:
+    """Lines of Markdown: a row a type, and below them what single types say where they do not."""
+    lines = ["| model type | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " :-: |" * len(COLUMNS)]
+    notes: dict[str, list[str]] = {}
+    for kind in (kind for kind in kinds if kind not in REFUSED):
+        said = {name: ask(CHECKS[name], kind) for name in COLUMNS}
+        lines.append(f"| {kind} | " + " | ".join("yes" if said[name] == "yes" else "-" for name in COLUMNS) + " |")
         for name, answer in said.items():
-            if answer != "yes":
-                print("     -", name, answer[:230])
+            if answer != "yes" and name != "fast":
+                notes.setdefault(f"{kind}: {answer}", []).append(COLUMNS[name])
+    return [*lines, "", *(f"* {note} ({', '.join(heads)})" for note, heads in notes.items())]
+
+
+if __name__ == "__main__":
+    print("\n".join(table(sys.argv[1:] or TYPES)))

@@ -453,6 +453,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         else:  # MobileBERT has a method of its own, which takes the number alone
             rows = used if pad_to_multiple_of is None else -(-used // pad_to_multiple_of) * pad_to_multiple_of
             embedding = resize(rows)
+        self.vocab_size = config.vocab_size  # as transformers leaves it
         self.tie_weights()
         spare = range(used, config.vocab_size)
         for name in ("special_token_ids", "prefix_token_ids", "suffix_token_ids", "separator_token_ids"):
