@@ -66,8 +66,10 @@ if TYPE_CHECKING:
     from .sampling import slerp as slerp
     from .sampling import with_variance as with_variance
     from .scheduler_adapter import SchedulerPredictor as SchedulerPredictor
+    from .step_control import adaptive as adaptive
 
 _HOMES = {
+    "adaptive": "step_control",
     "ColdProcess": "processes",
     "GaussianProcess": "processes",
     "process_from_dict": "processes",

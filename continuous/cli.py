@@ -43,8 +43,8 @@ def generate(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, ddpm_large, ddpm_learned, ddpm_optimal, "
-            "reverse_sde, baseline; of cold models improved (default) or naive."
+            help="ddim, ddpm, dpm_solver (default), dpm_solver_3, heun, adaptive, ddpm_large, ddpm_learned, "
+            "ddpm_optimal, reverse_sde, baseline; of cold models improved (default) or naive."
         ),
     ] = None,
     num_steps: Annotated[
@@ -58,6 +58,10 @@ def generate(
     ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Share of fresh noise of ddim (1: ddpm) and reverse_sde (0: no noise).")
+    ] = None,
+    rtol: Annotated[
+        float | None,
+        typer.Option(help="Of adaptive, which takes as many steps as it needs: what a step may be off (0.05)."),
     ] = None,
     guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
     jitter: Annotated[
@@ -82,10 +86,12 @@ def generate(
     for name, path in strips.items():
         if path is not None:
             check_target(path, output, *(other for key, other in strips.items() if other is not None and key != name))
+    if sampler == "adaptive" and (strip is not None or x0_strip is not None):
+        raise ValueError("strips do not go with sampler 'adaptive', whose images have steps of their own")
     pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
-    how["jitter"] = jitter
+    how |= {"jitter": jitter, "rtol": rtol}
     how |= {"guidance_scale": guidance_scale, "seed": seed}
     images = pipe.generate(number, label, batch_size=batch_size, progress=not quiet, **how)
     save_grid(output, images, columns)

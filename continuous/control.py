@@ -157,13 +157,13 @@ def edit(
     walk = spread(times, len(known), known.device)
     if mode == "clean":
         walk = [torch.where(editable, per_row(t, known, t.dtype), 0) for t in walk]
-        if int(times[0]) == process.T:
+        if float(times[0]) == (1.0 if times.is_floating_point() else process.T):
             xt = torch.where(editable, process.prior(known, random=random), known)
         else:
             xt = process.corrupt(known, walk[0], process.sample_noise(known, random=random))
         return denoise(process, predict_x0, xt, walk, churn, random=random, on_step=on_step)
     keep = keep_known(process, known, editable, walk, random)
-    if int(times[0]) == process.T:
+    if float(times[0]) == (1.0 if times.is_floating_point() else process.T):
         xt = process.prior(known, random=random)
     else:
         xt = process.corrupt(known, walk[0], process.sample_noise(known, random=random))

@@ -79,6 +79,13 @@ def x0_of_step(process: GaussianProcess, xt: Tensor, xs: Tensor, t: Tensor, s: T
     return ((xs.double() - share * xt.double()) / (a_s - share * a_t)).to(xt.dtype)
 
 
+def _times(times: Sequence[float] | Tensor) -> Tensor:
+    """As a tensor, int64 or float64."""
+    if isinstance(times, Tensor):
+        return times
+    return torch.tensor(times, dtype=torch.float64 if any(isinstance(t, float) for t in times) else torch.int64)
+
+
 class Imitation:
     """The teacher's x0_hat at the same xt, for a student of another size.
 
@@ -92,7 +99,7 @@ class Imitation:
 
     def __init__(self, teacher: Teacher, few: FewSteps | None = None):
         self.teacher = teacher
-        self.times = None if few is None or few.times is None else torch.tensor(few.times[:-1]).flip(0)
+        self.times = None if few is None or few.times is None else _times(few.times[:-1]).flip(0)
 
     @torch.no_grad()
     def __call__(
@@ -113,13 +120,13 @@ class Distillation:
 
     comparable = True
 
-    def __init__(self, process: GaussianProcess, teacher: Teacher, times: Sequence[int] | Tensor, num_steps: int):
+    def __init__(self, process: GaussianProcess, teacher: Teacher, times: Sequence[float] | Tensor, num_steps: int):
         steps = len(times) - 1
         if not 1 <= num_steps < steps or steps % num_steps:
             raise ValueError(f"num_steps of a student must divide those of its teacher, {steps}, got {num_steps}")
         self.process, self.teacher = process, teacher
         self.stride = steps // num_steps
-        self.nodes = torch.as_tensor(times).flip(0)
+        self.nodes = _times(times).flip(0)
         self.times = self.nodes[self.stride :: self.stride]
         self._sent = Sent(self.nodes)
 
@@ -147,9 +154,9 @@ class Consistency:
 
     comparable = False
 
-    def __init__(self, process: GaussianProcess, times: Sequence[int] | Tensor, teacher: Teacher | None = None):
+    def __init__(self, process: GaussianProcess, times: Sequence[float] | Tensor, teacher: Teacher | None = None):
         self.process, self.teacher = process, teacher
-        self.nodes = torch.as_tensor(times).flip(0)
+        self.nodes = _times(times).flip(0)
         self.times = self.nodes[1:]
         self._sent = Sent(self.nodes)
 
@@ -198,7 +205,7 @@ class FewSteps(NamedTuple):
 
     samplers: Sequence[str]
     num_steps: int
-    times: Sequence[int] | None = None
+    times: Sequence[float] | None = None
     exactly: bool = False
 
     @classmethod
@@ -215,11 +222,15 @@ class FewSteps(NamedTuple):
         for name in found.samplers:
             sampling.sampler_named(name)
         if found.times is not None:
-            sampling.check_falling(found.times, process.T)
-            if found.times[0] != process.T or found.times[-1] != 0:
-                raise ValueError(f"few_steps must have times from T = {process.T} to 0, got {found.times}")
+            sampling.check_falling(found.times, found.top(process))
+            if found.times[0] != found.top(process) or found.times[-1] != 0:
+                raise ValueError(f"few_steps must have times from T = {found.top(process)} to 0, got {found.times}")
         found.grid(process, None)
         return found
+
+    def top(self, process: ImageProcess) -> float:
+        """Where its times begin: T, or 1 of times in continuous time."""
+        return 1.0 if any(isinstance(t, float) for t in self.times or ()) else process.T
 
     def sampler(self, name: str | None) -> str:
         """The sampler of this name, or its own; ValueError for one that it was not made for."""
@@ -240,4 +251,4 @@ class FewSteps(NamedTuple):
             wanted = f"be {most}" if self.exactly else f"be an integer in 1..{most}"
             raise ValueError(f"num_steps must {wanted} for this model of few steps, got {steps!r}")
         places = [round(step * most / steps) for step in range(steps + 1)]
-        return torch.tensor([self.times[place] for place in places])
+        return _times([self.times[place] for place in places])

@@ -23,6 +23,7 @@ from .data import ImageRows, ImageSplits
 from .pipeline import MEASURED
 from .processes import GaussianProcess
 from .sampling import Predictor
+from .step_control import ADAPTIVE
 
 FEATURES = 32
 _BLOCK = 512
@@ -446,7 +447,8 @@ def evaluate_model(
         figures |= {"rows": len(held), "seed": seed}
         if not generates(pipe):
             return figures
-    num_steps = pipe.usual_steps if num_steps is None else num_steps
+    if num_steps is None and sampler != ADAPTIVE:
+        num_steps = pipe.usual_steps
     number = len(held) if number is None else number
     labels = told(pipe, held)
     labels = None if labels is None else labels[torch.arange(number) % len(held)]
@@ -528,7 +530,8 @@ def describe_figures(figures: dict[str, Any]) -> str:
         parts.append(printed(("RMSE", "Frechet"), rows) + f"({figures['rows']} held-out images, from D_T)")
     if "samples" in figures:
         own, names = figures["samples"], ("frechet", "inception", "nearest", "one_nn", "label_accuracy")
-        every = {f"{own['sampler']}, {own['num_steps'] or 'all'} steps": own, **figures["reference"]}
+        steps = "its own" if own["sampler"] == ADAPTIVE else own["num_steps"] or "all"
+        every = {f"{own['sampler']}, {steps} steps": own, **figures["reference"]}
         rows = {name: tuple(cell(row[key]) for key in names) for name, row in every.items()}
         parts.append(
             printed(("Frechet", "IS", "nearest", "1-NN", "label"), rows)

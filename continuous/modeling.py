@@ -132,6 +132,8 @@ class ImageConfig(PreTrainedConfig):
                 raise ValueError("regions and optimal_variance are of pixels, and an autoencoder makes latents of them")
         if self.regions and not process.starts_from_noise:
             raise ValueError("regions are a clock for each pixel, which a Gaussian process has, and this one is cold")
+        if self.regions and cast(GaussianProcess, process).continuous:
+            raise ValueError("regions are trained on steps 1..T: they do not go with continuous time")
         if self.optimal_variance and not process.starts_from_noise:
             raise ValueError("optimal_variance is that of the steps of a Gaussian process, and this one is cold")
 
@@ -361,8 +363,9 @@ class ImageDenoiser(PreTrainedModel):
         """What the network predicts of xt at t.
 
         Args:
-            xt: (B, C, H, W), corrupted images, or latents of such. t: (B,) int64 in 0..T; of a model with regions also
-                (B, 1 or C, H, W), 0 where pixels are clean and one and the same elsewhere in a row.
+            xt: (B, C, H, W), corrupted images, or latents of such.
+            t: (B,) int64 in 0..T, in continuous time also float64 in [0, 1]; of a model with regions (B, 1 or C, H, W)
+                as well, 0 where pixels are clean and one and the same elsewhere in a row.
             labels: (B,) int64, `num_classes` for no class; conditions (B, d) or (B, n, d), NaN for none; None where the
                 model is told neither.
 
@@ -376,7 +379,7 @@ class ImageDenoiser(PreTrainedModel):
         if self.config.regions:
             where = per_row(t > 0, scaled)[:, :1].expand(len(xt), 1, *xt.shape[2:])
             scaled, row = torch.cat((scaled, where), dim=1), t.reshape(len(t), -1).amax(dim=1)
-        output = self.network(scaled.to(self.dtype), row.to(torch.float64) / self.process.T, labels)
+        output = self.network(scaled.to(self.dtype), self.process.ratio(row), labels)
         model_output, *share = output.split(self.config.state_shape[0], dim=1)
         model_output = self.process.scale_output(self.config.prediction, model_output, t)
         return torch.cat((model_output, *share), dim=1) if share else model_output
@@ -406,7 +409,7 @@ class ImageDenoiser(PreTrainedModel):
         if not finite.all():
             broken = ~finite.flatten(1).all(dim=1)
             raise NonFiniteOutputError(
-                f"what the network predicts is not finite at t = {int(t[broken.to(t.device)][0].max())}, in "
+                f"what the network predicts is not finite at t = {t[broken.to(t.device)][0].max().item():g}, in "
                 f"{int(broken.sum())} of {len(xt)} images, so nothing is drawn: its weights are damaged, or too large "
                 f"for {self.dtype}"
             )

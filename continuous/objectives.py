@@ -119,7 +119,8 @@ def gain(process: GaussianProcess, prediction: str, t: Tensor) -> Tensor:
 def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tensor, gamma: float = 5.0) -> Tensor:
     """(B,) float64: the weight of the error of what the network predicts, for t in 1..T (see the table above).
 
-    `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance.
+    `vlb` here is T (snr_{t-1} - snr_t) / 2 times the squared gain, its form for t > 1 at the least variance; at real t,
+    in continuous time, -(d snr_t / dt) / 2 times it.
     """
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting must be {choices(WEIGHTINGS)}, got {weighting!r}")
@@ -135,6 +136,8 @@ def loss_weights(process: ImageProcess, prediction: str, weighting: str, t: Tens
         on_x0 = now
     elif weighting == "min_snr":
         on_x0 = now.clamp(max=gamma)
+    elif t.is_floating_point():
+        on_x0 = -0.5 * now * hot.log_snr_slope(t)
     else:
         on_x0 = 0.5 * hot.T * (snr(hot, t - 1) - now)
     return on_x0 * gain(hot, prediction, t).square()
@@ -220,6 +223,13 @@ class ImportanceCallback(TrainerCallback):
         save_file(self.importance.state(), folder / self.name)
 
 
+def stratified(row_index: Tensor, total: int, seed: int, step: int) -> Tensor:
+    """(B,) float64 uniform on (0, 1), one row of the global batch in each of `total` equal parts."""
+    source = RowRandom(seed ^ _STRATA, torch.full((1,), step, dtype=torch.int64, device=row_index.device))
+    stratum = source.uniform(total)[0].argsort()[row_index % total]
+    return (stratum + source.uniform(total)[0][row_index % total]) / total
+
+
 def draw_times(
     num_times: int, row_index: Tensor, total: int, seed: int, step: int, distribution: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -229,9 +239,7 @@ def draw_times(
         row_index: (B,) int64, the rows' places in the global batch. distribution: (T,) float64, p(t) for
             t = 1..T; None: uniform.
     """
-    source = RowRandom(seed ^ _STRATA, torch.full((1,), step, dtype=torch.int64, device=row_index.device))
-    stratum = source.uniform(total)[0].argsort()[row_index % total]
-    u = (stratum + source.uniform(total)[0][row_index % total]) / total
+    u = stratified(row_index, total, seed, step)
     if distribution is None:
         return (u * num_times).long().clamp(max=num_times - 1) + 1, torch.ones_like(u)
     distribution = distribution.to(row_index.device)
@@ -335,6 +343,9 @@ class ImageObjective:
             raise ValueError(
                 "importance and weighting 'vlb' go by a bound on the levels of pixels, which latents do not have"
             )
+        self.real = process.starts_from_noise and cast(GaussianProcess, process).continuous
+        if importance and self.real:
+            raise ValueError("importance is measured on steps 1..T: it does not go with continuous time")
         if importance and not process.starts_from_noise:
             raise ValueError("importance draws t by the terms of the bound, which a cold process does not have")
         if vlb_ramp < 0 or (vlb_ramp and not config.learned_variance):
@@ -400,7 +411,13 @@ class ImageObjective:
     def draw_times(
         self, row_index: Tensor, total: int, seed: int, step: int, distribution: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As the function `draw_times`, of the times that are trained: (B,) int64 t, and the weight of each row."""
+        """As the function `draw_times`, of the times that are trained, and the weight of each row.
+
+        (B,) int64; in continuous time, where there is no target that names times, float64, uniform on (0, 1).
+        """
+        if self.real and (self.target is None or self.target.times is None):
+            t = stratified(row_index, total, seed, step)
+            return t, torch.ones_like(t)
         (times,) = self._times(row_index.device)
         place, weight = draw_times(len(times), row_index, total, seed, step, distribution)
         return times[place - 1], weight
@@ -444,7 +461,7 @@ class ImageObjective:
         model_output, share = (output, None) if not config.learned_variance else output.chunk(2, dim=1)
         share = None if share is None else (share + 1.0) / 2.0
         bound = None
-        if self.weighting == "vlb" or share is not None or always_bound:
+        if (self.weighting == "vlb" and not t.is_floating_point()) or share is not None or always_bound:
             x0_hat = process.to_x0(config.prediction, model_output.double(), xt.double(), t).to(model_output.dtype)
             hybrid = self.weighting != "vlb"
             bound = kl_terms(

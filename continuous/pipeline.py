@@ -32,6 +32,7 @@ from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
 from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
+from .step_control import ADAPTIVE, RTOL, adaptive
 
 STEPS = 20
 """Steps of an image where nothing is said; a student has a number of its own."""
@@ -380,6 +381,7 @@ class ImagePipeline:
         num_steps: int | None = None,
         spacing: str | None = None,
         eta: float | None = None,
+        rtol: float | None = None,
         guidance_scale: float = 1.0,
         jitter: float = 0.0,
         clip: bool = True,
@@ -397,12 +399,13 @@ class ImagePipeline:
         Args:
             label: a class by index or name; one for each image; "all": every class in turn; None: no class. Of a model
                 with a condition_dim a vector (d,) or (n, d) for all images, one for each, or either as JSON.
-            sampler: one of `SAMPLERS`, of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver", "improved", or what
-                a student was made for, to which another one is refused.
+            sampler: one of `SAMPLERS` or "adaptive", of a cold model one of `COLD_SAMPLERS`; None: "dpm_solver",
+                "improved", or what a student was made for, to which another one is refused.
             num_steps: steps of an image, each a network call (twice with guidance; "heun": two but in the last step,
                 "dpm_solver_3": two in the first); None: 20, of a student its own number. A cold model takes T at most.
             spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even".
             eta: share of fresh noise, 0 to 1, of "ddim" and "reverse_sde" (None: 0 and 1).
+            rtol: of "adaptive", what a step may be off (None: 0.05); it takes as many as that needs.
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
             seed: reproduces the call; image i depends on (seed, i) only. None: a fresh one.
@@ -415,7 +418,7 @@ class ImagePipeline:
         student = self.denoiser.config.student
         if sampler is None or student is not None:
             sampler = self.usual_sampler if student is None else student.sampler(sampler)
-        names = COLD_SAMPLERS if cold else SAMPLERS
+        names = tuple(COLD_SAMPLERS) if cold else (*SAMPLERS, ADAPTIVE)
         if not isinstance(sampler, str) or sampler not in names:
             raise ValueError(f"sampler must be {choices(names)} for this model, got {sampler!r}")
         labels, num = self.labels(label, num), int(num)
@@ -431,6 +434,19 @@ class ImagePipeline:
             return self._batches(walk, labels, num, calls, seed, batch_size, watcher)
         if jitter:
             raise ValueError(f"jitter is noise on the x_T of a cold model, and this one is Gaussian; got {jitter}")
+        if rtol is not None and sampler != ADAPTIVE:
+            raise ValueError(f"rtol belongs to sampler {ADAPTIVE!r}, got it with {sampler!r}")
+        if sampler == ADAPTIVE:
+            sampling.check_eta(sampler, eta)
+            absent: dict[str, Any] = {"num_steps": num_steps, "spacing": spacing}
+            absent |= {"callback_on_step_end": callback_on_step_end, "output_trajectory": output_trajectory or None}
+            for name, given in absent.items():
+                if given is not None:
+                    raise ValueError(
+                        f"{name} does not go with sampler {ADAPTIVE!r}, whose images have steps of their own"
+                    )
+            own_steps = self._adaptive(RTOL if rtol is None else rtol, guidance_scale, clip)
+            return self._batches(own_steps, labels, num, 1, seed, batch_size, watcher)
         process = self.denoiser.gaussian
         if sampler in (WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE) and guidance_scale != 1.0:
             raise ValueError(
@@ -464,6 +480,21 @@ class ImagePipeline:
             )
 
         return self._batches(run, labels, num, calls, seed, batch_size, watcher)
+
+    def _adaptive(
+        self, rtol: float, guidance_scale: float, clip: bool
+    ) -> Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor]:
+        """What `_batches` runs for images by steps of their own lengths."""
+        process = self.denoiser.gaussian
+
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+            like = torch.empty(len(random.rows), *self.denoiser.config.state_shape, device=self.denoiser.device)
+            predict = self.predictor(own, guidance_scale, clip)
+            images = adaptive(process, predict, process.prior(like, random=random), rtol)
+            watcher.advance()
+            return images
+
+        return run
 
     @property
     def usual_sampler(self) -> str:

@@ -3,9 +3,10 @@
     GaussianProcess   F_t(x0, noise) = a_t x0 + b_t noise         DDPM, VE, rectified flow: tables (a_t, b_t), t = 0..T
     ColdProcess       F_t(x0, noise) = D_t(x0) + noise            the noise is the residual, so sigma = 0 is safe
 
-Images are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T. Tables are
-float64; a coefficient is rounded to the image's dtype last of all. Every row's noise is its own (`RowRandom`). A
-Gaussian process also takes a clock for each pixel: t of the images' rank, (B, 1 or C, 1 or H, 1 or W), 0 where clean.
+Images are (B, ...) of any float dtype, mostly (B, C, H, W) in [-1, 1]; t is a step, (B,) int64 in 0..T, or float64 in
+[0, 1] of a process in continuous time (`GaussianProcess.from_log_snr`). Tables are float64; a coefficient is rounded to
+the image's dtype last of all. Every row's noise is its own (`RowRandom`). A Gaussian process also takes a clock for
+each pixel: t of the images' rank, (B, 1 or C, 1 or H, 1 or W), 0 where clean.
 
 Source: Su Jianlin, "Unified Diffusion Model" (kexue.fm/archives/9262); Bansal et al., "Cold Diffusion" (2208.09392).
 """
@@ -52,17 +53,32 @@ def check_finite(x: Tensor, name: str = "x0", *, low: float | None = None, high:
     return x
 
 
-def check_times(t: Tensor, x: Tensor, T: int, by_pixel: bool = False) -> Tensor:
+def check_times(t: Tensor, x: Tensor, T: int, by_pixel: bool = False, real: bool = False) -> Tensor:
     """t itself; ValueError unless it is (B,) int64 in 0..T, B the rows of x. On an accelerator: see `demand`.
 
-    by_pixel: t may also have the rank of x and broadcast to it, a step for each pixel.
+    by_pixel: t may also have the rank of x and broadcast to it, a step for each pixel. real: it may also be float64, in
+    [0, 1].
     """
     clocks = t.ndim == x.ndim and len(t) == len(x) and all(n in (1, m) for n, m in zip(t.shape, x.shape, strict=True))
-    if t.dtype != torch.int64 or not (t.shape == (len(x),) or (by_pixel and clocks)):
+    fits = t.shape == (len(x),) or (by_pixel and clocks)
+    if real and fits and t.dtype == torch.float64:
+        demand((t >= 0) & (t <= 1), "t must lie in [0, 1]", lambda: f", got {float(t.min())}..{float(t.max())}")
+        return t
+    if t.dtype != torch.int64 or not fits:
         more = ", or one for each pixel that broadcasts to the images" * by_pixel
         raise ValueError(f"t must be a ({len(x)},) int64 tensor of steps{more}, got {tuple(t.shape)} {t.dtype}")
     demand((t >= 0) & (t <= T), f"t must lie in 0..{T}", lambda: f", got {int(t.min())}..{int(t.max())}")
     return t
+
+
+def noisy(t: Tensor) -> Tensor:
+    """t, and 1 where it is 0: a time with noise, for values that are thrown away there."""
+    return torch.where(t > 0, t, torch.ones_like(t))
+
+
+def node(t: Tensor, T: int) -> Tensor:
+    """The step of T, int64, that is nearest to t; t itself where it is a step."""
+    return (t * T).round().long() if t.is_floating_point() else t
 
 
 def normal_like(x: Tensor, random: RowRandom | None) -> Tensor:
@@ -122,6 +138,9 @@ class ImageProcess(Process, Protocol):
     def check_learnable(self, prediction: str, learned_variance: bool) -> None:
         """Raises ValueError where it cannot be learned by this prediction type."""
 
+    def ratio(self, t: Tensor) -> Tensor:
+        """(B,) float64 t/T in [0, 1], as a network reads it."""
+
     def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
         """xt as a network reads it, of about unit variance whatever t."""
 
@@ -141,7 +160,7 @@ class ImageProcess(Process, Protocol):
 class GaussianProcess:
     """F_t(x0, noise) = a_t x0 + b_t noise, noise standard normal.
 
-    Made by `vp`, `ve`, `rf`, or from two tables of your own.
+    Made by `vp`, `ve`, `rf`, `from_log_snr`, or from two tables of your own.
 
     Args:
         a, b: (T + 1,) float64, T >= 1; a_0 = 1, b_0 = 0 and a_t / b_t falls with t.
@@ -176,6 +195,7 @@ class GaussianProcess:
         self.a, self.b, self._tables = a, b, Sent(a, b)
         self.T = len(a) - 1
         self.unit_v, self._made_by = unit_v, made_by
+        self._log_snr: schedules.Curve | None = None
         rest = float(a[-1] / b[-1])
         if rest > SMALL:
             warnings.warn(
@@ -224,8 +244,35 @@ class GaussianProcess:
         b = torch.arange(schedules.check_num_times(T) + 1, dtype=torch.float64) / T
         return cls(1 - b, b, made_by={"family": "rf", "T": T})
 
+    @classmethod
+    def from_log_snr(cls, curve: str | schedules.Curve = "cosine", T: int = 1000, **options: float) -> GaussianProcess:
+        """Continuous time, a^2 + b^2 = 1 and log(a_t^2 / b_t^2) a curve over t in [0, 1] (Kingma et al. 2107.00630).
+
+        t may be float64 in [0, 1] wherever a process takes times, and is in training and in grids; t = 0 is the clean
+        image. A step j of 0..T, int64, means t = j/T: tables, and what is measured on them, have these nodes.
+
+        Args:
+            curve: "linear" or "cosine" with `high` and `low`, its ends; or a function, float64 to float64, elementwise,
+                falling, which torch differentiates. A function of your own cannot be saved.
+        """
+        known = isinstance(curve, str)
+        log_snr = schedules.log_snr(curve, **options) if isinstance(curve, str) else curve
+        nodes = torch.arange(schedules.check_num_times(T) + 1, dtype=torch.float64) / T
+        a, b = _of_log_snr(log_snr, nodes)
+        made_by: dict[str, Any] = {"family": "log_snr", "curve": curve if known else None, "T": T, **options}
+        found = cls(a, b, made_by=made_by)
+        found._log_snr = log_snr
+        return found
+
+    @property
+    def continuous(self) -> bool:
+        """Whether t may be any number in [0, 1]."""
+        return self._log_snr is not None
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `process_from_dict` gives an equal process back."""
+        """JSON-ready; `process_from_dict` gives an equal process back. ValueError: a curve of your own."""
+        if self.continuous and (self._made_by or {}).get("curve") is None:
+            raise ValueError(f"a log_snr of your own cannot be saved: take {choices(schedules.LOG_SNRS)}, by name")
         how = self._made_by or {
             "family": "table",
             "a": self.a.tolist(),
@@ -245,15 +292,15 @@ class GaussianProcess:
 
     @classmethod
     def of_family(cls, family: Any, /, **options: Any) -> GaussianProcess:
-        """A new process: 'vp', 've' or 'rf' with the parameters of that constructor, or 'table' with `a` and `b`."""
+        """A new process: 'vp', 've', 'rf', 'log_snr' with the parameters of its constructor, 'table' with `a`, `b`."""
         if family == "table":
             return cls(_doubles(options["a"]), _doubles(options["b"]), unit_v=options.get("unit_v", True))
-        if family not in ("vp", "ve", "rf"):
-            raise ValueError(f"family must be 'vp', 've', 'rf' or 'table', got {family!r}")
+        if family not in ("vp", "ve", "rf", "log_snr"):
+            raise ValueError(f"family must be 'vp', 've', 'rf', 'log_snr' or 'table', got {family!r}")
         if isinstance(options.get("schedule"), (list, tuple)):
             options["schedule"] = _doubles(options["schedule"])
         try:
-            return getattr(cls, family)(**options)
+            return (cls.from_log_snr if family == "log_snr" else getattr(cls, family))(**options)
         except TypeError as error:
             raise ValueError(f"family {family!r} does not take these parameters: {error}") from error
 
@@ -261,11 +308,13 @@ class GaussianProcess:
 
     def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, b_t) as (B, 1, ..., 1), or of the shape of a t for each pixel, in like's dtype. Checks t."""
-        a, b = self.at(check_times(t, like, self.T, by_pixel=True))
+        a, b = self.at(check_times(t, like, self.T, by_pixel=True, real=self.continuous))
         return degradations.per_row(a, like), degradations.per_row(b, like)
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(a_t, b_t) in float64, of the shape and on the device of t, which is not checked."""
+        if self._log_snr is not None and t.is_floating_point():
+            return _of_log_snr(self._log_snr, t)
         a, b = self._tables(t.device)
         return a[t], b[t]
 
@@ -273,6 +322,18 @@ class GaussianProcess:
         """(B,) float64 b_t / a_t: the noise on the scale of the clean image; 0 at t = 0, infinite where a_t = 0."""
         a, b = self.at(t)
         return b / a
+
+    def log_snr_slope(self, t: Tensor) -> Tensor:
+        """(B,) float64: d log(a_t^2 / b_t^2) / dt of a process in continuous time, t float64."""
+        assert self._log_snr is not None
+        with torch.enable_grad():
+            time = t.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self._log_snr(time).sum(), time)
+        return slope
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """(B,) float64 t/T in [0, 1], as a network reads it."""
+        return t if t.is_floating_point() else t.to(torch.float64) / self.T
 
     def ancestral_churn(self, t: Tensor, s: Tensor) -> Tensor:
         """(B,) float64: the churn with which a step is a draw of q(xs | xt, x0), sqrt(1 - (a_t b_s / a_s b_t)^2).
@@ -336,13 +397,15 @@ class GaussianProcess:
         family = None if self._made_by is None else self._made_by["family"]
         if family == "rf":
             return torch.ones_like(a), torch.ones_like(b)
-        if family == "vp" or not self.unit_v:  # of vp the root is 1
+        if family in ("vp", "log_snr") or not self.unit_v:  # of vp the root is 1
             return a, b
         root = (a.square() + b.square()).sqrt()
         return a / root, b / root
 
     def check_learnable(self, prediction: str, learned_variance: bool) -> None:
         """Raises ValueError where the noise says nothing of x0, and it is the noise that is to be predicted."""
+        if self.continuous and learned_variance:
+            raise ValueError("learned_variance is that of steps from t to t - 1: it does not go with continuous time")
         if prediction in ("epsilon", "score") and float(self.a[-1]) == 0.0:
             raise ValueError(
                 f"prediction {prediction!r} cannot tell x0 where a_t = 0, as this process has it at T: train with 'v' "
@@ -468,6 +531,10 @@ class ColdProcess:
                 f"and learned_variance {learned_variance}"
             )
 
+    def ratio(self, t: Tensor) -> Tensor:
+        """(B,) float64 t/T in [0, 1], as a network reads it."""
+        return t.to(torch.float64) / self.T
+
     def scale_input(self, xt: Tensor, t: Tensor) -> Tensor:
         """xt itself: a degraded image is of the size of an image."""
         return xt
@@ -511,6 +578,12 @@ def _known(prediction: str) -> str:
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction must be {choices(PREDICTIONS)}, got {prediction!r}")
     return prediction
+
+
+def _of_log_snr(log_snr: schedules.Curve, t: Tensor) -> tuple[Tensor, Tensor]:
+    """(a_t, b_t) of a curve, a^2 + b^2 = 1; (1, 0) at t = 0, where the image is clean. t: float64 in [0, 1]."""
+    level, clean = log_snr(t), t == 0
+    return torch.where(clean, 1.0, level.sigmoid().sqrt()), torch.where(clean, 0.0, (-level).sigmoid().sqrt())
 
 
 def _doubles(values: Any) -> Tensor:

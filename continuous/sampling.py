@@ -26,7 +26,7 @@ from udm_text.devices import Sent, demand, reads_are_free
 from udm_text.randomness import RowRandom
 
 from .degradations import per_row
-from .processes import ColdProcess, GaussianProcess, ImageProcess, check_finite, check_times, normal_like
+from .processes import ColdProcess, GaussianProcess, ImageProcess, check_finite, check_times, node, noisy, normal_like
 
 Predictor = Callable[[Tensor, Tensor, Tensor], Tensor | Prediction]
 OnStep = Callable[[int, Tensor, Prediction], Tensor | None]
@@ -50,36 +50,62 @@ def as_prediction(output: Tensor | Prediction, like: Tensor) -> Prediction:
 def grid(
     process: ImageProcess, num_steps: int | None = None, spacing: str = "even", start: int | None = None
 ) -> Tensor:
-    """A strictly decreasing grid from `start` to 0: (num_steps + 1,) int64.
+    """A strictly decreasing grid from `start` to 0: (num_steps + 1,) int64, float64 from 1 in continuous time.
 
     Args:
-        num_steps: 1..start; None takes every step.
+        num_steps: 1..start, in continuous time any number; None takes every step.
         spacing: "even"; "quadratic": t in proportion to j^2, dense near 0 (Song et al. 2010.02502); "snr": even in
-            log(b_t / a_t) (Lu et al. 2206.00927), the last step from t = 1 to 0, hot processes only.
-        start: where to start; None: T.
+            log(b_t / a_t) (Lu et al. 2206.00927), the last step from the least noise to 0, hot processes only.
+        start: where to start, a step; None: T. A grid with a start is one of steps, in continuous time too.
     """
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")
+    if spacing == "snr" and not process.starts_from_noise:
+        raise ValueError("spacing 'snr' needs a GaussianProcess: a cold one has no signal-to-noise ratio")
+    real = start is None and process.starts_from_noise and cast(GaussianProcess, process).continuous
     start = process.T if start is None else start
     if not 1 <= start <= process.T:
         raise ValueError(f"start must lie in 1..{process.T}, got {start}")
     num_steps = start if num_steps is None else num_steps
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= start:
+    whole = isinstance(num_steps, int) and not isinstance(num_steps, bool)
+    if not whole or num_steps < 1 or (num_steps > start and not real):
         raise ValueError(
             f"num_steps must be an integer in 1..{start} (the steps from t = {start} to 0), got {num_steps!r}"
         )
     j = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    if real:
+        return _real_grid(cast(GaussianProcess, process), j, spacing)
     if spacing == "even":
         rising = j * start
     elif spacing == "quadratic":
         rising = j.square() * start
-    elif spacing == "snr":
-        if not process.starts_from_noise:
-            raise ValueError("spacing 'snr' needs a GaussianProcess: a cold one has no signal-to-noise ratio")
-        rising = _even_in_log_sigma(cast(GaussianProcess, process), num_steps, start)
     else:
-        raise ValueError(f"spacing must be one of {', '.join(map(repr, SPACINGS))}, got {spacing!r}")
+        rising = _even_in_log_sigma(cast(GaussianProcess, process), num_steps, start)
     count = torch.arange(num_steps + 1)
     rising = (rising.round().long() - count).cummax(0).values + count  # at least one step each ...
     return rising.minimum(start - (num_steps - count)).flip(0)  # ... and never beyond the start
+
+
+LEAST_TIME = 1e-6
+"""Where the last step of a grid that is even in log(b_t / a_t) begins, in continuous time."""
+
+
+def _real_grid(process: GaussianProcess, j: Tensor, spacing: str) -> Tensor:
+    """A grid in continuous time from 1 to 0, float64. j: (num_steps + 1,), even from 0 to 1."""
+    if spacing == "even":
+        return j.flip(0)
+    if spacing == "quadratic":
+        return j.square().flip(0)
+    low, high = torch.full((len(j) - 1,), LEAST_TIME, dtype=torch.float64), torch.ones(len(j) - 1, dtype=torch.float64)
+    level = torch.lerp(
+        process.sigma(low).log(), process.sigma(high).log(), j[1:] if len(j) == 2 else (j[1:] - j[1]) / (1 - j[1])
+    )
+    for _ in range(60):  # bisection: log(b_t / a_t) rises with t
+        middle = 0.5 * (low + high)
+        above = process.sigma(middle).log() > level
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    high[-1], high[0] = 1.0, LEAST_TIME if len(j) > 2 else 1.0
+    return torch.cat((torch.zeros(1, dtype=torch.float64), high)).flip(0)
 
 
 def _even_in_log_sigma(process: GaussianProcess, num_steps: int, start: int) -> Tensor:
@@ -92,23 +118,28 @@ def _even_in_log_sigma(process: GaussianProcess, num_steps: int, start: int) -> 
     return torch.cat((torch.zeros(1), nearest)).double()
 
 
-def spread(times: Sequence[int] | Tensor, rows: int, device: torch.device | str = "cpu") -> list[Tensor]:
-    """A grid as the loop wants it: a (rows,) int64 tensor for each time, the same one where it stays at a time."""
-    numbers = [int(t) for t in times]
-    made = {t: torch.full((rows,), t, dtype=torch.int64, device=device) for t in dict.fromkeys(numbers)}
+def spread(times: Sequence[float] | Tensor, rows: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """A grid as the loop wants it: a (rows,) tensor for each time, int64 or, of a grid in continuous time, float64.
+
+    It is the same tensor where the grid stays at a time.
+    """
+    numbers = times.tolist() if isinstance(times, Tensor) else [int(t) if t == int(t) else t for t in times]
+    dtype = torch.float64 if any(isinstance(t, float) for t in numbers) else torch.int64
+    made = {t: torch.full((rows,), t, dtype=dtype, device=device) for t in dict.fromkeys(numbers)}
     return [made[t] for t in numbers]
 
 
-def check_falling(times: Sequence[int] | Tensor, T: int) -> None:
-    """ValueError unless the grid falls strictly, inside 0..T."""
-    values = [int(t) for t in times]
+def check_falling(times: Sequence[float] | Tensor, T: float) -> None:
+    """ValueError unless the grid falls strictly, inside 0..T, or inside [0, 1] where it is of real numbers."""
+    values = times.tolist() if isinstance(times, Tensor) else list(times)
+    T = 1 if isinstance(times, Tensor) and times.is_floating_point() else T
     if len(values) < 2 or any(s >= t for t, s in zip(values, values[1:], strict=False)):
         raise ValueError(f"times must fall with every step, two of them at least, got {_short(values)}")
     if values[0] > T or values[-1] < 0:
         raise ValueError(f"times must lie in 0..{T}, got {_short(values)}")
 
 
-def _short(values: list[int]) -> str:
+def _short(values: list[Any]) -> str:
     return str(values if len(values) <= 12 else [*values[:6], "...", *values[-5:]])
 
 
@@ -141,7 +172,7 @@ def ddpm_large(process: GaussianProcess, predict_x0: Predictor, *, random: RowRa
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
         churn = process.ancestral_churn(t, s)
-        (_, b_t), (_, b_s) = process.at(t), process.at(s.clamp(min=1))
+        (_, b_t), (_, b_s) = process.at(t), process.at(noisy(s))
         kept, fresh = (1 - churn.square()).sqrt(), churn * torch.where(s > 0, b_t / b_s, 0.0)
         noise = per_row(kept, xt) * process.invert_noise(prediction.x0, xt, t)
         return prediction._replace(noise=noise + per_row(fresh, xt) * normal_like(xt, random))
@@ -191,7 +222,7 @@ def _answer_beyond(
     """x0_hat at the end of the deterministic step from xt by x0; x0 itself for rows whose step ends at t = 0."""
     if reads_are_free(s.device) and bool((s == 0).all()):
         return x0
-    later = s.clamp(min=1)
+    later = noisy(s)
     xs = process.corrupt(x0, later, process.invert_noise(x0, xt, t))
     beyond = as_prediction(predict_x0(xs, later, later), xt).x0
     return torch.where(per_row(s > 0, x0, torch.bool), beyond, x0)
@@ -314,7 +345,11 @@ def with_variance(
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(inner(xt, t, s), xt)
-        v = per_row(table(xt.device)[0][t], xt) if table is not None else cast(Any, variance)(xt, t, prediction)
+        v = (
+            per_row(table(xt.device)[0][node(t, process.T)], xt)
+            if table is not None
+            else cast(Any, variance)(xt, t, prediction)
+        )
         wrong = "variance must be known and not negative at every t of the grid"
         demand(v >= 0, wrong, lambda: f", is not at t = {int(t.max())}")
         if not last:
@@ -384,7 +419,7 @@ def reverse_sde(
 
     def predict(xt: Tensor, t: Tensor, s: Tensor) -> Prediction:
         prediction = as_prediction(predict_x0(xt, t, s), xt)
-        later = s.clamp(min=1)
+        later = noisy(s)
         (a_t, b_t), (a_s, b_s) = process.coefficients(t, xt), process.coefficients(later, xt)
         forward = a_t / a_s
         square = (b_t.square() - (forward * b_s).square()).clamp(min=0)
@@ -432,11 +467,11 @@ def langevin(
         prediction = as_prediction(predict_x0(xt, t, s), xt)
         if t is s or bool((t == s).all()):
             noise = process.invert_noise(prediction.x0, xt, t)
-            fresh = per_row(spread_by_t(xt.device)[0][t], xt) * normal_like(xt, random)
+            fresh = per_row(spread_by_t(xt.device)[0][node(t, process.T)], xt) * normal_like(xt, random)
             return prediction._replace(noise=(1 - step_size) * noise + fresh)
         demand(t != s, "all rows of a batch must stay at t together")
         if carry:
-            noise = process.invert_noise(prediction.x0, xt, s.clamp(min=1))
+            noise = process.invert_noise(prediction.x0, xt, noisy(s))
             return prediction._replace(noise=torch.where(per_row(s > 0, xt, torch.bool), noise, 0.0))
         return prediction
 

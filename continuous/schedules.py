@@ -1,7 +1,8 @@
 """Signal schedules of variance-preserving noise: abar_t, the share of the signal's power that is left at t = 0..T.
 
 Every schedule is a float64 table of T + 1 values with abar_0 = 1; a_t = sqrt(abar_t), b_t = sqrt(1 - abar_t). What
-libraries call "timestep i" is t = i + 1 here, because t = 0 is the clean image.
+libraries call "timestep i" is t = i + 1 here, because t = 0 is the clean image. In continuous time a schedule is a
+curve of log(a_t^2 / b_t^2) over t in [0, 1].
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Curve = Callable[[Tensor], Tensor]
 MAX_BETA = 0.999  # Nichol & Dhariwal 2102.09672; at 0.9999 the last steps divide by almost nothing
 
 
@@ -63,6 +65,42 @@ def sigmoid_beta(T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Te
 def sqrt(T: int, slope: float = 0.02) -> Tensor:
     """alpha_t = sqrt(1 - slope t/T), abar_t = product of alpha_i^2 (Su Jianlin, kexue.fm/archives/9119)."""
     return from_betas(slope * torch.arange(1, check_num_times(T) + 1, dtype=torch.float64) / T)
+
+
+LEAST_LOG_SNR, MOST_LOG_SNR = math.log(1e-4), math.log(1e4)
+"""What curves of the logarithm of the signal-to-noise ratio run between, unless it is said."""
+
+
+def linear_log_snr(high: float = MOST_LOG_SNR, low: float = LEAST_LOG_SNR) -> Curve:
+    """A straight line from `high` at t = 0 to `low` at t = 1."""
+    _check_ends(high, low)
+    return lambda t: high + (low - high) * t
+
+
+def cosine_log_snr(high: float = MOST_LOG_SNR, low: float = LEAST_LOG_SNR) -> Curve:
+    """-2 log tan of an angle that goes evenly through what `high` and `low` cut out of 0..pi/2 (2301.11093)."""
+    _check_ends(high, low)
+    first, last = math.atan(math.exp(-high / 2)), math.atan(math.exp(-low / 2))
+    return lambda t: -2 * torch.tan(first + (last - first) * t).log()
+
+
+def _check_ends(high: float, low: float) -> None:
+    if not (math.isfinite(high) and math.isfinite(low) and low < high):
+        raise ValueError(f"a log_snr needs finite ends, low < high, got high {high} and low {low}")
+
+
+LOG_SNRS: dict[str, Callable[..., Curve]] = {"linear": linear_log_snr, "cosine": cosine_log_snr}
+"""The one table from a name to what makes a curve of log(a^2 / b^2) over t in [0, 1]."""
+
+
+def log_snr(name: str, **options: float) -> Curve:
+    """The curve of this name: float64 to float64, elementwise, falling, differentiable."""
+    if name not in LOG_SNRS:
+        raise ValueError(f"log_snr must be one of {', '.join(map(repr, LOG_SNRS))}, got {name!r}")
+    try:
+        return LOG_SNRS[name](**options)
+    except TypeError as error:
+        raise ValueError(f"log_snr {name!r} does not take these options: {error}") from error
 
 
 def _cut(curve: Tensor) -> Tensor:

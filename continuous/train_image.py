@@ -42,7 +42,7 @@ from .objectives import ERRORS, HUBER, WEIGHTINGS, ImageObjective, ImportanceCal
 from .pipeline import ImagePipeline
 from .processes import ColdProcess, GaussianProcess, ImageProcess
 from .sampling import PRIOR_RANK
-from .schedules import SCHEDULES
+from .schedules import LOG_SNRS, SCHEDULES
 from .train_student import (
     CONSISTENCY_STEPS,
     PAIRS,
@@ -84,9 +84,15 @@ class ModelArguments:
     """What to train."""
 
     process: str | None = field(
-        default=None, metadata={"help": "Corruption: vp (default), ve, rf or cold; of a student that of its teacher."}
+        default=None,
+        metadata={
+            "help": "Corruption: vp (default), ve, rf, log_snr (continuous time) or cold; of a student its teacher's."
+        },
     )
-    schedule: str | None = field(default=None, metadata={"help": f"Of vp: {', '.join(SCHEDULES)}; default: cosine."})
+    schedule: str | None = field(
+        default=None,
+        metadata={"help": f"Of vp: {', '.join(SCHEDULES)}; of log_snr: {', '.join(LOG_SNRS)}; default: cosine."},
+    )
     times: int | None = field(default=None, metadata={"help": "T, corruption steps; default: 1000, cold: its own."})
     process_options: str = field(
         default="{}", metadata={"help": 'Further parameters of the process, as JSON: {"sigma_max": 80} for ve.'}
@@ -429,10 +435,19 @@ def _gaussian(family: str, *names: str) -> Callable[[ModelArguments], GaussianPr
     return make
 
 
+def _continuous(model_args: ModelArguments) -> GaussianProcess:
+    if model_args.times is not None:
+        raise ValueError(f"times does not go with process 'log_snr', whose t is any number, got {model_args.times}")
+    made: Any = replace(model_args, schedule=None)
+    more = options("process_options", model_args.process_options)
+    return _gaussian("log_snr")(replace(made, process_options=json.dumps({**more, "curve": model_args.schedule})))
+
+
 FAMILIES: dict[str, Callable[[ModelArguments], ImageProcess]] = {
     "vp": _gaussian("vp", "schedule"),
     "ve": _gaussian("ve"),
     "rf": _gaussian("rf"),
+    "log_snr": _continuous,
     "cold": _cold,
 }
 """The one table from what `--process` names to what makes it."""

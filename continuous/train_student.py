@@ -86,7 +86,7 @@ def _distil(goal: Any, process: GaussianProcess, teacher: Teacher, known: FewSte
             )
         if steps not in (None, len(known.times) - 1):
             raise ValueError(f"teacher_steps must be {len(known.times) - 1}, as this teacher takes them, got {steps}")
-        steps, times = len(known.times) - 1, torch.tensor(known.times)
+        steps, times = len(known.times) - 1, known.grid(process, None)
     student_steps = goal.student_steps
     if student_steps is None:
         if steps is None or steps % 2:
@@ -95,7 +95,7 @@ def _distil(goal: Any, process: GaussianProcess, teacher: Teacher, known: FewSte
     if known is None:
         times = sampling.grid(process, 2 * student_steps if steps is None else steps)
     target = Distillation(process, teacher, times, student_steps)
-    grid = [*target.times.flip(0).tolist(), 0]
+    grid = [*target.times.flip(0).tolist(), times[-1].item()]
     return {"few": FewSteps(["ddim"], student_steps, grid, exactly=True), "target": target}
 
 

@@ -353,7 +353,7 @@ def test_a_schedule_that_leaves_the_image_in_x_T_warns():
         (lambda: degradations.degradation("fog"), "'blur', 'pixel_mask', 'pool', 'desaturate', got 'fog'"),
         (lambda: degradations.degradation("blur", radius=3), "does not take these parameters"),
         (lambda: process_from_dict({"process": "warm"}), "'gaussian' or 'cold', got 'warm'"),
-        (lambda: process_from_dict({"process": "gaussian", "family": "xp"}), "'vp', 've', 'rf' or 'table'"),
+        (lambda: process_from_dict({"process": "gaussian", "family": "xp"}), "'vp', 've', 'rf', 'log_snr' or 'table'"),
         (lambda: process_from_dict({"process": "gaussian", "family": "rf", "steps": 3}), "does not take"),
         (
             lambda: PROCESSES["cosine"].target("noise", images(), images(), at(1, 4)),
