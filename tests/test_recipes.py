@@ -132,3 +132,54 @@ def test_an_autoencoder_is_trained_and_an_image_model_walks_in_its_latents(tmp_p
     pipe = ImagePipeline.from_pretrained(out)
     assert pipe.generate(3, label=2, seed=0).shape == (3, 1, 8, 8) and pipe.denoiser.config.state_shape == (2, 4, 4)
     udm_here("image", "generate", out, "-n", 4, "-o", tmp_path / "made.png", "--strip", tmp_path / "strip.png")
+
+
+def test_text_and_image_learns_pairs_and_makes_each_of_the_other(tmp_path):
+    """In 60 steps of a tiny network the loss falls; what is given stays, and a seed gives the same pairs."""
+    import torch
+
+    from continuous.data import digits, to_pil
+
+    both, out = recipe("text_and_image"), tmp_path / "out"
+    sizes = ("--width", "32", "--layers", "1", "--heads", "2", "--times", "50")
+    train = ("train", "--output", out, "--max_steps", "60", "--learning_rate", "0.01", *sizes, *QUIET)
+    called(both, *train)
+    log = json.loads((out / "report.json").read_text(encoding="utf-8"))["log"]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0] and (out / "samples.png").exists()
+    model = both.PairModel.from_pretrained(out)
+    asked = ["three", "zero", "seven"]
+    texts, images = model.generate(3, text=asked, num_steps=4, seed=1)
+    assert texts == asked and images.shape == (3, 1, 8, 8) and float(images.abs().max()) <= 1
+    shown = digits().validation.images[:3]
+    texts, kept = model.generate(3, images=shown, num_steps=4, seed=1)
+    assert torch.equal(kept, shown) and len(texts) == 3
+    half = model.config.encode(["three", "zero", "seven"]).masked_fill(torch.arange(5) < 3, len(model.config.letters))
+    t, s = ((torch.full((3,), clock), torch.full((3,), 20)) for clock in (3, 2))
+    predict = model._predictor(both.RowRandom(0, torch.arange(3)), 1.0)
+    hat = predict((half, shown), t, s).x0[0]
+    assert torch.equal(hat[:, 3:], half[:, 3:]) and int(hat.max()) < len(model.config.letters)
+    for order in both.ORDERS:
+        pairs = model.generate(5, num_steps=4, order=order, seed=2)
+        again = model.generate(5, num_steps=4, order=order, seed=2, batch_size=2)
+        assert pairs[0] == again[0] and torch.allclose(pairs[1], again[1], atol=1e-4)
+    to_pil(shown)[0].save(tmp_path / "digit.png")
+    assert called(both, "read", out, tmp_path / "digit.png").startswith(str(tmp_path / "digit.png"))
+    printed = called(both, "generate", out, "-o", tmp_path / "made.png", "-n", 2, "--text", "two", "--num-steps", 3)
+    assert printed.split()[1:] == ["two", "two"]
+
+
+def test_text_and_image_names_bad_input():
+    both = recipe("text_and_image")
+    model = both.PairModel(
+        both.PairConfig(backbone={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1})
+    )
+    for call, message in (
+        (lambda: model.generate(1, text=["eleven"]), "text must be of at most 5 of the letters"),
+        (lambda: model.generate(2, text=["one"]), "text must hold 2, one for each row, got 1"),
+        (lambda: model.generate(1, order="first"), "order must be one of together, text, image, got 'first'"),
+        (lambda: both.PairConfig(patch=3), "patch must divide height and width, got 3"),
+        (lambda: both.PairConfig(names=["a."]), "names must be texts without '.'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
