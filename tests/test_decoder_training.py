@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tests.helpers import weights_in
-from tests.models import DECODERS, TEXTS, decoder_config, make_rows, save_decoder, wrap
+from tests.models import TEXTS, decoder_config, make_rows, save_decoder, wrap
 from tests.test_train_text import train
 from udm_text import UDMForMaskedGeneration
 from udm_text.decoders import decoder_tokenizer
@@ -28,7 +28,13 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "family, process", [("llama", "mask"), ("gpt2", "substitute"), ("gpt2", "delete"), ("gemma2", "delete")]
+    "family, process",
+    [
+        ("llama", "mask"),
+        ("gpt2", "delete"),
+        pytest.param("gpt2", "substitute", marks=pytest.mark.slow),
+        pytest.param("gemma2", "delete", marks=pytest.mark.slow),
+    ],
 )
 def test_a_plain_decoder_is_trained_with_its_tokenizer_and_what_is_written_goes_on(
     texts, plain, family, process, tmp_path
@@ -86,7 +92,7 @@ def test_a_merged_adapter_computes_what_the_adapter_did(family, tied):
         torch.testing.assert_close(merged(input_ids=ids).logits[..., drawn], logits[..., drawn], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", ("qwen3", "gemma2", "gpt2"))
 def test_gradient_checkpointing_changes_no_gradient(family):
     gradients = []
     for checkpointing in (False, True):

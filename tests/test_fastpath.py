@@ -71,7 +71,7 @@ def declines(model) -> bool:
         return asked(fast, rows, torch.ones(2), rows == 7) is None
 
 
-@pytest.mark.parametrize("family", FAST)
+@pytest.mark.parametrize("family", [*FAST, pytest.param("mistral", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("time", (False, True))
 @pytest.mark.parametrize("dtype, bound", ((torch.float32, 1e-4), (torch.float64, 1e-10)))
 def test_logits_are_those_of_the_full_forward_on_whole_trajectories(family, time, dtype, bound, errors):
