@@ -32,6 +32,7 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "udm_text/training/causal.py": TEXT,
     "udm_text/cli/train_text.py": TEXT,
     "udm_text/cli/train_text.py:texts_of_split": ("evaluate",),
+    "udm_text/cli/doctor.py": TEXT,
     "udm_text/cli/reports.py": TEXT,
     "udm_text/cli/scoring.py": ("evaluate",),
     "udm_text/cli/scoring.py:refuse_repairer": ("generate",),
