@@ -1,7 +1,8 @@
-"""The demo of images: two small models of the embedded digits, one hot and one cold, and honest figures beside them.
+"""The demo of images: three small models of the embedded digits, hot, cold and a student, and honest figures of them.
 
-What is shown: a grid of class-conditional samples, how they came to be, held-out digits blurred and restored, and a
-table of samplers beside real digits, a memoriser and a matched normal law.
+What is shown: a grid of class-conditional samples, how they came to be, a table of samplers beside real digits, a
+memoriser and a matched normal law; one step of the student beside fifty of its teacher; held-out digits blurred and
+restored, and digits that the cold model makes of a blur that it draws itself.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ COLD = [
     *("--process", "cold", "--degradation", "blur", "--degradation_options", json.dumps({"T": 20, "std": 2.5})),
     *("--conditional", "false", "--network_options", json.dumps({"width": 320, "blocks": 4})),
 ]
-HOT_STEPS, COLD_STEPS, SAMPLES = 650, 400, 500
+STUDENT = ["--objective", "consistency", "--learning_rate", "1e-3", "--warmup_steps", "20"]
+HOT_STEPS, COLD_STEPS, STUDENT_STEPS, SAMPLES = 650, 400, 250, 500
 PAIRED = (("dpm_solver", 10), ("ddim", 50))
 """The second is to be no better than the first, with five times the calls."""
 TABLE = (
@@ -50,18 +52,26 @@ TABLE = (
     *(("dpm_solver", 10), ("dpm_solver", 50), ("dpm_solver", 1000)),
 )
 SEEDS = 3
+FEW: dict[str, tuple[str, dict[str, Any]]] = {
+    "teacher, DDIM, 50 steps": ("teacher", {"sampler": "ddim", "num_steps": 50}),
+    "teacher, DDIM, 1 step": ("teacher", {"sampler": "ddim", "num_steps": 1}),
+    "student, 1 step": ("student", {"num_steps": 1}),
+    "student, 2 steps": ("student", {"num_steps": 2}),
+}
+"""Rows of the table of the student: whose they are, and how they are made."""
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def run(output: Path, steps: int | None = None, number: int | None = None, seed: int = 0) -> dict[str, Any]:
-    """Train both models below `output`, show what they do; returns what is added to report.json."""
+    """Train the models below `output`, show what they do; returns what is added to report.json."""
     started = time.time()
     logging.disable_progress_bar()
     number = SAMPLES if number is None else number
-    hot_dir, cold_dir = output / "digits", output / "digits-blur"
+    hot_dir, cold_dir, student_dir = output / "digits", output / "digits-blur", output / "digits-student"
     train(hot_dir, HOT, HOT_STEPS if steps is None else steps, seed)
     train(cold_dir, COLD, COLD_STEPS if steps is None else steps, seed)
+    train(student_dir, [*STUDENT, "--teacher", str(hot_dir)], STUDENT_STEPS if steps is None else steps, seed)
     splits = digits()
     classifier = train_classifier(splits.train)
     assert splits.validation.labels is not None
@@ -74,12 +84,16 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
     print_pairs(paired)
     bound = bits_per_dim(hot, splits.validation, terms=64, seed=seed)
     console.print(f"\n[bold]likelihood[/]  {describe_bound(bound)}; levels drawn evenly: {math.log2(17):.2f}")
+    few = show_student(hot, ImagePipeline.from_pretrained(student_dir), splits, classifier, number, student_dir, seed)
     restored = show_cold(cold, splits, classifier, cold_dir, seed)
+    made = show_made(cold, splits, classifier, number, cold_dir, seed)
     shown = {
         "samples": {name: row.to_dict() for name, row in rows.items()},
         "paired": paired,
         "bound": bound,
+        "student": few,
         "restorations": restored,
+        "cold_samples": made,
         "classifier_accuracy": accuracy,
         "demo_seconds": time.time() - started,
     }
@@ -136,16 +150,19 @@ def measure(
     return rows, paired
 
 
-def print_table(rows: dict[str, Quality], accuracy: float, number: int) -> None:
-    """The table of samplers and references."""
-    heads = ("samples", "Frechet", "nearest", "1-NN", "label")
-    title = f"{number} class-conditional samples against {SAMPLES} held-out digits"
-    table = Table(*heads, title=title, title_justify="left")
+def print_rows(rows: dict[str, Quality], title: str) -> None:
+    """A table of samples and their figures."""
+    table = Table("samples", "Frechet", "nearest", "1-NN", "label", title=title, title_justify="left")
     for name, row in rows.items():
         label = "" if row.label_accuracy is None else f"{row.label_accuracy:.3f}"
         table.add_row(name, f"{row.frechet:.3f}", f"{row.nearest:.3f}", f"{row.one_nn:.3f}", label)
     console.print("")
     console.print(table)
+
+
+def print_table(rows: dict[str, Quality], accuracy: float, number: int) -> None:
+    """The table of samplers and references."""
+    print_rows(rows, f"{number} class-conditional samples against {SAMPLES} held-out digits")
     console.print(
         f"Frechet: on 32 features of a classifier with {accuracy:.1%} on held-out digits; it varies by some "
         "0.02 from seed to seed.\nnearest: mean distance to the nearest training digit (real: of held-out digits); "
@@ -159,6 +176,43 @@ def print_pairs(paired: list[dict[str, Any]]) -> None:
     console.print(f"\n[bold]paired seeds[/]  {names[0]} / {names[1]}, Frechet distance")
     for row in paired:
         console.print(f"  seed {row['seed']}: {row[names[0]]:.3f} / {row[names[1]]:.3f}")
+
+
+def show_student(
+    teacher: ImagePipeline,
+    student: ImagePipeline,
+    splits: ImageSplits,
+    classifier: Any,
+    number: int,
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """few-steps.png: a row for each of `FEW`, all from the same noise; their figures."""
+    pipes = {"teacher": teacher, "student": student}
+    classes = teacher.denoiser.config.num_classes
+    strips = [pipes[whose].generate(classes, "all", seed=seed, **how) for whose, how in FEW.values()]
+    save_png(folder / "few-steps.png", tile(strips))
+    assert splits.validation.labels is not None
+    labels = splits.validation.labels[torch.arange(number) % len(splits.validation)]
+    rows = {
+        name: quality(pipes[whose].generate(number, labels, seed=seed, **how), splits, classifier, labels)
+        for name, (whose, how) in FEW.items()
+    }
+    print_rows(rows, "a student that learned to be consistent, and its teacher")
+    console.print(f"[bold]images[/]  {folder / 'few-steps.png'}  a row for each row of the table, from the same noise")
+    return {name: row.to_dict() for name, row in rows.items()}
+
+
+def show_made(
+    pipe: ImagePipeline, splits: ImageSplits, classifier: Any, number: int, folder: Path, seed: int
+) -> dict[str, Any]:
+    """made.png: digits of the cold model's own, from blurred ones that it draws; how they came to be; their figures."""
+    made: Any = pipe.generate(10, seed=seed, output_trajectory=True)
+    save_strip(folder / "made.png", made.trajectory)
+    row = quality(pipe.generate(number, seed=seed), splits, classifier)
+    print_rows({"blurred digits drawn, then restored": row}, "digits that the cold model makes itself")
+    console.print(f"[bold]images[/]  {folder / 'made.png'}  from a drawn blur to digits")
+    return row.to_dict()
 
 
 def show_cold(pipe: ImagePipeline, splits: ImageSplits, classifier: Any, folder: Path, seed: int) -> dict[str, Any]:

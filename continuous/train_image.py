@@ -378,7 +378,7 @@ def _taught(
         run.keep_best = False
     if lesson.times is None:
         return splits
-    ready.say(f"drawing pairs of {lesson.model and goal.teacher}, of {len(lesson.times) - 1} steps each")
+    ready.say(f"drawing pairs of {goal.teacher}, of {len(lesson.times) - 1} steps each")
     return coupled_splits(lesson, splits, goal.pairs, goal.label_drop, run.seed)
 
 

@@ -493,3 +493,15 @@ def test_a_model_is_no_data_set(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "udm-image"}))
     with pytest.raises(ValueError, match="is a model, and no data set"):
         load_images(str(tmp_path))
+
+
+def test_rows_may_carry_the_noise_they_came_of_and_then_no_class():
+    images, noise = torch.zeros(3, 1, 2, 2), torch.arange(12.0).view(3, 1, 2, 2)
+    rows = ImageRows(images, torch.tensor([0, -1, 1]), ["a", "b"], noise=noise)
+    assert torch.equal(rows.take(torch.tensor([2, 0])).noise, noise[[2, 0]])
+    batch = rows.batch(torch.tensor([1]))
+    assert torch.equal(batch["noise"], noise[1:2]) and batch["labels"].tolist() == [-1]
+    with pytest.raises(ValueError, match=r"noise must be of the shape of images, \(3, 1, 2, 2\), got \(2, 1, 2, 2\)"):
+        ImageRows(images, noise=noise[:2])
+    with pytest.raises(ValueError, match="labels must be class indices from 0, got -1"):
+        ImageRows(images, torch.tensor([0, -1, 1]), ["a", "b"])

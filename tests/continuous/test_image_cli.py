@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from continuous.cli import evaluate
 from continuous.data import digits, folder_rows, read_image, to_bytes
 from continuous.degradations import DEGRADATIONS
+from continuous.demo import FEW
 from continuous.pipeline import ImagePipeline
 from continuous.schedules import SCHEDULES
 from continuous.train_image import main
@@ -296,10 +297,15 @@ def test_the_demo_in_small_writes_its_images_and_its_table(tmp_path):
         "paired seeds",
         "improved",
         "bits/dim",
+        "student, 1 step",
+        "blurred digits drawn",
     ):
         assert words in printed, printed
     for name in ("digits/grid.png", "digits/strip.png", "digits-blur/restored.png", "digits/loss.png"):
         assert (tmp_path / name).stat().st_size > 1000
+    for name in ("digits-student/few-steps.png", "digits-blur/made.png"):
+        assert (tmp_path / name).stat().st_size > 1000
     report = json.loads((tmp_path / "digits" / "report.json").read_text())
     assert report["samples"]["memoriser"]["nearest"] == 0.0 and len(report["paired"]) == 3
+    assert report["student"].keys() == FEW.keys() and report["cold_samples"]["number"] == 40
     assert "is there already" in udm("demo", "--output", tmp_path, "--number", 40)

@@ -65,6 +65,7 @@ def test_a_students_checkpoint_says_how_it_is_sampled_and_it_cannot_be_sampled_o
             wrong()
 
 
+@pytest.mark.slow
 def test_a_student_begins_with_the_weights_of_its_teacher_and_one_that_imitates_does_not(teacher, tmp_path):
     quick = ["--teacher", teacher, "--learning_rate", "1e-12", "--weight_decay", 0]
     alike = run(tmp_path / "alike", *quick, "--objective", "distil", "--student_steps", 8, steps=1)
@@ -159,6 +160,7 @@ def test_lessons_that_cannot_be_taught_are_refused(teacher, tmp_path, more, word
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_consistent_model_teaches_no_steps(teacher, tmp_path):
     loose = run(tmp_path / "loose", "--teacher", teacher, "--objective", "consistency", "--teacher_steps", 4, steps=1)
     with pytest.raises(ValueError, match="its teacher is no student, or a student by 'distil'"):
