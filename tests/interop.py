@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tests.models import CLS, FIRST, MASK, PAD, SEP, UNK, VOCAB, wake_time
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.backbones import recognise
+from udm_text.decoders import auto_class, make_bidirectional
 
 TYPES = tuple(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 REFUSED = ("bart", "mbart", "modernvbert", "mvp", "perceiver", "ultravbert")
 """Types that no model can be put around."""
+DECODERS = tuple(
+    "bloom cohere falcon gemma gemma2 gemma3_text gpt2 gpt_neo gpt_neox granite llama mamba mistral olmo2 opt phi phi3 "
+    "qwen2 qwen3 stablelm".split()
+)
+"""Twenty types of decoder."""
+CAUSAL = ("gpt_neo", "mamba", "stablelm")
+"""Those that stay causal, which is found by a probe."""
 LONGEST = 40
 """Positions of the tiny models."""
 
@@ -58,6 +66,17 @@ _SMALL: dict[str, Any] = {
     "pronunciation_embed_dim": 32,
     "shape_embed_dim": 32,
     "max_position_embeddings": LONGEST,
+    "n_positions": LONGEST,
+    "n_embd": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_dim": 48,
+    "word_embed_proj_dim": 32,
+    "sliding_window": 8,
+    "state_size": 4,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
 }
 """Fields of small configurations, under the names that the types have for them."""
 
@@ -72,6 +91,10 @@ _SPECIAL = {"bos_token_id": CLS, "eos_token_id": SEP, "sep_token_id": SEP, "cls_
 _OWN: dict[str, dict[str, Any]] = {
     "big_bird": {"attention_type": "original_full", "block_size": 4, "num_random_blocks": 1},
     "esm": {"position_embedding_type": "rotary", "token_dropout": True},
+    "falcon": {"new_decoder_architecture": False, "alibi": False},
+    "gpt2": {"n_layer": 2},
+    "bloom": {"n_layer": 2, "hidden_size": 32},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "funnel": {"block_sizes": (1, 1), "num_decoder_layers": 1},
     "longformer": {"attention_window": 8},
     "mobilebert": {"intra_bottleneck_size": 16, "embedding_size": 16, "num_feedforward_networks": 1},
@@ -100,16 +123,18 @@ def tiny_config(model_type: str, **how: Any) -> PreTrainedConfig:
     if model_type in ("modernvbert", "ultravbert"):
         return kind(text_config=tiny_config("modernbert" if model_type == "modernvbert" else "ultrabert").to_dict())
     own = {name: value for name, value in fields.items() if name in known}
-    if "n_head" in own or "d_model" in own:
+    if ("n_head" in own or "d_model" in own) and model_type not in DECODERS:
         own.pop("num_hidden_layers", None)
     return kind(**{**own, **_OWN.get(model_type, {}), **how})
 
 
 def tiny_masked_lm(model_type: str, seed: int = 0, **how: Any) -> Any:
-    """A random masked LM of a type, in evaluation mode, its biases and norms random too."""
+    """A random masked LM, or decoder made bidirectional, in evaluation mode, its biases and norms random, too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForMaskedLM.from_config(tiny_config(model_type, **how)).eval()
+        config = tiny_config(model_type, **how)
+        make_bidirectional(config)
+        model = auto_class(config).from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:
@@ -157,7 +182,7 @@ def loads(kind: str, where: Path) -> None:
     plain = tiny_masked_lm(kind)
     plain.save_pretrained(where)
     model = UDMForMaskedGeneration.from_pretrained(where, **FIELDS)
-    plain = AutoModelForMaskedLM.from_pretrained(where).eval()
+    plain = auto_class(plain.config).from_pretrained(where).eval()
     with torch.no_grad():
         equal(model(input_ids=LONG).logits, plain(input_ids=LONG).logits)
 
@@ -233,7 +258,9 @@ def exports(kind: str, where: Path) -> None:
     model = wrapped(plain)
     model.backbone.save_pretrained(where)
     with torch.no_grad():
-        equal(AutoModelForMaskedLM.from_pretrained(where).eval()(input_ids=LONG).logits, model(input_ids=LONG).logits)
+        equal(
+            auto_class(plain.config).from_pretrained(where).eval()(input_ids=LONG).logits, model(input_ids=LONG).logits
+        )
 
 
 def fast(kind: str, where: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.helpers import ROOT
-from tests.interop import CHECKS, COLUMNS, REFUSED, TYPES, tiny_config
+from tests.interop import CAUSAL, CHECKS, COLUMNS, DECODERS, REFUSED, TYPES, tiny_config, tiny_masked_lm, wrapped
 from tests.interop import FIELDS as ALPHABET
 from udm_text import UDMConfig, UDMForMaskedGeneration
 
@@ -42,6 +42,19 @@ def test_what_cannot_be_a_backbone_is_refused_by_its_type(kind):
         UDMForMaskedGeneration(UDMConfig(text_config=tiny_config(kind), **ALPHABET))
 
 
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_decoder_that_stays_causal_is_refused_when_it_is_given_too(kind):
+    with pytest.raises(ValueError, match=f"given as backbone is a decoder of model type '{kind}', whose logits"):
+        wrapped(tiny_masked_lm(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["loads", "independent", "trains", "saves", "exports"])
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind not in CAUSAL])
+def test_a_decoder_of_any_type_is_a_backbone(kind, check, tmp_path):
+    CHECKS[check](kind, tmp_path)
+
+
 def test_types_that_transformers_drops_are_noticed():
     assert set(SAMPLE) <= set(USABLE) and set(REFUSED) < set(TYPES)
 
@@ -49,7 +62,7 @@ def test_types_that_transformers_drops_are_noticed():
 def test_every_usable_type_has_its_row_in_the_table():
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     rows = {cells[1].strip(): cells[2:-1] for line in page.splitlines() if len(cells := line.split("|")) == 12}
-    assert set(rows) - {"model type", "---"} == set(USABLE)
+    assert set(rows) - {"model type", "decoder", "---"} == {*USABLE, *DECODERS} - set(CAUSAL)
     no = {
         (kind, name) for kind in USABLE for name, cell in zip(COLUMNS, rows[kind], strict=True) if cell.strip() == "-"
     }

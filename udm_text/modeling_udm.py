@@ -297,6 +297,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
     accepts_loss_kwargs = True  # the loss may be divided by the tokens of the global batch
 
     def __init__(self, config: UDMConfig, backbone: PreTrainedModel | None = None):
+        given = backbone is not None
         super().__init__(config)
         self.generation_config = UDMGenerationConfig(pad_token_id=config.pad_token_id)
         if backbone is None:
@@ -318,6 +319,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if config.blank_widths is not None:
             self.width_head = WidthHead(embedding.embedding_dim, backbone.config.hidden_size, config.blank_widths)
         self.post_init()
+        if given:
+            check_context(self, f"the {type(backbone).__name__} given as backbone")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
