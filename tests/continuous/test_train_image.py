@@ -423,7 +423,7 @@ def test_a_finished_run_is_left_as_it_is_by_resume(trained, capsys):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--process", "hot"], "process must be 'vp', 've', 'rf' or 'cold', got 'hot'"),
+        (["--process", "hot"], "process must be 'vp', 've', 'rf', 'log_snr' or 'cold', got 'hot'"),
         (["--times", "0"], "T, the number of corruption steps, must be an integer of at least 1, got 0"),
         (["--schedule", "straight"], "schedule must be one of"),
         (["--prediction", "noise"], "prediction must be 'epsilon', 'x0', 'v' or 'score', got 'noise'"),
