@@ -629,7 +629,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             shift = marks if shift is None else shift + marks
         if shift is not None and not self._known_structure:
             shift = shift.expand(*tokens.shape[:2], -1)
-            if attention_mask is not None and attention_mask.dim() == 2:
+            if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
                 shift = shift * attention_mask[..., None].to(dtype)
         return shift
 

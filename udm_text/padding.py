@@ -36,7 +36,7 @@ class PaddingProbe:
             ValueError: for a network that says another thing of a row each time, which no seed reproduces.
         """
         mask = inputs.get("attention_mask")
-        if mask is None or mask.dim() != 2 or torch.compiler.is_compiling():
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or torch.compiler.is_compiling():
             return False
         if not self.depends and (mask.shape[1] <= self._asked or _is_split(model)):
             return False
