@@ -121,5 +121,8 @@ def test_models_that_cannot_be_packed_say_why():
     with pytest.raises(ValueError, match="attn_implementation eager or sdpa, got 'flash_attention_2'"):
         check_packing(model, 64)
     model.config.text_config.model_type = "electra"
-    with pytest.raises(ValueError, match="known of bert, roberta, modernbert, nomic_bert; this one is 'electra'"):
+    with pytest.raises(
+        ValueError,
+        match="known of bert, roberta, modernbert, nomic_bert, llama, qwen2, qwen3, gpt2; this one is 'electra'",
+    ):
         check_packing(model, 64)
