@@ -199,7 +199,6 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "image_size": None,
         "channels": None,
         "validation_share": None,
-        "condition_columns": None,
         "flip": None,
     },
     "The model": {
@@ -213,7 +212,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "autoencoder": None,
         "conditional": None,
     },
-    "A student": {"objective": None, "teacher": None, "student_steps": None, "teacher_steps": None},
+    "A student": {"objective": None, "teacher": None},
     "How long, and how": {
         "max_steps": "Steps.",
         "max_seconds": "Seconds of training at most; measuring the model comes on top.",
@@ -226,7 +225,6 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "eval_steps": "Steps between two measurements of the held-out loss, or their share of the run.",
         "eval_rows": "Held-out images of such a measurement, evenly spread; default: 512.",
         "keep_best": None,
-        "sample_every": None,
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
         "report_to": None,

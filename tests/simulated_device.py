@@ -109,7 +109,8 @@ class SimulatedDevice:
         _ACTIVE.append(self)
         asks = torch.is_autocast_enabled
         autocast = mock.patch("torch.is_autocast_enabled", lambda *kind: bool(kind[:1] != ("meta",) and asks(*kind)))
-        for part in (autocast, _Functions(), _Operations()):
+        plain = mock.patch("udm_text.backbones.is_plain", lambda weight: True)  # tensors of the device are a subclass
+        for part in (autocast, plain, _Functions(), _Operations()):
             self._stack.enter_context(part)
         return self
 

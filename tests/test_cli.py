@@ -150,4 +150,4 @@ def test_a_plain_masked_lm_fills_in_from_the_command_line_and_a_model_of_another
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip"}')
     refused = udm_here("generate", tmp_path / "clip", code=1)
-    assert "is of model type 'clip', and this needs a UDM model, or a masked LM to wrap" in refused.stderr
+    assert "is of model type 'clip', and this needs a UDM model, or a masked LM to wrap" in str(refused.exception)

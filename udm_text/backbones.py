@@ -495,6 +495,11 @@ def untouched(module: nn.Module, own: bool = False) -> bool:
     return plain and (own or type(module) is nn.Linear or home == "transformers")
 
 
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is a tensor of torch itself, and neither quantised nor spread over processes."""
+    return type(weight.data) is Tensor
+
+
 def has_known_structure(backbone: Any) -> bool:
     """Whether the modules of a backbone are those of a known one, changed or not."""
     for kind in _KNOWN:
@@ -530,7 +535,7 @@ def recognise(model: Any, all_layers: bool = False) -> Body | None:
                 return None
             if len({(weight.dtype, weight.device) for weight in model.parameters()}) > 1:
                 return None
-            if any(type(weight.data) is not torch.Tensor for weight in model.parameters()):  # quantised, or spread
+            if not all(map(is_plain, model.parameters())):
                 return None
             return body if untouched(model, own=True) and all(map(untouched, bypassed)) else None
     return None

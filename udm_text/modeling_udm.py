@@ -644,7 +644,9 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
             return network(**inputs)
         if shift is not None:
             inputs = {**inputs, "shift": shift}
-        return by_length(call, inputs) if self._padding.matters(self, call, inputs) else call(**inputs)
+        if self._known_structure or not self._padding.matters(self, call, inputs):
+            return call(**inputs)
+        return by_length(call, inputs)
 
     def _count_editable(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         editable = self.config.editable(input_ids, attention_mask)

@@ -203,7 +203,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "tokenizer": None,
         "vocab_size": None,
     },
-    "The model": {"model": None, "process": None, "predictor": None, "max_corruption": None, "blanks": None},
+    "The model": {"model": None, "process": None, "max_corruption": None, "blanks": None},
     "How long, and how": {
         "max_steps": "Steps; -1: by num_train_epochs or max_seconds.",
         "num_train_epochs": "Times that all rows are seen, where neither steps nor seconds are given.",
