@@ -41,6 +41,11 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo, minutes of one process, comes first: where it is the last file, the other workers wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def counted_positions() -> Iterator[None]:
     """What a generation says beforehand of how many positions it asks about is compared with what it then asks."""
