@@ -20,7 +20,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import check_whole, eval_mode, watched
+from udm_text.common import check_whole, eval_mode, load_exactly, watched
 from udm_text.randomness import RowRandom, step_random
 
 from .data import check_images, collate_images
@@ -115,13 +115,7 @@ class Autoencoder(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As everywhere in transformers. A checkpoint whose weights are not exactly those of its config is refused."""
-        kwargs["output_loading_info"] = True
-        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = found
-        for kind in ("missing_keys", "unexpected_keys"):
-            if info.get(kind):
-                raise ValueError(f"{pretrained_model_name_or_path}: {kind.replace('_', ' ')} {sorted(info[kind])[:3]}")
-        return model
+        return load_exactly(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance) of latents, (B, channels, H / f, W / f), before they are brought to unit rms."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import check_whole, choices, eval_mode, watched
+from udm_text.common import check_whole, choices, eval_mode, load_exactly, watched
 from udm_text.core import Prediction
 from udm_text.devices import Sent
 from udm_text.randomness import RowRandom, step_random
@@ -168,14 +168,7 @@ class EmbeddedTextModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As everywhere in transformers. A checkpoint whose weights are not exactly those of its config is refused."""
-        wanted = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = found
-        for kind in ("missing_keys", "unexpected_keys"):
-            if info.get(kind):
-                raise ValueError(f"{pretrained_model_name_or_path}: {kind.replace('_', ' ')} {sorted(info[kind])[:3]}")
-        return (model, info) if wanted else model
+        return load_exactly(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def process(self) -> EncodedProcess:

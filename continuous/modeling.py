@@ -14,7 +14,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import choices, eval_mode
+from udm_text.common import choices, eval_mode, load_exactly
 from udm_text.devices import demand, reads_are_free
 
 from .autoencoders import Autoencoder, AutoencoderConfig
@@ -307,14 +307,7 @@ class ImageDenoiser(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As everywhere in transformers. A checkpoint whose weights are not exactly those of its config is refused."""
-        wanted = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model, info = found
-        for kind in ("missing_keys", "unexpected_keys"):
-            if info.get(kind):
-                raise ValueError(f"{pretrained_model_name_or_path}: {kind.replace('_', ' ')} {sorted(info[kind])[:3]}")
-        return (model, info) if wanted else model
+        return load_exactly(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def process(self) -> ImageProcess:

@@ -141,19 +141,12 @@ class UNet(nn.Module):
         condition_dim: int = 0,
     ):
         super().__init__()
-        kinds = ["Attn" * there for there in attends(shape, widths, attention, attention_sizes)]
         self.label = VectorLabel(condition_dim, 4 * widths[0]) if condition_dim else None
+        there = attends(shape, widths, attention, attention_sizes)
         self.body = _of_diffusers("UNet2DModel")(
-            in_channels=shape[0],
-            out_channels=channels_out,
-            block_out_channels=tuple(widths),
-            layers_per_block=layers,
-            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            **_sizes("Attn", shape, channels_out, widths, layers, dropout, there),
             attention_head_dim=attention or None,
             add_attention=bool(attention),
-            dropout=dropout,
-            norm_num_groups=math.gcd(8, *widths),
             num_class_embeds=num_labels or None,
             class_embed_type="identity" if condition_dim else None,
         )
@@ -187,19 +180,12 @@ class CrossUNet(nn.Module):
         super().__init__()
         if not condition_dim or not attention:
             raise ValueError("network 'cross_unet' attends to vectors: it needs a condition_dim and attention above 0")
-        kinds = ["CrossAttn" * there for there in attends(shape, widths, attention, attention_sizes)]
         self.null = nn.Parameter(torch.zeros(condition_dim))
+        there = attends(shape, widths, attention, attention_sizes)
         self.body = _of_diffusers("UNet2DConditionModel")(
-            in_channels=shape[0],
-            out_channels=channels_out,
-            block_out_channels=tuple(widths),
-            layers_per_block=layers,
-            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+            **_sizes("CrossAttn", shape, channels_out, widths, layers, dropout, there),
             attention_head_dim=tuple(max(1, width // attention) for width in widths),  # there it counts heads
             cross_attention_dim=condition_dim,
-            dropout=dropout,
-            norm_num_groups=math.gcd(8, *widths),
         )
 
     def forward(self, xt: Tensor, ratio: Tensor, labels: Tensor) -> Tensor:
@@ -207,6 +193,29 @@ class CrossUNet(nn.Module):
         none = vectors.isnan().flatten(1).any(dim=1)[:, None, None]
         vectors = torch.where(none, self.null, vectors.to(self.null.dtype))
         return self.body(xt, ratio.to(torch.float32) * 1000.0, encoder_hidden_states=vectors).sample
+
+
+def _sizes(
+    kind: str,
+    shape: tuple[int, int, int],
+    channels_out: int,
+    widths: tuple[int, ...],
+    layers: int,
+    dropout: float,
+    there: list[bool],
+) -> dict[str, Any]:
+    """What both U-Nets of diffusers are told of their blocks. kind: of those with attention, at the sizes `there`."""
+    kinds = [kind * attended for attended in there]
+    return {
+        "in_channels": shape[0],
+        "out_channels": channels_out,
+        "block_out_channels": tuple(widths),
+        "layers_per_block": layers,
+        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
+        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        "dropout": dropout,
+        "norm_num_groups": math.gcd(8, *widths),
+    }
 
 
 def attends(

@@ -185,6 +185,16 @@ _users: dict[Any, tuple[int, bool]] = {}
 """Modules that are in evaluation mode within `eval_mode`: how many blocks want that, and their mode before."""
 
 
+def load_exactly(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> Any:
+    """load(name, ...), a `from_pretrained` of transformers; ValueError where weights are missing or left over."""
+    wanted = kwargs.pop("output_loading_info", False)
+    model, info = load(name, *args, output_loading_info=True, **kwargs)
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info.get(kind):
+            raise ValueError(f"{name}: {kind.replace('_', ' ')} {sorted(info[kind])[:3]}")
+    return (model, info) if wanted else model
+
+
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """The model in evaluation mode, each of its modules put back as it was, also after an error.
