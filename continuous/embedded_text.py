@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import check_whole, choices, eval_mode, load_exactly, watched
+from udm_text.common import check_whole, choices, eval_mode, load_exactly, refuse_newer, refuse_unknown, watched
 from udm_text.core import Prediction
 from udm_text.devices import Sent
 from udm_text.randomness import RowRandom, step_random
@@ -72,23 +72,10 @@ class EmbeddedTextConfig(PreTrainedConfig):
     backbone: dict | None = None
     udm_version: int = CONFIG_VERSION
 
-    _extras: ClassVar[frozenset[str]] = frozenset(
-        # what transformers itself puts into a config besides its declared fields
-        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
-        "_commit_hash output_attentions model_type tie_word_embeddings is_decoder use_cache quantization_config "
-        "distributed_config".split()
-    )
-
     def __post_init__(self, **kwargs):
-        known = self._extras | {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        if unknown := sorted(set(kwargs) - known):
-            raise ValueError(f"unknown argument {unknown[0]!r} of EmbeddedTextConfig")
+        refuse_unknown(kwargs, {field.name for field in dataclasses.fields(PreTrainedConfig)}, "EmbeddedTextConfig")
         super().__post_init__(**kwargs)
-        if self.udm_version > CONFIG_VERSION:
-            raise ValueError(
-                f"this model was written by a newer version (udm_version {self.udm_version}, this package reads up to "
-                f"{CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
-            )
+        refuse_newer(self.udm_version, CONFIG_VERSION)
         self.process = dict(self.process or GaussianProcess.vp().to_dict())
         self.special_token_ids = sorted(set(self.special_token_ids or []))
         self.length_counts = list(self.length_counts or [0, 1])

@@ -7,14 +7,14 @@ it was trained with; `ImageDenoiser` is the network behind `predict_x0`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from udm_text.common import choices, eval_mode, load_exactly
+from udm_text.common import choices, eval_mode, load_exactly, refuse_newer, refuse_unknown
 from udm_text.devices import demand, reads_are_free
 
 from .autoencoders import Autoencoder, AutoencoderConfig
@@ -76,23 +76,10 @@ class ImageConfig(PreTrainedConfig):
     optimal_variance: bool = False
     udm_version: int = CONFIG_VERSION
 
-    _extras: ClassVar[frozenset[str]] = frozenset(
-        # what transformers itself puts into a config besides its declared fields
-        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
-        "_commit_hash output_attentions model_type tie_word_embeddings is_decoder use_cache quantization_config "
-        "distributed_config".split()
-    )
-
     def __post_init__(self, **kwargs):
-        known = self._extras | {field.name for field in dataclasses.fields(PreTrainedConfig)}
-        if unknown := sorted(set(kwargs) - known):
-            raise ValueError(f"unknown argument {unknown[0]!r} of ImageConfig")
+        refuse_unknown(kwargs, {field.name for field in dataclasses.fields(PreTrainedConfig)}, "ImageConfig")
         super().__post_init__(**kwargs)
-        if self.udm_version > CONFIG_VERSION:
-            raise ValueError(
-                f"this model was written by a newer version (udm_version {self.udm_version}, this package reads up to "
-                f"{CONFIG_VERSION}); upgrade with `pip install -U udm-text`"
-            )
+        refuse_newer(self.udm_version, CONFIG_VERSION)
         self.classes = list(self.classes or [])
         self.image_shape = [int(n) for n in self.image_shape or (1, 8, 8)]
         self.process = dict(self.process or GaussianProcess.vp().to_dict())

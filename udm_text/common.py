@@ -185,6 +185,29 @@ _users: dict[Any, tuple[int, bool]] = {}
 """Modules that are in evaluation mode within `eval_mode`: how many blocks want that, and their mode before."""
 
 
+CONFIG_EXTRAS = frozenset(
+    "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
+    "_commit_hash output_attentions model_type tie_word_embeddings is_decoder use_cache quantization_config "
+    "distributed_config".split()
+)
+"""What transformers itself puts into a config besides its declared fields."""
+
+
+def refuse_unknown(given: Collection[str], known: Collection[str], what: str) -> None:
+    """ValueError for a field that the config `what` does not have. known: those of any config of transformers."""
+    if unknown := sorted(set(given) - set(known) - CONFIG_EXTRAS):
+        raise ValueError(f"unknown argument {unknown[0]!r} of {what}")
+
+
+def refuse_newer(version: int, known: int) -> None:
+    """ValueError for the udm_version of a config that a newer package wrote; this one reads up to `known`."""
+    if version > known:
+        raise ValueError(
+            f"this model was written by a newer version (udm_version {version}, this package reads up to {known}); "
+            "upgrade with `pip install -U udm-text`"
+        )
+
+
 def load_exactly(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any) -> Any:
     """load(name, ...), a `from_pretrained` of transformers; ValueError where weights are missing or left over."""
     wanted = kwargs.pop("output_loading_info", False)

@@ -18,7 +18,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from transformers.utils.hub import cached_file
 
 from .autoregressive import JointProcess
-from .common import choices, read_object
+from .common import CONFIG_EXTRAS, choices, read_object
 from .decoders import decoder_tokenizer, is_decoder, make_bidirectional
 from .edits import EditProcess
 from .framing import LOCATION_ARGUMENTS, find_tokenizer, tokenizer_fields
@@ -189,12 +189,7 @@ class UDMConfig(PreTrainedConfig):
     blank_widths: int | None = None
     udm_version: int = CONFIG_VERSION
 
-    _known_extras: ClassVar[frozenset[str]] = frozenset(
-        # what transformers itself puts into a config besides its declared fields
-        "auto_map _name_or_path name_or_path torch_dtype attn_implementation experts_implementation num_labels "
-        "_commit_hash output_attentions model_type custom_pipelines tie_word_embeddings is_decoder use_cache "
-        "quantization_config distributed_config".split()
-    )
+    _known_extras: ClassVar[frozenset[str]] = CONFIG_EXTRAS | {"custom_pipelines"}
 
     def __post_init__(self, **kwargs):
         self._check_version(self.udm_version)
