@@ -6,14 +6,12 @@ only, not on its neighbours nor on `batch_size`.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import choices, eval_mode, refuse_missing, takes, watched, written_whole
+from udm_text.common import choices, eval_mode, refuse_missing, watched, written_whole
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
@@ -33,6 +31,7 @@ from .objectives import snr, step_variances
 from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
 from .step_control import ADAPTIVE, RTOL, adaptive
+from .watching import OnStepEnd, Watcher, check_flag, check_number, check_whole
 
 STEPS = 20
 """Steps of an image where nothing is said; a student has a number of its own."""
@@ -47,11 +46,6 @@ COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
 """Names of samplers of cold models, and their churn."""
 FROM_LAW = "images = pipe.generate(16, seed=0)  # from the law of x_T that was measured in training\n"
 """What the card of a model that keeps such a law shows beside `restore`."""
-OnStepEnd = Callable[["ImagePipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
-"""callback_on_step_end(pipe, step, s, {"xt": xt}) after each step; may return {"xt": ...}, which takes its place.
-
-What it returns must be finite and of the shape of xt; None or {} leaves xt as it is.
-"""
 
 
 @dataclass
@@ -427,7 +421,7 @@ class ImagePipeline:
         if eta is not None:
             check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        watcher = Watcher(self, callback_on_step_end, output_trajectory, progress)
         if cold:
             sampling.check_eta(sampler, eta)
             walk, calls = self._from_law(COLD_SAMPLERS[sampler], num_steps, spacing, guidance_scale, jitter, clip)
@@ -458,7 +452,7 @@ class ImagePipeline:
         times = self._grid(sampler, num_steps, spacing)
         calls = len(times) - 1
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             name: str | None = sampler
             if sampler == WITH_LEARNED_VARIANCE:
                 name, predict = None, watcher.predictor(self.learned_variance(own, random, clip))
@@ -483,11 +477,11 @@ class ImagePipeline:
 
     def _adaptive(
         self, rtol: float, guidance_scale: float, clip: bool
-    ) -> Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor]:
+    ) -> Callable[[RowRandom, slice, Tensor | None, Watcher], Tensor]:
         """What `_batches` runs for images by steps of their own lengths."""
         process = self.denoiser.gaussian
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             like = torch.empty(len(random.rows), *self.denoiser.config.state_shape, device=self.denoiser.device)
             predict = self.predictor(own, guidance_scale, clip)
             images = adaptive(process, predict, process.prior(like, random=random), rtol)
@@ -534,14 +528,14 @@ class ImagePipeline:
         guidance_scale: float,
         jitter: float,
         clip: bool,
-    ) -> tuple[Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor], int]:
+    ) -> tuple[Callable[[RowRandom, slice, Tensor | None, Watcher], Tensor], int]:
         """What `_batches` runs for images of a cold model, x_T from its law, restored; and how many calls it takes."""
         process, prior = cast(ColdProcess, self.process), self.denoiser.prior
         num_steps = self.usual_steps if num_steps is None else num_steps
         steps = min(check_whole("num_steps", num_steps, 1), process.T)
         times = sampling.grid(process, steps, "even" if spacing is None else spacing)
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             rows = self.denoiser.label_row(own, len(random.rows))
             places = rows if self.denoiser.config.num_classes else torch.zeros(len(random.rows), dtype=torch.int64)
             assert places is not None
@@ -587,7 +581,7 @@ class ImagePipeline:
         check_flag("clip", clip)
         labels = self.labels(label, len(degraded))
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             xt = degraded[part].to(self.denoiser.device, torch.float32)
             return sampling.restore(
                 self.process,
@@ -600,7 +594,7 @@ class ImagePipeline:
                 on_step=watcher.on_step,
             )
 
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        watcher = Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, len(degraded), num_steps or t, seed, batch_size, watcher)
 
     @torch.no_grad()
@@ -662,7 +656,7 @@ class ImagePipeline:
         if mode == "clean" and bool((editable != editable[:, :1]).any()):
             raise ValueError("editable must be the same in all channels of a pixel, for mode 'clean'")
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             return control.edit(
                 process,
                 sampling.ddim(process, watcher.predictor(self.predictor(own, guidance_scale, clip)), eta),
@@ -676,7 +670,7 @@ class ImagePipeline:
                 on_step=watcher.on_step,
             )
 
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        watcher = Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, len(known), steps, seed, batch_size, watcher)
 
     @torch.no_grad()
@@ -742,13 +736,13 @@ class ImagePipeline:
         check_flag("clip", clip)
         times = sampling.grid(process, steps)
 
-        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: _Watcher) -> Tensor:
+        def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             xt = noise[part].to(self.denoiser.device, torch.float32)
             predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
             walk = sampling.spread(times, len(xt), xt.device)
             return denoise(process, predict, xt, walk, on_step=watcher.on_step)
 
-        watcher = _Watcher(self, callback_on_step_end, output_trajectory, progress)
+        watcher = Watcher(self, callback_on_step_end, output_trajectory, progress)
         return self._batches(run, labels, len(noise), steps, 0, batch_size, watcher)
 
     def interpolate(
@@ -845,13 +839,13 @@ class ImagePipeline:
 
     def _batches(
         self,
-        run: Callable[[RowRandom, slice, Tensor | None, _Watcher], Tensor],
+        run: Callable[[RowRandom, slice, Tensor | None, Watcher], Tensor],
         labels: Tensor | None,
         num: int,
         calls: int,
         seed: int | None,
         batch_size: int,
-        watcher: _Watcher,
+        watcher: Watcher,
     ) -> Tensor | ImageOutput:
         """`run` for each batch of rows with their labels, watched; what it gives is held inside [-1, 1]."""
         check_whole("batch_size", batch_size, 1)
@@ -869,93 +863,6 @@ class ImagePipeline:
         return ImageOutput(images=whole, trajectory=watcher.trajectory(), predictions=watcher.predictions())
 
 
-class _Watcher:
-    """What looks on while images come to be: a bar, the caller's callback, a trajectory."""
-
-    def __init__(self, pipe: ImagePipeline, callback: OnStepEnd | None, keeps: bool, progress: bool):
-        if callback is not None and not takes(callback, 4):
-            what = type(callback).__name__
-            raise ValueError(f"callback_on_step_end must be a function of (pipe, step, s, state), got {what}")
-        check_flag("output_trajectory", keeps)
-        check_flag("progress", progress)
-        self.pipe, self.callback, self.keeps, self.progress = pipe, callback, keeps, progress
-        self.batches: list[tuple[list[Tensor], list[Tensor]]] = []
-        self.states: list[Tensor] = []
-        self.answers: list[Tensor] = []
-        self.advance: Callable[[], Any] = lambda: None
-        self.s: Any = None
-        self.asked = False  # in this step: some samplers ask twice
-
-    def predictor(self, predict_x0: Predictor) -> Predictor:
-        """The same predictor, seen: in each step it is first asked with the state that the step begins from."""
-
-        def predict(xt: Tensor, t: Tensor, s: Tensor) -> Tensor | Prediction:
-            if not self.asked:
-                if self.keeps:
-                    self.states.append(xt.cpu())
-                self.s, self.asked = s, True
-            return predict_x0(xt, t, s)
-
-        return predict
-
-    def on_step(self, step: int, xs: Tensor, prediction: Prediction) -> Tensor | None:
-        self.advance()
-        self.asked = False
-        if self.keeps:
-            self.answers.append(prediction.x0.cpu().to(torch.float32))
-        if self.callback is None:
-            return None
-        returned: Any = self.callback(self.pipe, step, self.s, {"xt": xs})
-        if returned is None or (isinstance(returned, dict) and not returned):
-            return None
-        xt = returned["xt"] if isinstance(returned, dict) and set(returned) == {"xt"} else None
-        if not isinstance(xt, Tensor) or xt.shape != xs.shape or not xt.is_floating_point():
-            what = f"xt {tuple(xt.shape)} {xt.dtype}" if isinstance(xt, Tensor) else repr(returned)[:80]
-            raise ValueError(
-                'callback_on_step_end must return None or {"xt": a floating point tensor of shape '
-                f"{tuple(xs.shape)}}}, got {what} after step {step}"
-            )
-        if not torch.isfinite(xt).all():
-            raise ValueError(f"callback_on_step_end returned an xt that is not finite after step {step}")
-        return xt.to(xs)
-
-    def finished(self, images: Tensor) -> Tensor:
-        """A batch at its end, on the CPU and inside [-1, 1]."""
-        images = self._decoded(images).clamp(-1.0, 1.0)
-        if bool(images.isnan().any()):
-            raise NonFiniteOutputError(
-                f"what the network predicts is not finite, in {int(images.flatten(1).isnan().any(dim=1).sum())} of "
-                f"{len(images)} images: its weights are damaged, or too large for {self.pipe.denoiser.dtype}"
-            )
-        if self.keeps:
-            self.batches.append(([*map(self._decoded, self.states), images], [*map(self._decoded, self.answers)]))
-            self.states, self.answers = [], []
-        return images
-
-    def _decoded(self, state: Tensor) -> Tensor:
-        """A state as an image, float32 on the CPU."""
-        denoiser = self.pipe.denoiser
-        return denoiser.to_images(state.to(denoiser.device)).cpu().to(torch.float32)
-
-    def trajectory(self) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(states) for states in zip(*(states for states, _ in self.batches), strict=True))
-
-    def predictions(self) -> tuple[Tensor, ...]:
-        return tuple(torch.cat(answers) for answers in zip(*(answers for _, answers in self.batches), strict=True))
-
-    @contextlib.contextmanager
-    def bar(self, total: int) -> Iterator[None]:
-        """A progress bar on stderr, or nothing."""
-        if not self.progress:
-            yield
-            return
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-        with tqdm(**{"total": total, "unit": "step", "leave": False, **self.pipe._progress_bar}) as bar:
-            self.advance = bar.update
-            yield
-
-
 def check_device(device: Any) -> None:
     """ValueError unless tensors can be put on this device (None: wherever they are)."""
     if device is None:
@@ -965,31 +872,6 @@ def check_device(device: Any) -> None:
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [""])[0].rstrip(".")
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' can") from None
-
-
-def check_whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` as an int in low..high (None: no end); ValueError naming it for anything else, True and False too."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be an integer, got {value!r}")
-    whole = int(value)
-    if whole < low or (high is not None and whole > high):
-        where = f"be at least {low}" if high is None else f"lie in {low}..{high}"
-        raise ValueError(f"{name} must {where}, got {whole}")
-    return whole
-
-
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-    """ValueError unless `value` is a finite number in [low, high]; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not low <= float(value) <= high:
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """ValueError unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def _seed(seed: int | None) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from continuous import pipeline, sampling
+from continuous import sampling, watching
 from continuous.degradations import Blur, Desaturate, PixelMask, Pool
 from continuous.modeling import ImageConfig, ImageDenoiser, NonFiniteOutputError
 from continuous.objectives import ImageObjective
@@ -30,7 +30,7 @@ def make(process=None, **more):
 def compare(pipe, call, monkeypatch):
     """The same pictures; returns how often each step waits. call: pipe -> pictures."""
     expected, seen = call(pipe), []
-    on_step = pipeline._Watcher.on_step
+    on_step = watching.Watcher.on_step
 
     with SimulatedDevice() as device:
 
@@ -38,7 +38,7 @@ def compare(pipe, call, monkeypatch):
             seen.append(Counter(device.waits))
             return on_step(*arguments)
 
-        monkeypatch.setattr(pipeline._Watcher, "on_step", looked)
+        monkeypatch.setattr(watching.Watcher, "on_step", looked)
         found = call(ImagePipeline(device.move(copy.deepcopy(pipe.denoiser))))
     assert torch.equal(values(found), expected)
     waits = [dict(b - a) for a, b in zip(seen, seen[1:], strict=False)]
