@@ -5,6 +5,14 @@ from __future__ import annotations
 from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stderr, row_draws, scored_rows
 from .context import ContextReport, measure_context, token_counts, unigram_nats
 from .curve import CurveReport, fit_curve, measure_curve, measure_prices, price_table, store_curve
+from .likelihood import (
+    LikelihoodReport,
+    RowScores,
+    evaluate_likelihood,
+    importance_weighted,
+    row_chains,
+    row_scores,
+)
 from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
 from .samples import bleu, compare_samples, distinct, judged, self_bleu
 from .typos import make_typos
@@ -13,13 +21,17 @@ __all__ = [
     "BoundReport",
     "ContextReport",
     "CurveReport",
+    "LikelihoodReport",
     "RepairReport",
+    "RowScores",
     "TokenRepairReport",
     "evaluate_bound",
+    "evaluate_likelihood",
     "evaluate_loss",
     "evaluate_repair",
     "evaluate_token_repair",
     "fit_curve",
+    "importance_weighted",
     "measure_context",
     "make_typos",
     "measure_curve",
@@ -32,7 +44,9 @@ __all__ = [
     "ratio_with_stderr",
     "self_bleu",
     "repair_figures",
+    "row_chains",
     "row_draws",
+    "row_scores",
     "scored_rows",
     "store_curve",
     "token_counts",
