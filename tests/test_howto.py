@@ -35,8 +35,20 @@ def place(tmp_path_factory):
         model = make_udm(process, vocab_size=len(tokenizer), length_counts=COUNTS, **{**own, **more})
         model.save_pretrained(here / "runs" / name)
         tokenizer.save_pretrained(here / "runs" / name)
+    save_chat(here)
     save_digits(here)
     return here
+
+
+def save_chat(here) -> None:
+    """A model of chats without training."""
+    from udm_text.corpus import train_tokenizer
+    from udm_text.framing import tokenizer_fields
+
+    tokenizer = train_tokenizer("wordpiece", ["red sun old sea"], 200, separator=True, chat=True)
+    own = {"separator_token_ids": [tokenizer.sep_token_id], "blank_widths": 8, **tokenizer_fields(tokenizer)}
+    make_udm("mask", vocab_size=len(tokenizer), length_counts=COUNTS, **own).save_pretrained(here / "runs" / "chat")
+    tokenizer.save_pretrained(here / "runs" / "chat")
 
 
 def save_digits(here) -> None:

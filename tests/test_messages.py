@@ -18,6 +18,7 @@ TEXT, IMAGES = ("train",), ("image train",)
 EVERYWHERE = ("generate", "repair", "evaluate", "push", "export")
 HEARD = {  # where a message stands, a file or a function of it: the commands that say it
     "udm_text/card.py": (),
+    "udm_text/chats.py": TEXT,
     "udm_text/common.py": (),
     "udm_text/framing.py": EVERYWHERE,
     "udm_text/corpus/files.py": ("train", "evaluate"),
@@ -40,7 +41,8 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "udm_text/cli/terminal.py": ("generate", "repair", "evaluate"),
     "udm_text/cli/terminal.py:load_pipeline": ("generate",),
     "udm_text/cli/export.py": ("generate",),
-    "udm_text/cli/commands.py:_pipeline": ("generate", "repair"),
+    "udm_text/cli/commands.py:_pipeline": ("generate", "chat", "repair"),
+    "udm_text/cli/commands.py:chat": ("chat",),
     "udm_text/cli/commands.py:train": TEXT,
     "udm_text/cli/commands.py:_options": (),
     "udm_text/generation_options.py": ("generate",),

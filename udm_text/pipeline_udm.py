@@ -13,7 +13,9 @@ from huggingface_hub import CommitInfo
 from torch.utils.data import Dataset
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, Pipeline
 from transformers.utils import logging
+from transformers.utils.chat_template_utils import Chat
 
+from .chats import check_chat, prompt_of, refuse_special
 from .common import check_whole
 from .configuration_udm import PROCESSES, UDMConfig
 from .decoders import tokenizer_for
@@ -142,7 +144,9 @@ class UDMGenerationPipeline(Pipeline):
     do nothing else); any other text is continued; an empty string is written from nothing. To a model that was trained
     on prompts and answers a text is a prompt, and what comes back is its answer; an answer that is begun, or has [MASK]
     to fill in, stands behind the separator: "prompt [SEP] begun". [MASK] may be written so whatever the model's own
-    mask token is, and as that, too (RoBERTa's <mask>). A plain masked LM is wrapped, with a warning.
+    mask token is, and as that, too (RoBERTa's <mask>). A list of messages, `{"role": ..., "content": ...}`, is a chat:
+    the tokenizer's chat template makes a prompt of it, and it comes back with the assistant's message behind. A plain
+    masked LM is wrapped, with a warning.
 
     ```python
     >>> import udm_text
@@ -248,7 +252,7 @@ class UDMGenerationPipeline(Pipeline):
         """
         Args:
             inputs (`str`, `list[str]`, or an iterable such as a dataset column): the texts; a text from nothing where
-                none is given.
+                none is given. Or a chat, a list of messages of which the last is the user's, or a list of chats.
             kwargs: arguments of `UDMGenerationConfig` (`forbidden_tokens`, `allowed_tokens` and `begin_suppress_tokens`
                 may name tokens by strings; the last one is by default what continues a word); `generator`,
                 `logits_processor`, `classifier` (its rows count from 0 in each batch), `streamer` (its `put_typed`, if
@@ -261,7 +265,8 @@ class UDMGenerationPipeline(Pipeline):
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
-            of such lists, or an iterator over them where the texts are a torch dataset or a generator. With
+            of such lists, or an iterator over them where the texts are a torch dataset or a generator. Of a chat it is
+            the list of messages with the assistant's behind, or with `return_full_text=False` the answer alone. With
             `output_trajectory=True` each also holds `"trajectory"`, that text before the first and after every step of
             its own, the tokenizer's mask token where nothing stands yet; with
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
@@ -294,8 +299,14 @@ class UDMGenerationPipeline(Pipeline):
         return push(self.model, repo_id, tokenizer=kwargs.pop("tokenizer", self.tokenizer), **kwargs)
 
     def preprocess(  # type: ignore[override]
-        self, input_: str, blank_token: str | None = BLANK, **preprocess_parameters: Any
+        self, input_: Any, blank_token: str | None = BLANK, **preprocess_parameters: Any
     ) -> dict[str, Any]:
+        chat: Any = [input_] if isinstance(input_, dict) and input_.keys() & {"role", "content"} else None
+        if isinstance(input_, Chat | list | tuple):
+            chat = input_.messages if isinstance(input_, Chat) else input_
+        if chat is not None:
+            input_ = self.prompt_of(chat)
+            blank_token = None  # which is text there
         if not isinstance(input_, str):
             raise ValueError(
                 f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
@@ -305,7 +316,7 @@ class UDMGenerationPipeline(Pipeline):
                 f"udm-generation reads Unicode text, and character {half.start()} of an input is half a surrogate "
                 f"pair, {half[0]!r}: decode what it comes from as UTF-8 or UTF-16"
             )
-        input_ = self._with_own_masks(input_)
+        input_ = self._with_own_masks(input_) if chat is None else input_
         input_, are_blanks = self._with_blanks(input_, blank_token)
         self._hint_masks(input_)
         new = [part for part in unknown_parts(self.tokenizer, input_) if part not in self._unknown]
@@ -318,7 +329,7 @@ class UDMGenerationPipeline(Pipeline):
             )
         ids = self.tokenizer(input_, verbose=False)["input_ids"]  # what is too long, `generate` refuses
         input_ids = torch.tensor([ids], dtype=torch.int64)
-        found = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_}
+        found = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "text": input_, "chat": chat}
         if self.model.config.blank_widths is None:
             return found
         blanks = torch.zeros_like(input_ids)
@@ -331,6 +342,17 @@ class UDMGenerationPipeline(Pipeline):
                 )
             blanks[0, masks] = torch.tensor(are_blanks).long()
         return {**found, "blanks": blanks}
+
+    def prompt_of(self, messages: Any) -> str:
+        """The prompt that a chat is."""
+        chat = check_chat(messages)
+        if not self.model.config.prompted:
+            raise ValueError(
+                "this model continues texts and was not trained on prompts and answers, which a chat needs: train it "
+                "with `udm train --messages_column`"
+            )
+        refuse_special(self.tokenizer, chat)
+        return prompt_of(self.tokenizer, chat)
 
     def _keys(self, input_tensors: dict[str, Any]) -> list[int]:
         """Of each input a number that depends on its tokens alone; 0 where nothing was typed, as `generate` counts."""
@@ -436,7 +458,7 @@ class UDMGenerationPipeline(Pipeline):
             return x.reshape(rows, number, *x.shape[1:])
 
         result = {name: by_input(output[name]) for name in ("sequences", "attention_mask", "editable", "steps")}
-        result["text"] = input_tensors["text"]
+        result |= {name: input_tensors[name] for name in ("text", "chat")}
         if output.widths is not None:
             result |= {"widths": by_input(output.widths), **marked}
         if self.model.config.prompted:
@@ -476,6 +498,9 @@ class UDMGenerationPipeline(Pipeline):
                 where, widths = model_outputs["blanks"][0], model_outputs["widths"][0, i]
                 typed = _opened(given, self.tokenizer.mask_token_id, where, widths)
             record: dict[str, Any] = {"generated_text": self._text_of(typed, row, shown)}
+            if (chat := model_outputs["chat"]) is not None and return_full_text is not False:
+                answer = self._text_of(typed, row, model_outputs["answer"][0, i].bool())
+                record["generated_text"] = [*chat, {"role": "assistant", "content": answer}]
             if return_tensors:
                 there = model_outputs["attention_mask"][0, i].bool()
                 record["generated_token_ids"] = row[there].tolist()

@@ -180,7 +180,7 @@ def train(context: typer.Context) -> None:
         ) from error
 
 
-def _with_options(function: Callable[..., None]) -> Callable[..., None]:
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """The command with a flag for every option of a generation that has one, handed to it as keywords."""
     parameters = {n: p for n, p in inspect.signature(function, eval_str=True).parameters.items() if n != "options"}
     for name, option in OPTIONS.items():
@@ -198,7 +198,7 @@ def _with_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command()
-@_with_options
+@with_options
 def generate(
     model: Model,
     text: Annotated[
@@ -301,6 +301,33 @@ def generate(
 
 
 @app.command()
+@with_options
+def chat(
+    model: Model,
+    *,
+    system: Annotated[str | None, typer.Option(help="A message of the system, before all others.")] = None,
+    revision: Revision = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    watch_delay: Annotated[
+        float, typer.Option(min=0.0, help="On a terminal: seconds that a step stays; 0: as fast as it goes.")
+    ] = 0.05,
+    trust_remote_code: Trust = False,
+    **options: Any,
+) -> None:
+    """Chat with a model that was trained on chats: a line, its answer, and so on. /reset begins anew."""
+    from .chat import converse
+
+    if (number := options["num_return_sequences"]) != 1:
+        raise ValueError(f"a chat goes on with one answer: leave --number {number} away")
+    pipe = _pipeline(model, revision, device, dtype, trust_remote_code)
+    pipe.prompt_of([{"role": "user", "content": "Is there a chat template?"}])  # or it is said before anybody types
+    if not options.get("forbidden_tokens"):
+        options["forbidden_tokens"] = None
+    converse(pipe, system, watch_delay, **options)
+
+
+@app.command()
 def repair(
     model: Model,
     text: Annotated[
@@ -374,6 +401,7 @@ def evaluate(
     data_config: DataConfig = None,
     text_column: TextColumn = None,
     prompt_column: Annotated[str | None, typer.Option(help="The column of prompts; default: as in training.")] = None,
+    messages_column: Annotated[str | None, typer.Option(help="The column of chats; default: as in training.")] = None,
     rows: Annotated[str | None, typer.Option(help="line, fixed or packed; default: as in training.")] = None,
     row_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a row, at which it is cut; default: as in training.")
@@ -436,6 +464,7 @@ def evaluate(
     report = {} if report_file is None else read_report(report_file)
     given: dict[str, Any] = {"data_config": data_config, "text_column": text_column, "prompt_column": prompt_column}
     given |= {"rows": rows, "row_length": row_length, "validation_share": validation_share}
+    given["messages_column"] = messages_column
     how = reading(report, model, data, given)
     if samples is not None:
         from .reports import describe_samples

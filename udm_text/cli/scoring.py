@@ -50,7 +50,10 @@ def reading(report: Mapping[str, Any], model: str, data: str | None, given: Mapp
                 f"the corpus that {model} was trained with, {Path(data).name}, is not here: give --data, and --split "
                 "validation where it is that very corpus"
             )
-    return DataArguments(**{**how, "data": data, **{n: v for n, v in given.items() if v is not None}})
+    asked = {name: value for name, value in given.items() if value is not None}
+    other = {"prompt_column": "messages_column", "messages_column": "prompt_column"}
+    how |= {other[name]: None for name in other if name in asked}
+    return DataArguments(**{**how, "data": data, **asked})
 
 
 def rows_to_score(
@@ -70,17 +73,20 @@ def rows_to_score(
         ValueError: there is no such split; the model has prompts and the texts have none, or the other way round; a
             row is longer than the model reads.
     """
-    if config.prompted != (data.prompt_column is not None):
+    if config.prompted != data.prompted:
+        column = "prompt" if data.messages_column is None else "messages"
         raise ValueError(
-            "the model writes answers to prompts: give --prompt-column, the column that holds them"
+            "the model writes answers to prompts: give --prompt-column, the column that holds them, or of chats "
+            "--messages-column"
             if config.prompted
-            else f"--prompt-column {data.prompt_column}: the model was not trained on prompts, leave it away"
+            else f"--{column}-column {getattr(data, f'{column}_column')}: the model was not trained on prompts, leave "
+            "it away"
         )
     if split == ALL or (whole and split is None):
         columns: dict[str, Any] = {
-            name: getattr(data, name) for name in ("text_column", "prompt_column", "noisy_column")
+            name: getattr(data, name) for name in ("text_column", "prompt_column", "noisy_column", "messages_column")
         }
-        splits = load_corpus(data.data, name=data.data_config, to_train=False, **columns)
+        splits = load_corpus(data.data, name=data.data_config, to_train=False, tokenizer=tokenizer, **columns)
         if split == ALL or len(splits) == 1:
             split, texts = ALL, concatenate_datasets(list(splits.values()))
         else:
@@ -91,7 +97,7 @@ def rows_to_score(
         rows, _ = make_rows(texts, tokenizer, split=split, **cut_fields(data, config.process))
     else:
         split = "validation" if split is None else split
-        texts = texts_of_split(data, split)
+        texts = texts_of_split(data, split, tokenizer)
         rows = rows_of_split(data, tokenizer, config.process, split, texts)
     longest, limit = max(map(len, rows["input_ids"])), config.max_row_length
     if limit is not None and longest > limit:

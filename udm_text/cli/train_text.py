@@ -6,6 +6,7 @@ it says in `reports.py`; what every run does around the training is `training/ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoConfig
 from transformers.trainer_utils import IntervalStrategy
 
 from ..card import hub_name
+from ..chats import MARKS, check_template
 from ..common import check_place, choices
 from ..configuration_udm import PRESETS, PROCESSES, UDMConfig
 from ..corpus import (
@@ -34,6 +36,7 @@ from ..corpus import (
     train_tokenizer,
     vocabulary_report,
 )
+from ..corpus.chats import whole_chats
 from ..corpus.streaming import RowStream, TrainingTexts, sample_corpus
 from ..edits import MOST_OF_A_PAIR
 from ..evaluation import evaluate_bound, evaluate_loss, evaluate_repair, measure_context
@@ -186,8 +189,9 @@ def check_process(data: DataArguments, model_args: ModelArguments, goal: Objecti
 def prepare_rows(data: DataArguments, model_args: ModelArguments, ready: Preparation) -> Rows:
     """Reads the corpus, finds or trains the tokenizer, cuts the rows; one process before the others."""
     state = ready.state
+    writer = chat_writer(data, model_args, ready.checkpoint)
     with state.main_process_first():  # the others find its cache
-        splits, texts = read_texts(data)
+        splits, texts = read_texts(data, writer)
     tokenizer = choose_tokenizer(data, model_args, splits, ready.checkpoint, state)
     process = "mask" if data.noisy_column is None else process_fields(model_args).get("process", "mask")
     cut = cut_fields(data, process)
@@ -220,9 +224,13 @@ def first_short(texts: Dataset, count: int = 4, longest: int = 200) -> list[dict
     return found
 
 
-def read_texts(data: DataArguments) -> tuple[Corpus, TrainingTexts | None]:
-    """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream."""
+def read_texts(data: DataArguments, tokenizer: Any = None) -> tuple[Corpus, TrainingTexts | None]:
+    """The splits of the corpus, or with streaming those of its beginning, and then the texts to stream.
+
+    tokenizer: whose chat template writes messages.
+    """
     how: dict[str, Any] = {"text_column": data.text_column, "prompt_column": data.prompt_column}
+    how |= {"messages_column": data.messages_column, "tokenizer": tokenizer}
     whole: dict[str, Any] = {**how, "noisy_column": data.noisy_column}
     contiguous = data.rows == "packed"
     given: dict[str, Dataset] = {}
@@ -247,9 +255,9 @@ ALL = "all"
 """The split of a source that is scored whole; a run has none of this name."""
 
 
-def texts_of_split(data: DataArguments, split: str = "validation") -> Dataset:
-    """The texts of a split as a run with these arguments has them."""
-    splits, _ = read_texts(data)
+def texts_of_split(data: DataArguments, split: str = "validation", tokenizer: Any = None) -> Dataset:
+    """The texts of a split as a run with these arguments has them. tokenizer: of the model, for chats."""
+    splits, _ = read_texts(data, tokenizer)
     if split not in splits:
         raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, got {split!r}")
     return splits[split]
@@ -268,7 +276,7 @@ def rows_of_split(
 
     process: of the model. texts: those of the split, where they have been read.
     """
-    texts = texts_of_split(data, split) if texts is None else texts
+    texts = texts_of_split(data, split, tokenizer) if texts is None else texts
     return make_rows(texts, tokenizer, split=split, **cut_fields(data, process))[0]
 
 
@@ -295,25 +303,72 @@ def choose_tokenizer(
     """The named tokenizer, or that of the pretrained model or the checkpoint, or one trained on the training part."""
     if checkpoint is not None:
         return load_tokenizer(checkpoint)
-    kind = data.tokenizer or ("wordpiece" if model_args.model in PRESETS else model_args.model)
+    kind = tokenizer_kind(data, model_args)
     if kind not in TOKENIZERS:
-        of = None
-        if model_args.model not in PRESETS:
-            predictor: dict[str, Any] = {} if model_args.predictor is None else {"predictor": model_args.predictor}
-            of = UDMConfig.from_pretrained(model_args.model, **predictor)
-        return load_tokenizer(kind, of)
+        return existing_tokenizer(kind, data, model_args)
     texts: Iterable[str] = splits["train"]["text"]
     if data.prompt_column is not None:
         texts = (text or "" for column in ("prompt", "text") for text in splits["train"][column])
+    if data.messages_column is not None:
+        marks = re.compile("|".join(map(re.escape, MARKS)))
+        said = whole_chats(splits["train"])
+        texts = (part for row in said for text in (row["prompt"], row["text"]) for part in marks.split(text))
     if data.rows == "packed":  # blocks hold line ends
         texts = (f"{text}\n" for text in texts)
-    # With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] tell
-    # its ends apart. And where texts grow, a gap before the first token is read at [CLS].
-    cls_sep = model_args.backbone in ROTARY or PROCESSES[model_args.process or "mask"].inserts
-    how: dict[str, Any] = {"cls_sep": cls_sep, "separator": data.prompt_column is not None}
-    how["min_frequency"] = data.min_frequency
+    how: dict[str, Any] = {**tokenizer_frame_of(data, model_args), "min_frequency": data.min_frequency}
     made = [train_tokenizer(kind, texts, data.vocab_size, **how) if state.is_main_process else None]
-    return broadcast_object_list(made)[0]  # by one process for all
+    return with_template(broadcast_object_list(made)[0], data)  # by one process for all
+
+
+def tokenizer_kind(data: DataArguments, model_args: ModelArguments) -> str:
+    """Which tokenizer a new run takes: one of `TOKENIZERS`, which is trained, or the place of an existing one."""
+    return data.tokenizer or ("wordpiece" if model_args.model in PRESETS else model_args.model)
+
+
+def existing_tokenizer(kind: str, data: DataArguments, model_args: ModelArguments) -> Any:
+    """The tokenizer at a place, as the model of the run reads it, with the chat template that was asked for."""
+    of = None
+    if model_args.model not in PRESETS:
+        predictor: dict[str, Any] = {} if model_args.predictor is None else {"predictor": model_args.predictor}
+        of = UDMConfig.from_pretrained(model_args.model, **predictor)
+    return with_template(load_tokenizer(kind, of), data)
+
+
+def tokenizer_frame_of(data: DataArguments, model_args: ModelArguments) -> dict[str, Any]:
+    """What a tokenizer that is trained puts around and between texts.
+
+    With rotary positions alone, a row that is all [MASK] looks the same everywhere: [CLS] and [SEP] tell its ends
+    apart. And where texts grow, a gap before the first token is read at [CLS].
+    """
+    cls_sep = model_args.backbone in ROTARY or PROCESSES[model_args.process or "mask"].inserts
+    chat = data.messages_column is not None and data.chat_template is None
+    return {"cls_sep": cls_sep, "separator": data.prompted, "chat": chat}
+
+
+def with_template(tokenizer: Any, data: DataArguments) -> Any:
+    """The tokenizer, of chats with the chat template that was asked for.
+
+    Raises:
+        ValueError: it has none, or one that cannot be used. FileNotFoundError: there is no such file.
+    """
+    if data.messages_column is not None:
+        if data.chat_template is not None:
+            if not (file := Path(data.chat_template)).is_file():
+                raise FileNotFoundError(f"--chat_template {file}: there is no such file")
+            tokenizer.chat_template = file.read_text(encoding="utf-8")
+        check_template(tokenizer)
+    return tokenizer
+
+
+def chat_writer(data: DataArguments, model_args: ModelArguments, checkpoint: str | None) -> Any:
+    """The tokenizer whose template writes the messages of a run; one that is still to be trained has a stand-in."""
+    if data.messages_column is None:
+        return None
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint)
+    if (kind := tokenizer_kind(data, model_args)) not in TOKENIZERS:
+        return existing_tokenizer(kind, data, model_args)
+    return with_template(train_tokenizer("char", ["012"], 16, **tokenizer_frame_of(data, model_args)), data)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -324,7 +379,7 @@ def prepare_model(
 ) -> tuple[Any, Any]:
     """What is trained, and the objective it is trained on."""
     fields: dict[str, Any] = {"separator_token_ids": None, "prompt_dropout": data.prompt_dropout}
-    if data.prompt_column is not None:
+    if data.prompted:
         fields["separator_token_ids"] = tokenizer_separator(rows.tokenizer)
     if repairs(data, goal):
         fields["time_conditioning"] = False  # how many errors a text has is not known
@@ -539,7 +594,7 @@ def prepare_trainer(
     """A trainer of these rows, or of the stream whose beginning they are; raises ValueError where one is too long."""
     stream, longest = None, longest_row(rows.train, rows.validation)
     if rows.texts is not None:
-        cutter = RowCutter(rows.tokenizer, data.rows, data.row_length, prompted=data.prompt_column is not None)
+        cutter = RowCutter(rows.tokenizer, data.rows, data.row_length, prompted=data.prompted)
         seed = run.seed if run.data_seed is None else run.data_seed
         stream = RowStream(rows.texts, cutter, seed=seed, buffer=data.stream_buffer)
         longest = max(longest, cutter.longest or 0)
@@ -598,6 +653,7 @@ def describe_run(
             "data": source,
             "validation_data": resolved(data.validation_data),
             "tokenizer": resolved(data.tokenizer, TOKENIZERS),
+            "chat_template": resolved(data.chat_template),
         },
         "model_arguments": {**vars(model_args), "model": resolved(model_args.model, PRESETS)},
         "objective": goal.objective,

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from ..chats import Message, check_chat
+
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Suffixes of files that have columns; any other file is plain text. Each may end in one of `PACKED`."""
 
@@ -30,7 +32,13 @@ PACKED = (".gz", ".bz2", ".xz", ".zip")
 _CSV_CELL = 2**31 - 1
 """Characters of a cell at most; the csv module stops at 131,072 unless it is told."""
 
+MESSAGES = "messages"
+"""Our name of a column of chats, whose cells are lists of messages, or the JSON of such lists."""
+
 Record = dict[str, str | None]
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CorpusError(ValueError):
@@ -128,6 +136,8 @@ def read_records(path: Path, names: Mapping[str, str], separator: str | None = N
         names: our names of the columns that are read, and those of the file.
         separator: between the cells of a .csv file; None: a comma.
 
+    A column that is ours by the name `MESSAGES` holds chats, and comes as their JSON.
+
     Raises:
         CorpusError: no row of the file has such a column; it holds something else than text, by line; the file is
             broken. A number in JSON is the text by which it is written; true, false, lists and objects are refused.
@@ -145,6 +155,28 @@ def read_records(path: Path, names: Mapping[str, str], separator: str | None = N
             raise _no_column(path, missing[0], ["text"])
         for line in read_lines(path):
             yield {"text": line}
+
+
+def read_chat(cell: Any, where: str) -> list[Message]:
+    """The messages that stand in a cell, a list of them or its JSON; [] of an empty cell.
+
+    Raises:
+        CorpusError: it holds no chat (`chats.check_chat`); where: the place that the message names.
+    """
+    if cell is None or cell == "":
+        return []
+    try:
+        chat = check_chat(json.loads(cell) if isinstance(cell, str) else cell, last=None)
+    except ValueError as error:
+        raise CorpusError(f"{where} holds no chat: {error}") from None
+    if any(_SURROGATE.search(message["content"]) for message in chat):
+        raise CorpusError(f"{where} holds half a surrogate pair, which is no text")
+    return chat
+
+
+def _as_json(cell: Any, where: str) -> str | None:
+    """The JSON of a cell of chats."""
+    return None if cell is None else json.dumps(read_chat(cell, where), ensure_ascii=False)
 
 
 def _no_column(where: object, column: str, there: Iterable[str]) -> CorpusError:
@@ -203,7 +235,10 @@ def _read_cells(path: Path, rows: Iterator[tuple[int, list[str]]], names: Mappin
                 f"line {line} has {len(row)} cells and the first line {len(header)}; a text that holds the separator "
                 "stands in quotes",
             )
-        yield {ours: row[place] if place < len(row) else None for ours, place in places.items()}
+        record: Record = {ours: row[place] if place < len(row) else None for ours, place in places.items()}
+        if MESSAGES in names:
+            record[MESSAGES] = _as_json(record[MESSAGES], f"{path}, line {line}: column {names[MESSAGES]!r}")
+        yield record
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -261,12 +296,14 @@ def _read_json(path: Path, values: Iterator[tuple[str, Any]], names: Mapping[str
         record: Record = {}
         for ours, theirs in names.items():
             cell = value.get(theirs)
+            if ours == MESSAGES:
+                cell = _as_json(cell, f"{path}, {where}: column {theirs!r}")
             if cell is not None and not isinstance(cell, str):
                 raise CorpusError(
                     f"{path}, {where}: column {theirs!r} holds no text but {json.dumps(cell)[:40]}; give another "
                     "column, or write it as a string"
                 )
-            if cell is not None and not cell.isascii() and re.search("[\ud800-\udfff]", cell):
+            if cell is not None and not cell.isascii() and _SURROGATE.search(cell):
                 raise CorpusError(f"{path}, {where}: column {theirs!r} holds half a surrogate pair, which is no text")
             record[ours] = None if cell is None else str(cell)
             if theirs in value:
@@ -290,14 +327,22 @@ def _read_parquet(path: Path, names: Mapping[str, str]) -> Iterator[Record]:
             for column in names.values():
                 if column not in schema.names:
                     raise _no_column(path, column, schema.names)
+                if names.get(MESSAGES) == column:
+                    continue
                 kind = schema.field(column).type
                 plain = kind.value_type if pa.types.is_dictionary(kind) else kind
                 text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
                 if not any(is_kind(plain) for is_kind in text):
                     raise CorpusError(f"{path}: column {column!r} holds no text but {kind} values")
+            number = 0
             for batch in table.iter_batches(batch_size=1000, columns=list(dict.fromkeys(names.values()))):
                 columns = [batch.column(theirs).to_pylist() for theirs in names.values()]
                 for cells in zip(*columns, strict=True):
-                    yield dict(zip(names, cells, strict=True))
+                    record: Record = dict(zip(names, cells, strict=True))
+                    number += 1
+                    if MESSAGES in names:
+                        where = f"{path}, row {number}: column {names[MESSAGES]!r}"
+                        record[MESSAGES] = _as_json(record[MESSAGES], where)
+                    yield record
     except pa.ArrowException as error:
         raise _broken(path, error) from None

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from datasets import Dataset, DatasetDict, Features, Value, config, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 
 from ..common import check_place, choices, did_you_mean, reads_as_path
-from .files import TABLES, CorpusError, Record, bare_name, file_kind, read_records
+from .chats import Row, chat_rows
+from .files import MESSAGES, TABLES, CorpusError, Record, bare_name, file_kind, read_chat, read_records
 
 SPLITS = {
     "train": ("train", "training"),
@@ -262,12 +264,12 @@ def _reading(data: str, read: Callable[[Path], Any]) -> Any:
         raise CorpusError(f"{what}: {error.__cause__ or error}") from error
 
 
-def _check_columns(where: str, rows: Any, columns: Iterable[str]) -> None:
+def _check_columns(where: str, rows: Any, columns: Iterable[str], chats: bool = False) -> None:
     for column in columns:
         if rows.column_names is not None and column not in rows.column_names:
             raise CorpusError(f"{where}: no column {column!r}; it has {', '.join(map(repr, rows.column_names))}")
         features = getattr(rows, "features", None)
-        if features is None:
+        if features is None or chats:
             continue
         if (kind := getattr(features[column], "dtype", "nested")) not in ("string", "large_string", "null"):
             raise CorpusError(f"{where}: column {column!r} holds no text but {kind} values")
@@ -277,8 +279,12 @@ def _has_text(text: str | None) -> bool:
     return bool(text and text.strip())
 
 
-def _columns(text_column: str, prompt_column: str | None, noisy_column: str | None = None) -> dict[str, str]:
+def _columns(
+    text_column: str, prompt_column: str | None, noisy_column: str | None = None, messages_column: str | None = None
+) -> dict[str, str]:
     """Our names of columns, and those of the source."""
+    if messages_column is not None:
+        return {MESSAGES: messages_column}
     names = {"text": text_column}
     for ours, theirs in (("prompt", prompt_column), ("noisy", noisy_column)):
         if theirs is not None:
@@ -298,6 +304,8 @@ def load_corpus(
     prompt_column: str | None = None,
     to_train: bool = True,
     noisy_column: str | None = None,
+    messages_column: str | None = None,
+    tokenizer: Any = None,
 ) -> Corpus:
     """Read a corpus into splits of a "text" column, and of "prompt" and "noisy" columns where they are asked for.
 
@@ -313,6 +321,9 @@ def load_corpus(
         prompt_column: the column of prompts; one that is missing in a row is empty.
         to_train: whether there has to be a training split; otherwise any will do.
         noisy_column: the column of texts with errors, whose clean ones are in text_column.
+        messages_column: the column of chats, in place of all other columns: each answer of the assistant is a text, and
+            what was said before it, as the chat template of the tokenizer writes it, its prompt (`chats.chat_rows`).
+        tokenizer: needed for chats.
 
     Returns:
         Splits as the source has them, without rows whose text is missing or blank, which are counted; a file is one
@@ -321,7 +332,8 @@ def load_corpus(
     Raises:
         CorpusError: where there is no such source, it cannot be read, or it holds no text to train on.
     """
-    names = _columns(text_column, prompt_column, noisy_column)
+    names = _columns(text_column, prompt_column, noisy_column, messages_column)
+    chats = MESSAGES in names
     blank: dict[str, int] = {}
 
     def read(path: Path) -> tuple[dict[str, Dataset], list[str]]:
@@ -331,7 +343,7 @@ def load_corpus(
             if isinstance(rows, _Files):
                 splits[split] = rows.load()
             else:
-                _check_columns(f"{data}, split {split}", rows, names.values())
+                _check_columns(f"{data}, split {split}", rows, names.values(), chats)
                 rows = rows.select_columns(list(names.values()))
                 # In two steps, since the columns may trade names with each other
                 rows = rows.rename_columns({theirs: f"our {ours}" for ours, theirs in names.items()})
@@ -340,6 +352,8 @@ def load_corpus(
 
     splits, notes = _reading(data, read)
     for split, rows in splits.items():
+        if chats:
+            rows = _rows_of_chats(rows, tokenizer, f"{data}, split {split}")
         splits[split] = rows.filter(_has_text, input_columns="text")
         blank[split] = len(rows) - len(splits[split])
     splits = {split: rows for split, rows in splits.items() if len(rows)}
@@ -351,41 +365,75 @@ def load_corpus(
     return Corpus(splits, blank, notes)
 
 
+def _rows_of_chats(rows: Dataset, tokenizer: Any, where: str) -> Dataset:
+    """The rows of all chats of a split, in their order."""
+    if tokenizer is None:
+        raise ValueError("messages_column needs a tokenizer, whose chat template writes the messages")
+
+    def expand(batch: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {name: [] for name in Row.__annotations__}
+        for cell, number in zip(batch[MESSAGES], numbers, strict=True):
+            for row in chat_rows(read_chat(cell, f"{where}, row {number + 1}"), tokenizer):
+                for name in found:
+                    found[name].append(row[name])  # type: ignore[literal-required]
+        return found
+
+    features = Features(dict.fromkeys(Row.__annotations__, Value("string")))
+    known = rows._fingerprint, tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items(), key=str)
+    how: dict[str, Any] = {"remove_columns": rows.column_names, "features": features, "desc": "reading chats"}
+    return rows.map(expand, with_indices=True, batched=True, new_fingerprint=Hasher.hash(known), **how)
+
+
 class Stream:
     """The records of a source, {"text": ...} and {"prompt": ...}, read anew by each iteration; blank texts left out.
 
-    blank: how many were left out since the last iteration began. notes: sentences on the source.
+    blank: how many were left out since the last iteration began. notes: sentences on the source. tokenizer: of chats,
+    whose answers are the records then.
     """
 
-    def __init__(self, where: str, source: Any, names: dict[str, str], notes: Iterable[str] = ()):
-        self.where, self.source, self.names = where, source, names
+    def __init__(
+        self, where: str, source: Any, names: dict[str, str], notes: Iterable[str] = (), tokenizer: Any = None
+    ):
+        self.where, self.source, self.names, self.tokenizer = where, source, names, tokenizer
         self.blank, self.notes = 0, list(notes)
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         self.blank = 0
-        for record in self.source:
+        for number, record in enumerate(self.source, start=1):
             if missing := [theirs for theirs in self.names.values() if theirs not in record]:
                 raise CorpusError(f"{self.where}: no column {missing[0]!r}; it has {', '.join(map(repr, record))}")
-            if _has_text(record[self.names["text"]]):
-                yield {ours: record[theirs] or "" for ours, theirs in self.names.items()}
-            else:
-                self.blank += 1
+            rows: list[Any] = [{ours: record[theirs] or "" for ours, theirs in self.names.items()}]
+            if MESSAGES in self.names:
+                chat = read_chat(record[self.names[MESSAGES]], f"{self.where}, row {number}")
+                rows = list(chat_rows(chat, self.tokenizer))
+            for row in rows:
+                if _has_text(row["text"]):
+                    yield row
+                else:
+                    self.blank += 1
 
 
 def open_corpus(
-    data: str, text_column: str = "text", name: str | None = None, *, prompt_column: str | None = None
+    data: str,
+    text_column: str = "text",
+    name: str | None = None,
+    *,
+    prompt_column: str | None = None,
+    messages_column: str | None = None,
+    tokenizer: Any = None,
 ) -> dict[str, Stream]:
     """The splits of `load_corpus` as streams: what does not fit into memory (nor, converted, on the disk)."""
-    names = _columns(text_column, prompt_column)
+    names = _columns(text_column, prompt_column, messages_column=messages_column)
+    chats = MESSAGES in names
     splits, notes = _reading(data, lambda path: _find(data, path, name, names, streaming=True))
     streams = {}
     for split, rows in _with_validation(splits).items():
         where = f"{data}, split {split}"
         if isinstance(rows, _Files):
-            streams[split] = Stream(where, rows, {ours: ours for ours in names}, notes)
+            streams[split] = Stream(where, rows, {ours: ours for ours in names}, notes, tokenizer)
         else:
-            _check_columns(where, rows, names.values())
-            streams[split] = Stream(where, rows, names, notes)
+            _check_columns(where, rows, names.values(), chats)
+            streams[split] = Stream(where, rows, names, notes, tokenizer)
     if "train" not in streams:
         raise CorpusError(f"{data} holds no text to train on (splits: {', '.join(splits)})")
     return streams
@@ -399,8 +447,9 @@ def text_hash(text: str) -> int:
 class HoldOut(NamedTuple):
     """Which rows are held out: those whose place (`text_hash`) lies below `below`.
 
-    whole: the place is that of prompt and text together; else of the prompt, where there is one, or of the text. note:
-    a sentence on why it is so, where it is not the usual rule.
+    whole: the place is that of prompt and text together; else of the prompt, where there is one, or of the text. The
+    rows of a chat stay together: their place is that of its first prompt, or of all of it. note: a sentence on why it
+    is so, where it is not the usual rule.
     """
 
     below: int = 0
@@ -409,6 +458,8 @@ class HoldOut(NamedTuple):
 
     def place(self, record: Mapping[str, str | None]) -> int:
         """Where a row stands between 0 and 2^64."""
+        if "chat" in record:
+            return text_hash((record["chat"] if self.whole else record["opening"]) or "")
         text, prompt = record["text"] or "", record.get("prompt", "") or ""
         if self.whole:
             return text_hash(f"{prompt}\0{text}")
@@ -440,12 +491,14 @@ def hold_out_rule(train: Dataset, share: float) -> HoldOut:
         or (wanted / 2 <= held <= 2 * wanted and held < len(train))
     ):
         return HoldOut(limit)
+    what, by = ("rows are held out by prompt and text together, and equal prompts are", "prompts")
+    if "chat" in train.column_names:
+        what, by = ("chats are held out by all that is said, and equal first prompts are", "first prompts")
     return HoldOut(
         below(HoldOut(whole=True))[0],
         True,
-        "rows are held out by prompt and text together, and equal prompts are on both sides: by the "
-        f"{prompts} different prompts alone {held} of {len(train)} rows would be held out, where a share of {share:g} "
-        "was asked for",
+        f"{what} on both sides: by the {prompts} different {by} alone {held} of {len(train)} rows would be held out, "
+        f"where a share of {share:g} was asked for",
     )
 
 

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from .. import framing
+from ..chats import MARKS, TEMPLATE
 from ..common import choices
 from ..configuration_udm import UDMConfig
 from ..decoders import decoder_tokenizer, tokenizer_for
@@ -44,10 +45,12 @@ def train_tokenizer(
     cls_sep: bool = False,
     separator: bool = False,
     min_frequency: int = 1,
+    chat: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of our own, with [PAD], [UNK], [MASK] and nothing around a row, or [CLS] and [SEP] with `cls_sep`.
 
-    With `separator` or `cls_sep`, [SEP] stands between the two texts of a pair, as a prompt and its answer.
+    With `separator` or `cls_sep`, [SEP] stands between the two texts of a pair, as a prompt and its answer. With `chat`
+    it has a chat template, and the special tokens that this puts before messages (`chats.TEMPLATE`).
 
     Args:
         kind: "char" (characters seen in training), "wordpiece" (pieces of words, each character of punctuation and each
@@ -63,9 +66,11 @@ def train_tokenizer(
         A tokenizer that depends on the texts alone: the same in every process and every run.
     """
     names = SPECIAL_TOKENS | (CLS_SEP if cls_sep else {"sep_token": "[SEP]"} if separator else {})
-    special = list(names.values())
+    marks = MARKS if chat else ()
+    special = [*names.values(), *marks]
     tokens = {name: _added(token, kind) for name, token in names.items()}
-    added = list(tokens.values())
+    extra = [_added(token, kind) for token in marks]
+    added = [*tokens.values(), *extra]
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
     least = len(special) + (256 if kind == "bpe" else 1)
@@ -102,17 +107,19 @@ def train_tokenizer(
         ids = [(token, core.token_to_id(token)) for token in CLS_SEP.values() if token in special]
         single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]") if cls_sep else ("$A", "$A [SEP] $B")
         core.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
-    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **tokens)
+    more: dict[str, Any] = {"extra_special_tokens": extra, "chat_template": TEMPLATE} if chat else {}
+    return PreTrainedTokenizerFast(tokenizer_object=core, clean_up_tokenization_spaces=False, **tokens, **more)
 
 
 def _added(token: str, kind: str) -> AddedToken:
     """A special token and what it does to the white space beside it in a text.
 
-    That before a [MASK] is the blank's, but for characters, of which it is one. That around a typed [SEP] is of neither
-    text; of word pieces a text behind it begins with the mark of its white space.
+    That before a [MASK] is the blank's, but for characters, of which it is one. That around a typed [SEP], and around
+    the mark of a message, is of neither text; of word pieces a text behind it begins with the mark of its white space.
     """
-    left = token == "[SEP]" or (token == "[MASK]" and kind != "char")
-    return AddedToken(token, lstrip=left, rstrip=token == "[SEP]" and kind != "wordpiece", special=True)
+    between = token in ("[SEP]", *MARKS)
+    left = between or (token == "[MASK]" and kind != "char")
+    return AddedToken(token, lstrip=left, rstrip=between and kind != "wordpiece", special=True)
 
 
 def cut_before(text: str, end: int) -> int | None:

@@ -26,6 +26,17 @@ class DataArguments:
     prompt_column: str | None = field(
         default=None, metadata={"help": "The column of prompts: the model learns to write text_column given them."}
     )
+    messages_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "The column of chats, lists of messages: each answer of the assistant is learnt, given what was "
+            "said before it."
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={"help": "A file with the Jinja template that writes messages; default: the tokenizer's."},
+    )
     noisy_column: str | None = field(
         default=None,
         metadata={"help": "The column of noisy texts: a repairer learns to make text_column of them."},
@@ -68,6 +79,11 @@ class DataArguments:
         metadata={"help": "Streaming: first texts, read beforehand for tokenizer, lengths and held-out rows."},
     )
     stream_buffer: int = field(default=10_000, metadata={"help": "Streaming: texts that are shuffled at a time."})
+
+    @property
+    def prompted(self) -> bool:
+        """Whether rows are answers to prompts, or to what was said in a chat."""
+        return self.prompt_column is not None or self.messages_column is not None
 
 
 @dataclass
@@ -196,6 +212,7 @@ GROUPS: dict[str, dict[str, str | None]] = {
     "The texts": {
         "text_column": None,
         "prompt_column": None,
+        "messages_column": None,
         "validation_data": None,
         "validation_share": None,
         "rows": None,
@@ -222,7 +239,6 @@ GROUPS: dict[str, dict[str, str | None]] = {
         "save_steps": "Steps between two checkpoints, or their share of the run.",
         "resume": None,
         "report_to": None,
-        "plot": None,
     },
 }
 """What `udm train --help` tells of."""
@@ -239,8 +255,13 @@ def parse(arguments: list[str] | None = None) -> Arguments:
 
 def check_data(data: DataArguments, goal: ObjectiveArguments, run: RunArguments) -> None:
     """Raises ValueError where options do not go together, before anything is read."""
-    if data.prompt_dropout and data.prompt_column is None:
+    if data.prompt_dropout and not data.prompted:
         raise ValueError(f"--prompt_dropout is {data.prompt_dropout} and rows have no prompt: give --prompt_column")
+    if data.messages_column is None and data.chat_template is not None:
+        raise ValueError(f"--chat_template {data.chat_template} writes messages: give --messages_column")
+    for name in ("prompt_column", "noisy_column"):
+        if data.messages_column is not None and (value := getattr(data, name)) is not None:
+            raise ValueError(f"--messages_column holds prompts and answers in one: leave --{name} {value} away")
     if not 0.0 <= data.prompt_dropout < 1.0:
         raise ValueError(f"--prompt_dropout must lie in [0, 1), got {data.prompt_dropout}")
     if data.pack_rows is not None and goal.objective == "ar":
@@ -265,8 +286,9 @@ def check_data(data: DataArguments, goal: ObjectiveArguments, run: RunArguments)
         raise ValueError("--streaming needs --max_steps: a stream does not tell how long an epoch is")
     if data.row_length is None:
         raise ValueError("--streaming needs --row_length: the longest row is not known beforehand")
-    if data.prompt_column is not None and data.rows != "line":
-        raise ValueError(f"--streaming with --prompt_column goes with --rows line, got {data.rows}")
+    if data.prompted and data.rows != "line":
+        column = "--prompt_column" if data.messages_column is None else "--messages_column"
+        raise ValueError(f"--streaming with {column} goes with --rows line, got {data.rows}")
     if run.dataloader_num_workers > 1:
         raise ValueError(
             f"--streaming needs --dataloader_num_workers 0 or 1, got {run.dataloader_num_workers}: each would read "

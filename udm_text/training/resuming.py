@@ -13,7 +13,7 @@ from .checkpoints import digest_of, is_whole_safetensors
 RUN_FILE = "run.json"
 """Written when training begins: marks a folder as that of a run, which --resume may start anew."""
 REPORT_FILE = "report.json"
-PATHS = ("data", "validation_data", "tokenizer", "model", "teacher")
+PATHS = ("data", "validation_data", "tokenizer", "chat_template", "model", "teacher")
 """Options that may name a path: compared by where it leads."""
 QUIET = frozenset(
     "output_dir resume resume_from_checkpoint local_rank logging_dir run_name disable_tqdm log_level "
