@@ -1,4 +1,7 @@
-"""`udm image`: train, generate, restore, invert, interpolate, evaluate, demo. Heavy imports wait inside them."""
+"""`udm image`: train, generate, restore, edit, invert, interpolate, evaluate, export, demo.
+
+Heavy imports wait inside them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,12 @@ Label = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Reproduces the result.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Steps = Annotated[int | None, typer.Option("--num-steps", min=1, help="Steps of an image, each a network call.")]
+Page = Annotated[
+    Path | None, typer.Option("--output", "-o", help="An image to write: before and after below each other.")
+]
+Singles = Annotated[
+    Path | None, typer.Option(help="A folder for the images that are made, each a PNG named as its file.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
@@ -30,6 +39,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 def train(context: typer.Context) -> None:
     """Train: udm image train --output DIR --data DATA; takes every field of TrainingArguments, see --help."""
     from .train_image import main as run
+
+    run(context.args)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def autoencoder(context: typer.Context) -> None:
+    """Train an autoencoder, whose latents `train --autoencoder` walks in: udm image autoencoder --output DIR."""
+    from .train_autoencoder import main as run
 
     run(context.args)
 
@@ -58,6 +78,10 @@ def generate(
     ] = None,
     eta: Annotated[
         float | None, typer.Option(help="Share of fresh noise of ddim (1: ddpm) and reverse_sde (0: no noise).")
+    ] = None,
+    law: Annotated[
+        str | None,
+        typer.Option(help="What ddpm_learned and ddpm_optimal draw x0_hat from: normal (default) or laplace."),
     ] = None,
     rtol: Annotated[
         float | None,
@@ -91,7 +115,7 @@ def generate(
     pipe = _load(model, device, shown=True)
     seed = secrets.randbits(63) if seed is None else seed
     how: dict[str, Any] = {"sampler": sampler, "num_steps": num_steps, "spacing": spacing, "eta": eta, "clip": clip}
-    how |= {"jitter": jitter, "rtol": rtol}
+    how |= {"jitter": jitter, "law": law, "rtol": rtol}
     how |= {"guidance_scale": guidance_scale, "seed": seed}
     images = pipe.generate(number, label, batch_size=batch_size, progress=not quiet, **how)
     save_grid(output, images, columns)
@@ -108,12 +132,8 @@ def generate(
 def restore(
     model: Model,
     image: Annotated[list[Path], typer.Argument(help="Degraded images (any image file of the model's size).")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="An image to write: before and after below each other.")
-    ] = None,
-    output_dir: Annotated[
-        Path | None, typer.Option(help="A folder for the restored images, each a PNG named as its file.")
-    ] = None,
+    output: Page = None,
+    output_dir: Singles = None,
     t: Annotated[
         int | None,
         typer.Option(
@@ -131,14 +151,7 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Restore degraded images, by a model of a cold process (or take the noise out of noisy ones)."""
-    from .data import to_bytes
-    from .grids import check_target, check_targets, save_png, tile
-
-    if output is None and output_dir is None:
-        raise ValueError("give --output FILE.png, --output-dir DIR or both: where the restored images go")
-    if output is not None:
-        check_target(output, *image)
-    singles = [] if output_dir is None else check_targets(output_dir, image)
+    singles = _targets(output, output_dir, image)
     pipe = _load(model, device, shown=True)
     found = _read(pipe, image)
     rows = [found]
@@ -149,14 +162,67 @@ def restore(
         found = pipe.degrade(found, t, seed=seed)
         rows.append(found)
     restored = pipe.restore(found, t, label=label, num_steps=num_steps, churn=churn, seed=seed, progress=not quiet)
-    if output is not None:
-        save_png(output, tile([*rows, restored]))
-        print(output)
-    if output_dir is not None:
-        output_dir.mkdir(exist_ok=True)
-    for path, one in zip(singles, restored, strict=False):
-        save_png(path, to_bytes(one))
-        print(path)
+    _write(output, [*rows, restored], singles)
+
+
+@app.command()
+def edit(
+    model: Model,
+    image: Annotated[list[Path], typer.Argument(help="Images of which a part is to be made anew.")],
+    mask: Annotated[
+        Path,
+        typer.Option(help="An image of the same height and width: white where pixels may change, black elsewhere."),
+    ],
+    output: Page = None,
+    output_dir: Singles = None,
+    label: Label = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="How known pixels stand on the way: clean, of models trained with regions (their default), or "
+            "replace, put back at every step with the noise of its time."
+        ),
+    ] = None,
+    num_steps: Annotated[int, typer.Option("--num-steps", min=1, help="Steps of an image.")] = 100,
+    start: Annotated[
+        int | None,
+        typer.Option(min=1, help="Begin at this t, from the image itself: a smaller one stays nearer to it."),
+    ] = None,
+    eta: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of fresh noise: 1 is DDPM, 0 DDIM.")] = 1.0,
+    corrections: Annotated[
+        int, typer.Option(min=0, help="Langevin steps after each step: what is made fits what is known better.")
+    ] = 0,
+    step_size: Annotated[float | None, typer.Option(help="Of corrections, in (0, 2) (0.2).")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Of corrections: below 1 nearer to what is likeliest.")
+    ] = 1.0,
+    guidance_scale: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1: none.")] = 1.0,
+    seed: Seed = 0,
+    device: Device = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a part of images anew, and keep the rest: inpainting, by a model of a Gaussian process."""
+    from .control import STEP_SIZE
+
+    singles = _targets(output, output_dir, image, mask)
+    pipe = _load(model, device, shown=True)
+    found, editable = _read(pipe, image), _read_mask(pipe, mask)
+    edited = pipe.edit(
+        found,
+        editable,
+        label=label,
+        start=start,
+        num_steps=num_steps,
+        eta=eta,
+        corrections=corrections,
+        step_size=STEP_SIZE if step_size is None else step_size,
+        temperature=temperature,
+        mode=mode,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        progress=not quiet,
+    )
+    _write(output, [found, found.where(~editable, 0.0), edited], singles)
 
 
 @app.command()
@@ -274,6 +340,25 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is not there yet, or empty.")],
+    int8: Annotated[bool, typer.Option("--int8", help="Weights of 8 bits (torchao); the only kind of export.")] = False,
+) -> None:
+    """Write a model with weights of 8 bits, which everything reads as any other."""
+    from udm_text.common import check_new_folder, check_place
+
+    if not int8:
+        raise ValueError("give --int8: a model is a folder already, and this is what else it can be written as")
+    check_new_folder(output)
+    check_place(model)
+    from .pipeline import save_int8
+
+    save_int8(model, output)
+    print(f'{output}: ImagePipeline.from_pretrained("{output}")')
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where the models and images go.")] = Path("runs"),
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps; fewer for a quick look.")] = None,
@@ -303,6 +388,48 @@ def _load(model: str, device: str | None, shown: bool = False) -> Any:
     if shown and pipe.shape[0] not in (1, 3):
         raise ValueError(f"a PNG shows 1 or 3 channels, and {model} makes images of {pipe.shape[0]}")
     return pipe
+
+
+def _targets(output: Path | None, output_dir: Path | None, files: list[Path], mask: Path | None = None) -> list[Path]:
+    """Where single images go; raises before anything is computed for them."""
+    from .grids import check_target, check_targets
+
+    if output is None and output_dir is None:
+        raise ValueError("give --output FILE.png, --output-dir DIR or both: where the images go")
+    if output is not None:
+        check_target(output, *files, *([] if mask is None else [mask]))
+    singles = [] if output_dir is None else check_targets(output_dir, files)
+    if mask is not None and mask.absolute() in [path.absolute() for path in singles]:
+        raise ValueError(f"an image would take the place of the mask {mask}: give another --output-dir")
+    return singles
+
+
+def _write(output: Path | None, rows: list[Any], singles: list[Path]) -> None:
+    """Rows of images below each other, and those of the last row one by one."""
+    from .data import to_bytes
+    from .grids import save_png, tile
+
+    if output is not None:
+        save_png(output, tile(rows))
+        print(output)
+    for path, one in zip(singles, rows[-1], strict=False):
+        path.parent.mkdir(exist_ok=True)
+        save_png(path, to_bytes(one))
+        print(path)
+
+
+def _read_mask(pipe: Any, file: Path) -> Any:
+    """(1, H, W) bool, true where a file is nearer to white than to black."""
+    from .data import read_image
+
+    found = read_image(file, str(file), channels=1)
+    if tuple(found.shape[1:]) != pipe.shape[1:]:
+        wanted, given = (" x ".join(map(str, shape[1:])) for shape in (pipe.shape, found.shape))
+        raise ValueError(f"mask must be {wanted}, as the model's images are, got {given}")
+    editable = found > 0
+    if not bool(editable.any()):
+        raise ValueError(f"mask {file} is black all over: make those pixels white that may change")
+    return editable
 
 
 def _read(pipe: Any, files: list[Path]) -> Any:

@@ -114,6 +114,7 @@ def edit(
     churn: float = 0.0,
     corrections: int = 0,
     step_size: float = STEP_SIZE,
+    temperature: float | Tensor = 1.0,
     mode: str = "replace",
     random: RowRandom | None = None,
     on_step: OnStep | None = None,
@@ -138,7 +139,8 @@ def edit(
         churn: as in `core.denoise`; wrap the predictor for other samplers.
         corrections: Langevin steps (`sampling.langevin`) at each time but 0, for Gaussian processes: each is a call of
             the predictor more, with known content of fresh noise.
-        step_size: of a correction, in (0, 2), in units of b_t^2.
+        step_size: of a correction, in (0, 2), in units of b_t^2. temperature: see `sampling.langevin`; below 1 what is
+            made is nearer to the modes than the law is.
         mode: "replace", for predictors of images with one t; or "clean", of Gaussian processes, which takes no
             corrections, and of wrappers `sampling.ddim`, `ancestral` and `baseline`.
         on_step: see `core.denoise`; corrections count as steps.
@@ -153,7 +155,7 @@ def edit(
         raise ValueError(f"mode 'clean' needs a Gaussian process and no corrections, got {process!r} and {corrections}")
     random = RowRandom.fresh(len(known), known.device) if random is None else random
     if corrections:
-        times, predict_x0 = corrected(process, predict_x0, times, corrections, step_size, random)
+        times, predict_x0 = corrected(process, predict_x0, times, corrections, step_size, random, temperature)
     walk = spread(times, len(known), known.device)
     if mode == "clean":
         walk = [torch.where(editable, per_row(t, known, t.dtype), 0) for t in walk]
@@ -184,6 +186,7 @@ def corrected(
     corrections: int,
     step_size: float = STEP_SIZE,
     random: RowRandom | None = None,
+    temperature: float | Tensor = 1.0,
 ) -> tuple[Tensor, Predictor]:
     """A falling grid with corrections, and the predictor whose steps that stay are such; see `edit`.
 
@@ -193,7 +196,7 @@ def corrected(
     if not process.starts_from_noise:
         raise ValueError(f"corrections are Langevin steps and need a Gaussian process, got {process!r}: give 0")
     hot = cast(GaussianProcess, process)
-    return repeated(times, corrections), langevin(hot, predict_x0, step_size, random=random)
+    return repeated(times, corrections), langevin(hot, predict_x0, step_size, temperature=temperature, random=random)
 
 
 def check_editable(editable: Tensor, known: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class ImageConfig(PreTrainedConfig):
             way.
         autoencoder (`dict`): the fields of an `AutoencoderConfig`: the model walks in latents of images, and holds the
             autoencoder beside its weights (Gaussian process only). None: in pixels.
+        teacher (`str`): of a student, the name of the model that it learned from: what its card says.
         regions (`bool`): whether the network is told which pixels are corrupted, and so takes images whose other pixels
             are clean: a clock for each pixel (Gaussian process only; see `ImageObjective`).
         optimal_variance (`bool`): whether it holds, beside its weights, the best variance of a step as it was measured
@@ -71,6 +72,7 @@ class ImageConfig(PreTrainedConfig):
     network: dict | None = None
     prior_rank: int = 0
     few_steps: dict | None = None
+    teacher: str | None = None
     autoencoder: dict | None = None
     regions: bool = False
     optimal_variance: bool = False
@@ -290,6 +292,10 @@ class ImageDenoiser(PreTrainedModel):
 
     def _init_weights(self, module: Any) -> None:
         """Networks initialise themselves; a checkpoint that lacks weights is refused."""
+
+    def get_input_embeddings(self) -> Any:
+        """None: an image model reads no tokens. transformers asks where it rounds weights."""
+        return None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

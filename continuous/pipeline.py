@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from udm_text.common import choices, eval_mode, refuse_missing, watched, written_whole
+from udm_text.common import (
+    check_new_folder,
+    choices,
+    eval_mode,
+    load_int8,
+    refuse_missing,
+    staged_folder,
+    watched,
+    written_whole,
+)
 from udm_text.core import Prediction, denoise
 from udm_text.randomness import RowRandom
 
@@ -184,13 +193,13 @@ class ImagePipeline:
         )
 
     def _manner(self) -> str:
-        """A line of the card of a student: how it is sampled."""
-        student = self.denoiser.config.student
-        if student is None:
-            return ""
-        return (
-            f"It is a student, sampled by {' or '.join(student.samplers)}, in {student.num_steps} steps by default.\n\n"
-        )
+        """A line of the card of a student: of whom it learned, and how it is sampled."""
+        student, teacher = self.denoiser.config.student, self.denoiser.config.teacher
+        known = [] if teacher is None else [f"It is a student of `{teacher}`."]
+        if student is not None:
+            samplers = " or ".join(student.samplers)
+            known.append(f"It takes few steps: it is sampled by {samplers}, in {student.num_steps} by default.")
+        return f"{' '.join(known)}\n\n" if known else ""
 
     def to(self, *args: Any, **kwargs: Any) -> ImagePipeline:
         """Moves the model, as `torch.nn.Module.to`; returns the pipeline."""
@@ -240,7 +249,9 @@ class ImagePipeline:
             predict = control.guided(conditional, lambda xt, t, s: self.denoiser.predict_x0(xt, t), guidance_scale)
         return sampling.clip(predict) if clip and not self.latent else predict
 
-    def learned_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
+    def learned_variance(
+        self, labels: Tensor | None, random: RowRandom | None, clip: bool = True, law: str = "normal"
+    ) -> Predictor:
         """DDPM whose steps have the variance that the network predicts (Nichol and Dhariwal, arXiv 2102.09672, eq. 15).
 
         A step's mean and variance are those of q(xs | xt, x0) for an x0 drawn around x0_hat: see `LearnedVariance`. No
@@ -248,10 +259,12 @@ class ImagePipeline:
         """
         learned = self.learned(labels, clip)
         return sampling.with_variance(
-            self.denoiser.gaussian, learned.predict_x0, learned.variance, random=random, last=False
+            self.denoiser.gaussian, learned.predict_x0, learned.variance, law=law, random=random, last=False
         )
 
-    def optimal_variance(self, labels: Tensor | None, random: RowRandom | None, clip: bool = True) -> Predictor:
+    def optimal_variance(
+        self, labels: Tensor | None, random: RowRandom | None, clip: bool = True, law: str = "normal"
+    ) -> Predictor:
         """DDPM whose steps have the best variance, as it was measured and is kept: Analytic-DPM (arXiv 2201.06503).
 
         No noise in the step to 0. ValueError where the model keeps none.
@@ -267,7 +280,7 @@ class ImagePipeline:
             return per_row(table[law, t], xt)
 
         predict = self.predictor(labels, clip=clip)
-        return sampling.with_variance(self.denoiser.gaussian, predict, variance, random=random, last=False)
+        return sampling.with_variance(self.denoiser.gaussian, predict, variance, law=law, random=random, last=False)
 
     def measure_variance(self, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
         """(T + 1,) float64 `sampling.optimal_variance` on images, evenly spread where there are more than `MEASURED`.
@@ -375,6 +388,7 @@ class ImagePipeline:
         num_steps: int | None = None,
         spacing: str | None = None,
         eta: float | None = None,
+        law: str | None = None,
         rtol: float | None = None,
         guidance_scale: float = 1.0,
         jitter: float = 0.0,
@@ -399,6 +413,8 @@ class ImagePipeline:
                 "dpm_solver_3": two in the first); None: 20, of a student its own number. A cold model takes T at most.
             spacing: of the steps, see `sampling.grid`; None: "snr" for `HIGHER_ORDER`, else "even".
             eta: share of fresh noise, 0 to 1, of "ddim" and "reverse_sde" (None: 0 and 1).
+            law: of "ddpm_learned" and "ddpm_optimal", what x0_hat is drawn from around the answer: "normal" (None) or
+                "laplace", of the same variance and longer tails (`sampling.with_variance`).
             rtol: of "adaptive", what a step may be off (None: 0.05); it takes as many as that needs.
             guidance_scale: see `predictor`. clip: hold x0_hat inside [-1, 1].
             jitter: of a cold model, the deviation of noise on x_T, which tells pixels apart that D_T has made equal.
@@ -421,6 +437,11 @@ class ImagePipeline:
         if eta is not None:
             check_number("eta", eta, 0, 1)
         check_flag("clip", clip)
+        drawn = sampler in (WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE)
+        if law is not None and not drawn:
+            raise ValueError(f"law is what ddpm_learned and ddpm_optimal draw x0_hat from, got it with {sampler!r}")
+        if law is not None and law not in sampling.LAWS:
+            raise ValueError(f"law must be {choices(sampling.LAWS)}, got {law!r}")
         watcher = Watcher(self, callback_on_step_end, output_trajectory, progress)
         if cold:
             sampling.check_eta(sampler, eta)
@@ -442,7 +463,7 @@ class ImagePipeline:
             own_steps = self._adaptive(RTOL if rtol is None else rtol, guidance_scale, clip)
             return self._batches(own_steps, labels, num, 1, seed, batch_size, watcher)
         process = self.denoiser.gaussian
-        if sampler in (WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE) and guidance_scale != 1.0:
+        if drawn and guidance_scale != 1.0:
             raise ValueError(
                 f"guidance moves x0_hat, and the variance of {sampler!r} belongs to the one that was learned: take "
                 "another sampler with guidance"
@@ -455,9 +476,9 @@ class ImagePipeline:
         def run(random: RowRandom, part: slice, own: Tensor | None, watcher: Watcher) -> Tensor:
             name: str | None = sampler
             if sampler == WITH_LEARNED_VARIANCE:
-                name, predict = None, watcher.predictor(self.learned_variance(own, random, clip))
+                name, predict = None, watcher.predictor(self.learned_variance(own, random, clip, law or "normal"))
             elif sampler == WITH_OPTIMAL_VARIANCE:
-                name, predict = None, watcher.predictor(self.optimal_variance(own, random, clip))
+                name, predict = None, watcher.predictor(self.optimal_variance(own, random, clip, law or "normal"))
             else:
                 predict = watcher.predictor(self.predictor(own, guidance_scale, clip))
             rows = len(random.rows)
@@ -609,6 +630,7 @@ class ImagePipeline:
         eta: float = 1.0,
         corrections: int = 0,
         step_size: float = control.STEP_SIZE,
+        temperature: float | Tensor = 1.0,
         mode: str | None = None,
         guidance_scale: float = 1.0,
         clip: bool = True,
@@ -628,6 +650,8 @@ class ImagePipeline:
             start: begin at this t, from the known content (a smaller one stays nearer to it); None: T, from nothing.
             num_steps, eta: steps and noise of DDIM; 1 is DDPM, which mends the seams best.
             corrections: Langevin steps after each of these, each a network call more; step_size: theirs, in (0, 2).
+            temperature: theirs, >= 0, one number or a (T + 1,) table by t (`sampling.langevin`): below 1 nearer to the
+                modes, and a table that falls towards 0 with t is simulated annealing.
             mode: "clean", of a model with regions, or "replace"; None: "clean" where the model has them and corrections
                 are 0.
         """
@@ -646,6 +670,10 @@ class ImagePipeline:
         check_number("step_size", step_size)
         times = sampling.grid(process, steps, start=start)
         steps *= 1 + check_whole("corrections", corrections, 0)
+        if not corrections and not (isinstance(temperature, int | float) and temperature == 1):
+            raise ValueError(
+                "temperature is that of corrections, and there are none: give corrections, or leave it at 1"
+            )
         editable = control.check_editable(editable, known)
         has = self.denoiser.config.regions
         mode = ("clean" if has and not corrections else "replace") if mode is None else mode
@@ -665,6 +693,7 @@ class ImagePipeline:
                 times=times,
                 corrections=corrections,
                 step_size=step_size,
+                temperature=temperature,
                 mode=mode,
                 random=random,
                 on_step=watcher.on_step,
@@ -861,6 +890,21 @@ class ImagePipeline:
         if not watcher.keeps:
             return whole
         return ImageOutput(images=whole, trajectory=watcher.trajectory(), predictions=watcher.predictions())
+
+
+def save_int8(name: str, directory: str | Path) -> ImagePipeline:
+    """Writes an image model with the weights of its linear maps as int8, and its card; returns the pipeline so read.
+
+    Convolutions, embeddings and all that is measured and kept stay as they are. `ImagePipeline.from_pretrained` reads
+    the folder where torchao is installed, without any argument. Raises as `udm_text.common.load_int8` does, and
+    FileExistsError where the directory is not empty.
+    """
+    directory = check_new_folder(directory)
+    refuse_missing(name)
+    pipe = ImagePipeline(load_int8(ImageDenoiser, name))
+    with staged_folder(directory) as folder:
+        pipe.save_pretrained(folder)
+    return pipe
 
 
 def check_device(device: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ class Lesson:
         few: how it is to be sampled; None: in any way.
         target: what x0 it is to predict; None: that of its rows.
         times: the teacher's falling grid, of "reflow"; None: rows are images.
+        teacher: the teacher's name on the Hub, or that of its folder.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Lesson:
     few: FewSteps | None = None
     target: Target | None = None
     times: Tensor | None = None
+    teacher: str | None = None
 
     @property
     def begins_as_its_teacher(self) -> bool:
@@ -166,11 +169,12 @@ def read_lesson(goal: Any, own: Callable[[], ImageProcess]) -> Lesson | None:
         raise ValueError("a teacher with learned_variance has no students here: take one without")
     if goal.objective != "imitate" and not model.process.starts_from_noise:
         raise ValueError(f"objective {goal.objective!r} needs a teacher of a Gaussian process, and this one is cold")
-    process = model.process
+    process, folder = model.process, Path(goal.teacher)
     return Lesson(
         goal.objective,
         process,
         model,
+        teacher=folder.resolve().name if folder.exists() else goal.teacher,
         **OBJECTIVES[goal.objective](goal, process, teacher_of(model), model.config.student),
     )
 
@@ -205,7 +209,7 @@ def student_config(lesson: Lesson, wanted: ImageConfig, network: dict[str, Any])
         chosen: dict[str, Any] = {**(teacher.network or {}), "dropout": 0.0, **network}
     else:
         chosen = dict(wanted.network or {})
-    return ImageConfig(**{**_fields(teacher), "network": chosen, "few_steps": few})
+    return ImageConfig(**{**_fields(teacher), "network": chosen, "few_steps": few, "teacher": lesson.teacher})
 
 
 def _fields(config: ImageConfig) -> dict[str, Any]:

@@ -1,13 +1,22 @@
 """Weights of 8 bits: what they cost and save, and that they come back. Skipped where torchao is not installed."""
 
+import os
+
 import pytest
 import torch
 from transformers import pipeline
 
+from continuous.data import ImageRows
+from continuous.evaluation import bits_per_dim
+from continuous.modeling import ImageConfig, ImageDenoiser
+from continuous.pipeline import ImagePipeline
+from continuous.pipeline import save_int8 as save_images
+from continuous.processes import GaussianProcess
 from tests.helpers import udm_here
 from tests.models import MASK, ROWS, make_rows, make_tokenizer, make_udm, save_masked_lm
 from tests.test_autoregressive import make_writer
 from udm_text import UDMForMaskedGeneration
+from udm_text.common import load_int8
 from udm_text.evaluation.bounds import evaluate_bound, ratio_with_stderr, row_draws
 from udm_text.hub import save_int8
 
@@ -20,11 +29,28 @@ def quantised(model, tmp_path):
     return save_int8(str(tmp_path / "full"), None, tmp_path / "int8")
 
 
-def test_without_torchao_it_is_said_what_to_install(tmp_path, monkeypatch):
+def make_images():
+    network = {"kind": "mlp", "width": 64, "blocks": 1}
+    process = GaussianProcess.vp("cosine", 20).to_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        denoiser = ImageDenoiser(
+            ImageConfig(process=process, image_shape=[1, 4, 4], classes=["0", "1"], network=network)
+        )
+        for weights in denoiser.parameters():
+            torch.nn.init.normal_(weights, std=0.1)
+    return ImagePipeline(denoiser)
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_without_torchao_it_is_said_what_to_install(images, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    make_udm().save_pretrained(tmp_path / "full")
+    (make_images() if images else make_udm()).save_pretrained(tmp_path / "full")
     with pytest.raises(ImportError, match=r"need torchao: pip install '.\[int8\]'"):
-        save_int8(str(tmp_path / "full"), None, tmp_path / "int8")
+        if images:
+            save_images(str(tmp_path / "full"), tmp_path / "int8")
+        else:
+            save_int8(str(tmp_path / "full"), None, tmp_path / "int8")
     assert not (tmp_path / "int8").exists()
 
 
@@ -79,3 +105,24 @@ def test_the_command_writes_what_the_pipeline_reads(tmp_path):
     assert "udm-generation" in said
     [record] = pipeline("udm-generation", model=str(tmp_path / "int8"))("the [MASK] sat", seed=0)
     assert record["generated_text"].startswith("the") and record["generated_text"].endswith("sat")
+
+
+def test_images_of_int8_weights_have_the_bound_of_the_model_within_its_error_and_come_back_bit_for_bit(tmp_path):
+    pytest.importorskip("torchao")
+    pipe = make_images()
+    pipe.save_pretrained(tmp_path / "full")
+    said = udm_here("image", "export", tmp_path / "full", tmp_path / "int8", "--int8").output
+    small = ImagePipeline.from_pretrained(tmp_path / "int8")
+    assert "ImagePipeline.from_pretrained" in said and "README.md" in os.listdir(tmp_path / "int8")
+    how = {"label": "all", "num_steps": 4, "seed": 0}
+    rounded = ImagePipeline(load_int8(ImageDenoiser, str(tmp_path / "full")))
+    assert torch.equal(small.generate(6, **how), rounded.generate(6, **how))
+    images = make_images().generate(40, label="all", sampler="ddpm", seed=1)
+    rows = ImageRows((8 * images).round() / 8, torch.arange(40) % 2, ["0", "1"], levels=17)
+    bounds = [bits_per_dim(one, rows, terms=8, seed=0) for one in (pipe, small)]
+    moved = abs(bounds[0]["bits_per_dim"] - bounds[1]["bits_per_dim"])
+    assert 0 < moved < bounds[0]["bits_per_dim_stderr"]
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "int8")]
+    assert sizes[1] < 0.7 * sizes[0]
+    with pytest.raises(ValueError, match="is quantised already"):
+        save_images(str(tmp_path / "int8"), tmp_path / "more")

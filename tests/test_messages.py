@@ -52,6 +52,7 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "continuous/evaluation.py": ("image evaluate",),
     "continuous/data.py": ("image train", "image evaluate"),
     "continuous/networks.py": IMAGES,
+    "continuous/cli.py:_targets": ("image restore", "image edit"),
 }
 NOT_SAID = ("cli/demo.py", "continuous/demo.py", "udm_text/__init__.py")
 """Files whose options are arguments that they give themselves."""

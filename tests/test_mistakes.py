@@ -17,8 +17,8 @@ from tests.models import save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration, __version__, register
 from udm_text.card import read_report
 from udm_text.cli.terminal import check_device
-from udm_text.common import check_place
-from udm_text.hub import check_new_folder, save_backbone
+from udm_text.common import check_new_folder, check_place
+from udm_text.hub import save_backbone
 
 register()
 

@@ -329,7 +329,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     kinds: dict[str, Any] = dict.fromkeys(
         ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments", "held_out"), dict
     )
-    kinds |= {"data": str, "process": str, "base_model": str, "command": list, _TEXTS: list}
+    kinds |= {"data": str, "process": str, "base_model": str, "teacher": str, "command": list, _TEXTS: list}
     kinds |= {"max_corruption": int | float, "train_seconds": int | float}
     fields = [(name, report.get(name), kind) for name, kind in kinds.items()]
     inside: dict[str, dict[str, Any]] = {"model_arguments": {"model": str}, "data_arguments": {"validation_data": str}}
@@ -819,6 +819,7 @@ def _facts(report: dict[str, Any], data: dict[str, str], start: str | None) -> d
     return {
         "data": data.get("name"),
         "started from": _start(report, start),
+        "teacher": report.get("teacher"),
         "adapters": _adapters(report),
         "process": report.get("process"),
         "rows": report.get("train_rows"),

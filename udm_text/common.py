@@ -1,4 +1,4 @@
-"""Small things that every room needs: names, places and whole numbers, bars, a model's mode, whole files."""
+"""Small things that every room needs: names, places, whole numbers, bars, a model's mode, whole files and folders."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import math
 import numbers
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 Part = TypeVar("Part")
 
@@ -218,6 +221,26 @@ def load_exactly(load: Callable[..., Any], name: Any, *args: Any, **kwargs: Any)
     return (model, info) if wanted else model
 
 
+def load_int8(kind: Any, name: str, **how: Any) -> Any:
+    """A model of the class `kind`, the weights of its linear maps as int8: each row whole numbers and one scale.
+
+    torchao's, by way of transformers; what is no linear map stays as it is. how: of `from_pretrained`.
+
+    Raises:
+        ImportError: without torchao.
+        ValueError: where the model is quantised already.
+    """
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError:
+        raise ImportError("int8 weights need torchao: pip install '.[int8]' in the folder of udm-text") from None
+    from transformers import TorchAoConfig
+
+    if "quantization_config" in kind.config_class.get_config_dict(name)[0]:
+        raise ValueError(f"{name} is quantised already: give the model that it was made of")
+    return kind.from_pretrained(name, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()), **how)
+
+
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
     """The model in evaluation mode, each of its modules put back as it was, also after an error.
@@ -260,6 +283,45 @@ def written_whole(path: str | Path, keep: bool = True) -> Iterator[Path]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_new_folder(directory: str | Path) -> Path:
+    """The folder, if it can be written: empty or not there yet. Raises OSError before anything is computed for it."""
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} is not an empty folder: give another; nothing was written")
+    above = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f"{directory} cannot be written, since {above} is no folder that may be written to")
+    return directory
+
+
+@contextmanager
+def staged_folder(directory: Path) -> Iterator[Path]:
+    """A new folder beside `directory`, which becomes it as a whole when the block ends without an error.
+
+    Two processes that write into one folder each have a folder of their own; the first to be ready has it, and the
+    other raises FileExistsError. After an error nothing is left.
+    """
+    folder = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    folder.mkdir(parents=True)
+    try:
+        try:
+            yield folder
+        except SafetensorError as error:  # as a full disk is to it
+            raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
+        try:
+            if directory.is_dir() and os.name == "nt":  # elsewhere an empty folder gives way by itself
+                directory.rmdir()
+            folder.rename(directory)
+        except OSError as error:
+            if directory.is_dir() and any(directory.iterdir()):
+                raise FileExistsError(
+                    f"{directory} was written by another process meanwhile, and is left as it is: give another folder"
+                ) from error
+            raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def finite(value: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +21,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import get_session, validate_repo_id, yaml_dump
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -39,7 +37,7 @@ from .card import (
     read_report,
     write_samples,
 )
-from .common import is_connection_error, write_json
+from .common import check_new_folder, is_connection_error, load_int8, staged_folder, write_json
 from .decoders import auto_class, tokenizer_for
 from .framing import load_tokenizer
 
@@ -171,8 +169,7 @@ def write_folder(model: Any, repo_id: str, directory: str | Path, **how: Any) ->
     """
     validate_repo_id(repo_id)
     directory = check_new_folder(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(directory) as folder:
+    with staged_folder(directory) as folder:
         write_repository(folder, model, repo_id, **how)
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
 
@@ -268,17 +265,6 @@ def _name_code(directory: Path, fields: dict[str, Any]) -> None:
     config.write_text(json.dumps(kept | fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_new_folder(directory: str | Path) -> Path:
-    """The folder, if it can be written: empty or not there yet. Raises OSError before anything is computed for it."""
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} is not an empty folder: give another; nothing was written")
-    above = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise NotADirectoryError(f"{directory} cannot be written, since {above} is no folder that may be written to")
-    return directory
-
-
 def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
     """Writes the masked LM inside a model, with its tokenizer, as transformers itself would: `fill-mask` works on it.
 
@@ -312,13 +298,9 @@ def save_backbone(model: Any, tokenizer: Any, directory: str | Path) -> None:
         raise ValueError(f"{broken[0]} of the backbone holds NaN or infinity: what it predicts would be none")
     if tokenizer is None or tokenizer.mask_token is None:
         raise ValueError("fill-mask needs a tokenizer with a mask token, and this model has none")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(directory) as folder:
-        try:
-            model.backbone.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        except SafetensorError as error:  # as a full disk is to it
-            raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
+    with staged_folder(directory) as folder:
+        model.backbone.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         load = auto_class(model.config.text_config).from_pretrained
         _, info = load(folder, output_loading_info=True, trust_remote_code=False)
         changed = sorted(
@@ -343,53 +325,15 @@ def save_int8(path: str, tokenizer: Any, directory: str | Path, trust_remote_cod
         ValueError: where the model is quantised already.
         FileExistsError: the directory is not empty.
     """
-    directory = check_new_folder(directory)
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig
-    except ImportError:
-        raise ImportError("int8 weights need torchao: pip install '.[int8]' in the folder of udm-text") from None
-    from transformers import TorchAoConfig
-
     from .modeling_udm import UDMForMaskedGeneration
 
-    if "quantization_config" in UDMForMaskedGeneration.config_class.get_config_dict(path)[0]:
-        raise ValueError(f"{path} is quantised already: give the model that it was made of")
-    how: dict[str, Any] = {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
-    model = UDMForMaskedGeneration.from_pretrained(path, trust_remote_code=trust_remote_code, **how)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(directory) as folder:
-        try:
-            model.save_pretrained(folder)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-        except SafetensorError as error:  # as a full disk is to it
-            raise OSError(f"{directory} could not be written ({error}): nothing is left of it") from error
+    directory = check_new_folder(directory)
+    model = load_int8(UDMForMaskedGeneration, path, trust_remote_code=trust_remote_code)
+    with staged_folder(directory) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     return model
-
-
-@contextmanager
-def _staged(directory: Path) -> Iterator[Path]:
-    """A new folder beside `directory`, which becomes it as a whole when the block ends without an error.
-
-    Two processes that write into one folder each have a folder of their own; the first to be ready has it, and the
-    other raises FileExistsError. After an error nothing is left.
-    """
-    folder = directory.with_name(f".{directory.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    folder.mkdir()
-    try:
-        yield folder
-        try:
-            if directory.is_dir() and os.name == "nt":  # elsewhere an empty folder gives way by itself
-                directory.rmdir()
-            folder.rename(directory)
-        except OSError as error:
-            if directory.is_dir() and any(directory.iterdir()):
-                raise FileExistsError(
-                    f"{directory} was written by another process meanwhile, and is left as it is: give another folder"
-                ) from error
-            raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tokenizer_of(source: str) -> Any:

@@ -163,6 +163,13 @@ def test_steps_with_the_learned_variance_have_it(pipe):
     assert (drawn.double().var(0) / wanted - 1).abs().max() < 5 * (2 / many) ** 0.5
 
 
+@pytest.mark.parametrize("sampler", ["ddpm_learned", "ddpm_optimal"])
+def test_x0_hat_is_drawn_by_the_law_that_was_asked_for(pipe, sampler):
+    how = {"sampler": sampler, "num_steps": 4, "seed": 0}
+    normal, laplace = pipe.generate(3, law="normal", **how), pipe.generate(3, law="laplace", **how)
+    assert torch.equal(normal, pipe.generate(3, **how)) and not torch.equal(normal, laplace)
+
+
 def test_the_bound_of_a_learned_variance_is_the_sum_of_what_was_trained():
     # likelihood.nelbo by the variance of x0, objectives.kl_terms by that of the step: the same noise, the same nats
     pipe = make(learned_variance=True, prediction="epsilon")
@@ -533,6 +540,12 @@ def test_the_models_mode_is_as_it_was_also_after_an_error(pipe):
         (lambda p, c: c.restore(torch.zeros(2, 1, 4, 4), label=1), "knows no classes"),
         (lambda p, c: p.edit(torch.zeros(1, 1, 4, 4), torch.ones(4, 4)), "editable must be a bool tensor"),
         (lambda p, c: p.edit(torch.zeros(1, 1, 4, 4), torch.ones(3, 3).bool()), "editable must broadcast"),
+        (
+            lambda p, c: p.edit(torch.zeros(1, 1, 4, 4), torch.ones(4, 4).bool(), temperature=0.5),
+            "temperature is that of corrections, and there are none",
+        ),
+        (lambda p, c: p.generate(1, sampler="ddim", law="laplace"), "law is what ddpm_learned and ddpm_optimal draw"),
+        (lambda p, c: p.generate(1, sampler="ddpm_learned", law="cauchy"), "law must be 'normal' or 'laplace', got"),
         (lambda p, c: p.degrade(torch.zeros(1, 1, 4, 4), t=21), r"t must lie in 0..20"),
         (lambda p, c: ImagePipeline.from_pretrained("./no/model"), "there is no model directory ./no/model"),
         (lambda p, c: ImagePipeline(torch.nn.Linear(1, 1)), "needs an ImageDenoiser, got Linear"),

@@ -51,7 +51,8 @@ def test_a_students_checkpoint_says_how_it_is_sampled_and_it_cannot_be_sampled_o
     xt = pipe.process.prior(torch.empty(3, 1, 8, 8), random=random)
     by_hand = denoise(pipe.process, pipe.predictor(torch.tensor([1, 1, 1])), xt, walk).clamp(-1, 1)
     assert torch.allclose(made.images, by_hand, atol=1e-6)
-    assert "It is a student, sampled by ddim, in 4 steps by default." in (student / "README.md").read_text()
+    said = "It is a student of `hot`. It takes few steps: it is sampled by ddim, in 4 by default."
+    assert said in (student / "README.md").read_text() and config.teacher == "hot"
     images = digits().validation.images[:2]
     for wrong, words in (
         (lambda: pipe.generate(1, num_steps=20), "num_steps must be 4 for this model of few steps, got 20"),

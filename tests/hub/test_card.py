@@ -73,7 +73,8 @@ def test_a_hub_data_set_and_base_model_are_named_in_the_metadata_and_local_ones_
     assert fields["base_model_relation"] == "finetune"
     place = tmp_path / "encoder-mine"
     local = {**REPORT, "data": str(tmp_path / "rows.txt"), "model_arguments": {"model": str(place)}}
-    card = make_card(model, "user/name", report=local)
+    card = make_card(model, "user/name", report={**local, "teacher": str(tmp_path / "large-one")})
+    assert "| teacher | large-one |" in card
     assert not {"datasets", "base_model", "base_model_relation", "license"} & metadata(card).keys()
     assert "| started from | encoder-mine |" in card and "rows.txt" in card and str(tmp_path) not in card
     scratch = make_card(model, "user/name", report={**REPORT, "model_arguments": {"model": "mini"}})

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from continuous.cli import app as image_app
 
 from .. import __version__
-from ..common import check_place, to_json, watching
+from ..common import check_new_folder, check_place, to_json, watching
 from ..generation_options import OPTIONS
 from .export import check_target, save_trajectories
 from .terminal import (
@@ -543,8 +543,8 @@ def push(
     """Publish a model on the Hub: weights, tokenizer, settings and a card with its figures, in one commit."""
     from .. import register
     from ..framing import has_file, load_tokenizer
-    from ..hub import check_new_folder, write_folder
     from ..hub import push as publish
+    from ..hub import write_folder
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
@@ -590,7 +590,7 @@ def export(
     --int8 the whole model, with weights of 8 bits."""
     from .. import register
     from ..framing import load_tokenizer
-    from ..hub import check_new_folder, save_backbone, save_int8
+    from ..hub import save_backbone, save_int8
     from ..modeling_udm import UDMForMaskedGeneration
 
     register()
