@@ -8,7 +8,9 @@ The network reads x_t and gives, at each position, the law of the token,
 
 where the second part is what the position's own latent says by Bayes' rule, and context is learned. Its mean embedding
 is the mean latent. Table and network are trained under the whole bound of `encoded.bound_terms`, and a text is drawn by
-either of the walks of `encoded`. A token is an integer here: which text it stands for is the tokenizer's business.
+either of the walks of `encoded`. Given tokens stand clean beside noisy ones, a clock at 0 for each of them, where the
+network was trained so (`given_share`); else they carry the noise of their time (replacement), which is no draw of the
+rest given them. A token is an integer here: which text it stands for is the tokenizer's business.
 
 Sources: Su Jianlin (kexue.fm/archives/9271, the encoding model); Li et al., "Diffusion-LM" (2205.14217); Gulrajani and
 Hashimoto (2305.18619), whose Plaid has the same law of a token.
@@ -58,6 +60,8 @@ class EmbeddedTextConfig(PreTrainedConfig):
         special_token_ids (`list[int]`): tokens that are never drawn nor scored; where they stand they stand clean.
         pad_token_id (`int`): fills rows up.
         length_counts (`list[int]`): `counts[l]`: how many training rows had l tokens.
+        given_share (`float`): share of the training rows of which a random part stands clean, as given tokens do in a
+            generation. 0: the network was never shown such, and given tokens are replacement (see `generate`).
         backbone (`dict`): "model_type" and the fields of a bidirectional encoder of transformers.
     """
 
@@ -69,6 +73,7 @@ class EmbeddedTextConfig(PreTrainedConfig):
     special_token_ids: list[int] | None = None
     pad_token_id: int | None = 0
     length_counts: list[int] | None = None
+    given_share: float = 0.0
     backbone: dict | None = None
     udm_version: int = CONFIG_VERSION
 
@@ -84,6 +89,8 @@ class EmbeddedTextConfig(PreTrainedConfig):
             self.vocab_size = 1 + max(self.special_token_ids, default=1)  # transformers makes configs of no fields
         check_whole(2, vocab_size=self.vocab_size)
         check_whole(1, dim=self.dim)
+        if not 0.0 <= self.given_share <= 1.0:
+            raise ValueError(f"given_share must lie in [0, 1], got {self.given_share}")
         if any(not 0 <= token < self.vocab_size for token in self.special_token_ids):
             raise ValueError(f"special_token_ids must lie in 0..{self.vocab_size - 1}, got {self.special_token_ids}")
         if len(self.length_counts) < 2 or min(self.length_counts) < 0 or not sum(self.length_counts[1:]):
@@ -211,6 +218,7 @@ class EmbeddedTextModel(PreTrainedModel):
         num: int = 1,
         *,
         lengths: Sequence[int] | None = None,
+        known: Sequence[Sequence[int]] | None = None,
         num_steps: int | None = None,
         walk: str = "means",
         eta: float = 1.0,
@@ -221,7 +229,11 @@ class EmbeddedTextModel(PreTrainedModel):
         """New rows of tokens. Row i depends on (seed, i) only.
 
         Args:
-            lengths: tokens of each row; None: drawn from `length_law`.
+            lengths: tokens of each row; None: those of `known`, or drawn from `length_law`.
+            known: for each row the tokens that it begins with, -1 where one is to be written; all behind them is
+                written. A model with a `given_share` sees them clean, and so draws from what it takes for the law of
+                the rest given them. Another one sees them under the noise of their time, which is replacement: its
+                rest fits them less well than it should, as in `continuous.control.edit`, more so in few steps.
             num_steps: 1..T, each a call of the network; None: 200, or T where that is less.
             walk: "means", by mean embeddings, decoded in the last step; "draws", by tokens drawn at each step.
             eta: of draws: share of the noise of DDPM. Mean embeddings take 1, DDPM itself, and 0, DDIM.
@@ -239,10 +251,10 @@ class EmbeddedTextModel(PreTrainedModel):
         seed = RowRandom.fresh(1).seed if seed is None else seed
         rows = torch.arange(num)
         if lengths is None:
-            uniform = RowRandom(seed ^ _LENGTHS, rows).uniform(1)
-            lengths = torch.searchsorted(self.config.length_law().cumsum(0), uniform[:, 0], right=True).tolist()
+            lengths = self.draw_lengths(num, seed) if known is None else [len(row) for row in known]
         if len(lengths) != num or min(lengths) < 1:
             raise ValueError(f"lengths must be {num} numbers of at least 1, got {list(lengths)[:8]}")
+        given = None if known is None else self._check_known(known, lengths)
         made: list[list[int]] = []
         times = grid(self.process.inner, num_steps)
         with eval_mode(self):
@@ -250,26 +262,64 @@ class EmbeddedTextModel(PreTrainedModel):
                 part = slice(first, min(first + batch_size, num))
                 random = RowRandom(seed, rows[part].to(self.device))
                 sizes = torch.tensor(lengths[part], device=self.device)
-                ids = self._rows(sizes, times, walk, eta, temperature, random)
+                own = None if given is None else given[part, : max(lengths[part])].to(self.device)
+                ids = self._rows(sizes, times, walk, eta, temperature, random, own)
                 made += [row[:size] for row, size in zip(ids.tolist(), sizes.tolist(), strict=True)]
         return made
 
+    def draw_lengths(self, num: int, seed: int, least: int = 1) -> list[int]:
+        """Lengths by `length_law`, of those of at least so many tokens; ValueError where no row may be so long."""
+        law = self.config.length_law()
+        law[:least] = 0.0
+        if not bool(law.any()):
+            raise ValueError(f"a row has at most {len(law) - 1} tokens here, asked was for {least}: give lengths")
+        uniform = RowRandom(seed ^ _LENGTHS, torch.arange(num)).uniform(1)[:, 0] * law.sum()
+        return torch.searchsorted(law.cumsum(0), uniform, right=True).clamp(max=len(law) - 1).tolist()
+
+    def _check_known(self, known: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
+        """(num, longest) int64, -1 where a token is to be written."""
+        if len(known) != len(lengths) or any(len(row) > size for row, size in zip(known, lengths, strict=False)):
+            raise ValueError(f"known must be {len(lengths)} rows, none longer than its length, got {len(known)}")
+        rows = torch.full((len(known), max(lengths)), -1, dtype=torch.int64)
+        for place, row in zip(rows, known, strict=True):
+            place[: len(row)] = torch.as_tensor(row, dtype=torch.int64)
+        if not -1 <= int(rows.min()) <= int(rows.max()) < self.config.vocab_size:
+            wrong = int(rows.min()) if int(rows.min()) < -1 else int(rows.max())
+            raise ValueError(f"known must hold tokens in 0..{self.config.vocab_size - 1}, or -1 for none, got {wrong}")
+        return rows
+
     def _rows(
-        self, sizes: Tensor, times: Tensor, walk: str, eta: float, temperature: float, random: RowRandom
+        self,
+        sizes: Tensor,
+        times: Tensor,
+        walk: str,
+        eta: float,
+        temperature: float,
+        random: RowRandom,
+        known: Tensor | None = None,
     ) -> Tensor:
-        """(B, L) int64: rows of `sizes` (B,) tokens, anything behind."""
+        """(B, L) int64: rows of `sizes` (B,) tokens, anything behind. known: (B, L) int64, -1 where none is given."""
         mask = torch.arange(int(sizes.max()), device=sizes.device) < sizes[:, None]
         table = self.embeddings()
         like = torch.zeros(*mask.shape, self.config.dim, device=sizes.device)
 
+        shown: Tensor | None = None
+        if known is not None:
+            given, ids = known >= 0, known.clamp(min=0)
+            clean = table[ids]
+            shown = given if self.config.given_share else given & self.special(ids.device)[ids]
+
         def logits(xt: Tensor, t: Tensor) -> Tensor:
-            return self(xt, t, attention_mask=mask, table=table)
+            xt = xt if shown is None else torch.where(shown[:, :, None], clean, xt)
+            return self(xt, t, given=shown, attention_mask=mask, table=table)
 
         def draw(xt: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-            return drawn(logits(xt, t), temperature, random)
+            found = drawn(logits(xt, t), temperature, random)
+            return found if known is None else torch.where(given, known, found)
 
         def mean(xt: Tensor, t: Tensor, s: Tensor) -> Tensor | Prediction:
-            return logits(xt, t).softmax(-1) @ table
+            found = logits(xt, t).softmax(-1) @ table
+            return found if known is None else torch.where(given[:, :, None], clean, found)
 
         if walk == "draws":
             return sample_encoded(self.process, draw, like, times, eta=eta, random=random)[0]
@@ -292,7 +342,8 @@ class EmbeddedTextObjective:
     """An `Objective` (see udm_text/training/trainer.py) for `EmbeddedTextModel`: rows with "input_ids".
 
     A row's term is an unbiased estimate of its bound in nats from one t, prior included; the items are the tokens that
-    are scored, so the loss is in nats per token. Table and network are trained by it alike.
+    are scored, so the loss is in nats per token. Table and network are trained by it alike. Of the config's
+    `given_share` of the rows a part stands clean and costs nothing (`draw_given`); evaluations are of whole rows.
 
     Args:
         config: the model's.
@@ -336,7 +387,11 @@ class EmbeddedTextObjective:
         num_times = self.config.build_process().T if self.importance is None else self.importance.T
         distribution = None if self.importance is None else self.importance.probabilities(step)
         t, weight = draw_times(num_times, row_index, total, seed, step, distribution)
-        prior, terms = row_terms(model, inputs, t, step_random(seed, step, row_index))
+        random = step_random(seed, step, row_index)
+        if self.config.given_share:
+            given = draw_given(inputs["scored"], self.config.given_share, random)
+            inputs = {**inputs, "scored": inputs["scored"] & ~given}
+        prior, terms = row_terms(model, inputs, t, random)
         if self.importance is not None and torch.is_grad_enabled():
             self.importance.observe(t, terms)
         return prior + num_times * weight.to(terms.dtype) * terms
@@ -351,6 +406,19 @@ class EmbeddedTextObjective:
         loss = float(rows.sum() / tokens.sum())
         error = float((rows - loss * tokens).square().sum().sqrt() / tokens.sum())
         return {"loss": loss, "loss_stderr": error}
+
+
+def draw_given(scored: Tensor, share: float, random: RowRandom) -> Tensor:
+    """(B, L) bool: what of a row stands clean: of `share` of the rows a part of them, of the others nothing.
+
+    With a number u of a row, evenly drawn, that part is the first floor(u l) of its l scored positions in half of these
+    rows, and each of them with chance u in the others.
+    """
+    uniform = random.uniform(3 + scored.shape[1])
+    some, beginning, size = uniform[:, :1] < share, uniform[:, 1:2] < 0.5, uniform[:, 2:3]
+    place = scored.cumsum(1) - 1
+    first = place < (size * scored.sum(1, keepdim=True)).floor()
+    return scored & some & torch.where(beginning, first, uniform[:, 3:] < size)
 
 
 def row_terms(model: Any, inputs: dict[str, Tensor], t: Tensor, random: RowRandom) -> tuple[Tensor, Tensor]:

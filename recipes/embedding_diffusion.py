@@ -2,6 +2,7 @@
 
     python recipes/embedding_diffusion.py train --data SENTENCES.txt --output runs/embedded --max_seconds 480
     python recipes/embedding_diffusion.py generate runs/embedded -n 10 --seed 0
+    python recipes/embedding_diffusion.py generate runs/embedded --prompt "the cat" --seed 0
     accelerate launch recipes/embedding_diffusion.py train --data SENTENCES.txt --output runs/embedded --bf16
     python recipes/embedding_diffusion.py train --help      every option
 
@@ -13,6 +14,8 @@ the two compare. The model is `continuous/embedded_text.py`, the trainer that of
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,6 +66,9 @@ class NetworkArguments:
     heads: int = field(default=4, metadata={"help": "Heads of each."})
     schedule: str = field(default="cosine", metadata={"help": "Of the noise, as in docs/images.md."})
     times: int = field(default=1000, metadata={"help": "T, steps of the noise."})
+    given_share: float = field(
+        default=0.0, metadata={"help": "Share of rows of which a random part stands clean: for prompts and blanks."}
+    )
     importance: bool = field(default=True, metadata={"help": "Draw t where the bound's terms are large."})
 
 
@@ -99,6 +105,7 @@ def _train(data: TextArguments, network: NetworkArguments, run: RunArguments, re
         special_token_ids=tokenizer.all_special_ids,
         pad_token_id=tokenizer.pad_token_id,
         length_counts=length_counts(rows),
+        given_share=network.given_share,
         backbone={
             "hidden_size": network.width,
             "num_hidden_layers": network.layers,
@@ -178,6 +185,10 @@ def train(context: typer.Context) -> None:
 def generate(
     model: Annotated[str, typer.Argument(help="A trained model.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="Texts.")] = 5,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What the texts begin with, or with [MASK] for each token to fill in, all of them."),
+    ] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of each; default: drawn as in training.")] = None,
     num_steps: Annotated[int | None, typer.Option(min=1, help="Calls of the network; default: 200 at most.")] = None,
     walk: Annotated[str, typer.Option(help=f"{' or '.join(WALKS)}: see docs/mathematics.md.")] = "means",
@@ -188,7 +199,23 @@ def generate(
     check_place(model)
     tokenizer, own = load_tokenizer(model), EmbeddedTextModel.from_pretrained(Path(model))
     lengths = None if length is None else [length] * number
-    how: dict[str, Any] = {"lengths": lengths, "num_steps": num_steps, "walk": walk, "temperature": temperature}
+    seed = secrets.randbits(63) if seed is None else seed
+    known = None
+    if prompt is not None:
+        row = [-1 if token == tokenizer.mask_token_id else token for token in tokenizer(prompt)["input_ids"]]
+        known = [row] * number
+        if length is None and -1 not in row:
+            lengths = own.draw_lengths(number, seed, len(row) + 1)
+        if not own.config.given_share:
+            note = "note: trained without --given_share, so what is given keeps its noise on the way (replacement)"
+            print(f"{note}: the rest fits it less well than it should", file=sys.stderr)
+    how: dict[str, Any] = {
+        "lengths": lengths,
+        "known": known,
+        "num_steps": num_steps,
+        "walk": walk,
+        "temperature": temperature,
+    }
     for text in texts_of(own, tokenizer, number, seed=seed, **how):
         print(text)
 

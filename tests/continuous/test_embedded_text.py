@@ -11,6 +11,7 @@ from continuous.embedded_text import (
     EmbeddedTextConfig,
     EmbeddedTextModel,
     EmbeddedTextObjective,
+    draw_given,
     drawn,
     row_bounds,
     row_terms,
@@ -134,6 +135,69 @@ def test_a_row_depends_on_its_seed_and_number_alone_and_holds_no_special_token(h
     assert [len(row) for row in model.generate(3, lengths=[2, 1, 4], num_steps=2, **how)] == [2, 1, 4]
 
 
+PAIRS = torch.tensor([[0.30, 0.03, 0.02], [0.02, 0.28, 0.05], [0.10, 0.05, 0.15]])
+"""p(first, second) of two tokens, 3 to 5."""
+
+
+class Exact(EmbeddedTextModel):
+    """The posterior of both tokens, each alone, of `PAIRS`; a position that stands clean is known."""
+
+    def forward(self, xt, t, given=None, attention_mask=None, table=None):
+        a, b = (x[:, None, None, None] for x in self.process.inner.at(t))
+        seen = -(xt[:, :, None].double() - a * table[3:6].double()).square().sum(-1) / (2 * b[..., 0].square())
+        if given is not None:
+            right = (xt[:, :, None] - table[3:6]).abs().sum(-1) < 1e-5
+            seen = torch.where(given[:, :, None], right.double().log(), seen)
+        joint = PAIRS.double().log() + seen[:, 0, :, None] + seen[:, 1, None, :]
+        laws = torch.stack((joint.logsumexp(2), joint.logsumexp(1)), dim=1)
+        return torch.nn.functional.pad(laws, (3, 2), value=-torch.inf)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_rest_has_its_law_given_known_tokens_that_stand_clean_and_by_replacement_it_has_not(place):
+    """Total variation of 20,000 draws: sampling noise alone gives .004. Both tokens are asked about in turn."""
+    off = {}
+    for share in (0.5, 0.0):
+        torch.manual_seed(0)
+        model = Exact(make(given_share=share).config)
+        known = [[-1, -1] for _ in range(20_000)]
+        for row in known:
+            row[place] = 3
+        rows = torch.tensor(model.generate(20_000, known=known, num_steps=5, walk="draws", seed=0, batch_size=20_000))
+        assert rows[:, place].unique().tolist() == [3]
+        law = PAIRS.select(place, 0) / PAIRS.select(place, 0).sum()
+        drawn_law = torch.bincount(rows[:, 1 - place] - 3, minlength=3) / 20_000
+        off[share] = 0.5 * float((drawn_law - law).abs().sum())
+    assert off[0.5] < 0.012 and off[0.0] > 0.03, off
+
+
+@pytest.mark.parametrize("how", [{}, {"walk": "draws"}], ids=str)
+def test_given_tokens_stay_where_they_are_and_rows_depend_on_no_neighbour(how):
+    model = stirred(given_share=0.5)
+    known = [[3, -1, 4], [5], [-1, 6]]
+    made = model.generate(3, known=known, lengths=[4, 3, 2], num_steps=4, seed=0, **how)
+    assert [len(row) for row in made] == [4, 3, 2] and (made[0][0], made[0][2], made[1][0], made[2][1]) == (3, 4, 5, 6)
+    assert min(token for row in made for token in row) > 2
+    alone = model.generate(3, known=known, lengths=[4, 3, 2], num_steps=4, seed=0, batch_size=1, **how)
+    assert alone == made and model.generate(1, known=[[3, 4]], seed=0, num_steps=2) == [[3, 4]]
+    assert min(model.draw_lengths(50, 0, least=4)) == 4
+
+
+def test_what_stands_clean_in_training_is_of_the_share_of_rows_and_costs_nothing():
+    torch.manual_seed(0)
+    scored = (torch.arange(6) < 5).expand(4000, 6)
+    given = draw_given(scored, 0.5, RowRandom(0, torch.arange(4000)))
+    mean = float(given.sum(1).double().mean())  # of 5: half the rows, of them half (0+1+2+3+4)/5 and half 5/2
+    assert not bool(given[:, 5].any()) and abs(mean - 0.5 * (0.5 * 2 + 0.5 * 2.5)) < 4 * 1.8 / 4000**0.5
+    objective = EmbeddedTextObjective(make(given_share=1.0).config, importance=False)
+    inputs = batch()
+    costs = objective.row_terms(stirred(), inputs, row_index=torch.arange(4), total=4, step=0, seed=0)
+    whole = EmbeddedTextObjective(make().config, importance=False).row_terms(
+        stirred(), inputs, row_index=torch.arange(4), total=4, step=0, seed=0
+    )
+    assert torch.isfinite(costs).all() and not torch.equal(costs, whole)
+
+
 def test_lengths_follow_the_counts_of_training_and_reach_twice_as_far():
     law = make().config.length_law()
     assert torch.allclose(law * 9, torch.tensor([0, 1, 2, 5, 0, 0, 0]) + torch.tensor([0] + [1 / 6] * 6).double())
@@ -183,6 +247,11 @@ def test_a_checkpoint_without_a_weight_is_refused(tmp_path):
         (lambda: make().generate(2, eta=0.5), "be 0 or 1 with walk 'means', got 0.5"),
         (lambda: make().generate(2, temperature=-1.0), "temperature must be a number >= 0, got -1.0"),
         (lambda: make().generate(2, lengths=[1]), r"lengths must be 2 numbers of at least 1, got \[1\]"),
+        (lambda: make(given_share=1.5), r"given_share must lie in \[0, 1\], got 1.5"),
+        (lambda: make().generate(2, known=[[3]]), "lengths must be 2 numbers of at least 1"),
+        (lambda: make().generate(1, known=[[3, 4]], lengths=[1]), "known must be 1 rows, none longer than its length"),
+        (lambda: make().generate(1, known=[[8]]), "known must hold tokens in 0..7, or -1 for none, got 8"),
+        (lambda: make().draw_lengths(1, 0, least=7), "a row has at most 6 tokens here, asked was for 7"),
         (lambda: make().generate(2, num_steps=31), r"num_steps must be an integer in 1..30"),
         (lambda: EmbeddedTextObjective(make().config, eval_draws=0), "eval_draws must be at least 1, got 0"),
     ],
