@@ -1,8 +1,10 @@
-"""The demo of images: three small models of the embedded digits, hot, cold and a student, and honest figures of them.
+"""The demo of images: small models of the embedded digits, and honest figures of them.
+
+They are a hot and a cold one, a student of the first, and one that walks in the latents of an autoencoder.
 
 What is shown: a grid of class-conditional samples, how they came to be, a table of samplers beside real digits, a
-memoriser and a matched normal law; one step of the student beside fifty of its teacher; held-out digits blurred and
-restored, and digits that the cold model makes of a blur that it draws itself.
+memoriser and a matched normal law; one step of the student beside fifty of its teacher; samples in latents; held-out
+digits blurred and restored, and digits that the cold model makes of a blur that it draws itself.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ from .evaluation import (
 )
 from .grids import save_grid, save_png, save_strip, tile
 from .pipeline import ImagePipeline
+from .train_autoencoder import parse as parse_autoencoder
+from .train_autoencoder import train_autoencoder
 from .train_image import parse, train_image
 
 HOT = ["--network_options", json.dumps({"width": 320, "blocks": 4, "dropout": 0.3})]
@@ -43,7 +47,9 @@ COLD = [
     *("--conditional", "false", "--network_options", json.dumps({"width": 320, "blocks": 4})),
 ]
 STUDENT = ["--objective", "consistency", "--learning_rate", "1e-3", "--warmup_steps", "20"]
+LATENT = ["--network_options", json.dumps({"width": 256, "blocks": 3})]
 HOT_STEPS, COLD_STEPS, STUDENT_STEPS, SAMPLES = 650, 400, 250, 500
+ENCODER_STEPS, LATENT_STEPS = 400, 300
 PAIRED = (("dpm_solver", 10), ("ddim", 50))
 """The second is to be no better than the first, with five times the calls."""
 TABLE = (
@@ -69,9 +75,13 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
     logging.disable_progress_bar()
     number = SAMPLES if number is None else number
     hot_dir, cold_dir, student_dir = output / "digits", output / "digits-blur", output / "digits-student"
+    encoder_dir, latent_dir = output / "digits-autoencoder", output / "digits-latent"
     train(hot_dir, HOT, HOT_STEPS if steps is None else steps, seed)
     train(cold_dir, COLD, COLD_STEPS if steps is None else steps, seed)
     train(student_dir, [*STUDENT, "--teacher", str(hot_dir)], STUDENT_STEPS if steps is None else steps, seed)
+    train(encoder_dir, [], ENCODER_STEPS if steps is None else steps, seed, "autoencoder")
+    latent_steps = LATENT_STEPS if steps is None else steps
+    train(latent_dir, [*LATENT, "--autoencoder", str(encoder_dir)], latent_steps, seed)
     splits = digits()
     classifier = train_classifier(splits.train)
     assert splits.validation.labels is not None
@@ -85,6 +95,7 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
     bound = bits_per_dim(hot, splits.validation, terms=64, seed=seed)
     console.print(f"\n[bold]likelihood[/]  {describe_bound(bound)}; levels drawn evenly: {math.log2(17):.2f}")
     few = show_student(hot, ImagePipeline.from_pretrained(student_dir), splits, classifier, number, student_dir, seed)
+    latent = show_latent(ImagePipeline.from_pretrained(latent_dir), splits, classifier, number, latent_dir, seed)
     restored = show_cold(cold, splits, classifier, cold_dir, seed)
     made = show_made(cold, splits, classifier, number, cold_dir, seed)
     shown = {
@@ -92,6 +103,7 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
         "paired": paired,
         "bound": bound,
         "student": few,
+        "latent": latent,
         "restorations": restored,
         "cold_samples": made,
         "classifier_accuracy": accuracy,
@@ -104,16 +116,22 @@ def run(output: Path, steps: int | None = None, number: int | None = None, seed:
     return shown
 
 
-def train(output: Path, options: list[str], steps: int, seed: int) -> None:
-    """One training run, unless a finished one is there already; one that was stopped or killed is resumed."""
+def train(output: Path, options: list[str], steps: int, seed: int, command: str = "train") -> None:
+    """One training run, unless a finished one is there already; one that was stopped or killed is resumed.
+
+    command: of `udm image`, "train" or "autoencoder".
+    """
     if is_finished(output):
         console.print(f"\n[bold]model[/]  {output} is there already; remove the folder to train again")
         return
     arguments = ["--output", str(output), *options, "--max_steps", str(steps), "--seed", str(seed)]
     arguments += ["--report_to", "none", "--eval_strategy", "no"]  # so few steps do not overtrain
     arguments += ["--resume"] if is_begun(output) else []
-    console.print(f"\n[bold]training[/]  udm image train {' '.join(arguments)}", markup=True)
-    end(train_image(*parse(arguments)), and_signals=True)
+    console.print(f"\n[bold]training[/]  udm image {command} {' '.join(arguments)}", markup=True)
+    if command == "train":
+        end(train_image(*parse(arguments)), and_signals=True)
+    else:
+        end(train_autoencoder(*parse_autoencoder(arguments)), and_signals=True)
 
 
 def show_images(pipe: ImagePipeline, folder: Path, seed: int) -> None:
@@ -201,6 +219,25 @@ def show_student(
     print_rows(rows, "a student that learned to be consistent, and its teacher")
     console.print(f"[bold]images[/]  {folder / 'few-steps.png'}  a row for each row of the table, from the same noise")
     return {name: row.to_dict() for name, row in rows.items()}
+
+
+def show_latent(
+    pipe: ImagePipeline, splits: ImageSplits, classifier: Any, number: int, folder: Path, seed: int
+) -> dict[str, Any]:
+    """latent.png: held-out digits, what the autoencoder makes of them, and a row of samples in its latents; figures."""
+    held, classes = splits.validation, pipe.denoiser.config.num_classes
+    assert held.labels is not None
+    labels = held.labels[torch.arange(number) % len(held)]
+    again = pipe.denoiser.to_images(pipe.denoiser.to_state(held.images))
+    row = quality(pipe.generate(number, labels, seed=seed), splits, classifier, labels)
+    title = f"an image model in latents of {' x '.join(map(str, pipe.denoiser.config.state_shape))}"
+    print_rows({"samples in latents": row}, title)
+    off = float((again - held.images).double().square().mean().sqrt())
+    console.print(f"Of held-out digits, decoded again, the rms error is {off:.3f}.")
+    few = slice(2 * classes)
+    save_png(folder / "latent.png", tile([held.images[few], again[few], pipe.generate(2 * classes, "all", seed=seed)]))
+    console.print(f"[bold]images[/]  {folder / 'latent.png'}  held-out digits, decoded ones, samples")
+    return {**row.to_dict(), "decoded_rmse": off}
 
 
 def show_made(

@@ -54,6 +54,13 @@ def cold(tmp_path_factory):
     return output
 
 
+def two_files(folder):
+    files = [folder / "0.png", folder / "1.png"]
+    for path, image in zip(files, to_bytes(digits().validation.images), strict=False):
+        Image.fromarray(image[0].numpy()).save(path)
+    return files
+
+
 def size(path):
     with Image.open(path) as image:
         return image.size, image.mode
@@ -88,11 +95,7 @@ def test_a_cold_model_generates_too_unless_its_law_was_not_kept(cold, tmp_path):
 
 
 def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
-    clean = digits().validation.images[:2]
-    files = []
-    for i, image in enumerate(to_bytes(clean)):
-        files.append(tmp_path / f"{i}.png")
-        Image.fromarray(image[0].numpy()).save(files[-1])
+    clean, files = digits().validation.images[:2], two_files(tmp_path)
     udm("restore", cold, *files, "-o", tmp_path / "three.png", "--degrade", "--quiet")
     assert size(tmp_path / "three.png") == ((2 * 68 + 4, 3 * 68 + 4), "L")
     udm("restore", cold, *files, "-o", tmp_path / "two.png", "--t", 2, "--quiet")
@@ -102,11 +105,31 @@ def test_restore_reads_files_and_writes_before_and_after(cold, tmp_path):
     assert torch.equal(row[4:68:8, 4:68:8], to_bytes(clean)[0, 0])
 
 
+def test_a_part_of_images_is_made_anew_where_a_mask_is_white(hot, cold, tmp_path):
+    files, mask, out = two_files(tmp_path), tmp_path / "mask.png", tmp_path / "edited"
+    half = torch.zeros(8, 8, dtype=torch.uint8)
+    half[:, 4:] = 255
+    Image.fromarray(half.numpy()).save(mask)
+    call = ["edit", hot, *files, "--mask", mask, "--num-steps", 3, "--corrections", 2, "--temperature", 0.5, "--quiet"]
+    printed = udm(*call, "--label", "3", "-o", tmp_path / "page.png", "--output-dir", out)
+    assert printed.split() == [str(tmp_path / "page.png"), str(out / "0.png"), str(out / "1.png")]
+    assert size(tmp_path / "page.png") == ((2 * 68 + 4, 3 * 68 + 4), "L")
+    pipe, clean = ImagePipeline.from_pretrained(hot), torch.stack([read_image(path, "it") for path in files])
+    how = {"label": 3, "num_steps": 3, "corrections": 2, "temperature": 0.5, "seed": 0}
+    made, found = to_bytes(pipe.edit(clean, half > 0, **how)), to_bytes(folder_rows(out).images)
+    assert torch.equal(found, made) and torch.equal(found[..., :4], to_bytes(clean)[..., :4])
+    assert not torch.equal(made, to_bytes(pipe.edit(clean, half > 0, **(how | {"temperature": 1.0}))))
+    udm(*call, "-o", mask, error="would take the place of")
+    udm(*call, "-o", tmp_path / "page.png", "--mode", "clean", error="needs a model trained with regions")
+    udm("edit", cold, *files, "--mask", mask, "-o", tmp_path / "page.png", error="needs a model of a Gaussian process")
+    Image.fromarray(half[:4].numpy()).save(mask)
+    udm(*call, "-o", tmp_path / "page.png", error="mask must be 8 x 8, as the model's images are, got 4 x 8")
+    Image.fromarray((half * 0).numpy()).save(mask)
+    udm(*call, "-o", tmp_path / "page.png", error="is black all over")
+
+
 def test_images_are_inverted_and_joined_from_their_files(hot, cold, tmp_path, monkeypatch):
-    files = []
-    for i, image in enumerate(to_bytes(digits().validation.images[:2])):
-        files.append(tmp_path / f"{i}.png")
-        Image.fromarray(image[0].numpy()).save(files[-1])
+    files = two_files(tmp_path)
     page, noise = tmp_path / "page.png", tmp_path / "noise.safetensors"
     call = ["invert", hot, *files, "--label", "3", "--num-steps", 4]
     assert udm(*call, "-o", page, "--noise", noise).split() == [str(page), str(noise)]
@@ -127,10 +150,7 @@ def test_images_are_inverted_and_joined_from_their_files(hot, cold, tmp_path, mo
 
 
 def test_restored_images_are_written_one_by_one_too(cold, tmp_path):
-    files = []
-    for i, image in enumerate(to_bytes(digits().validation.images[:2])):
-        files.append(tmp_path / f"{i}.png")
-        Image.fromarray(image[0].numpy()).save(files[-1])
+    files = two_files(tmp_path)
     out = tmp_path / "restored"
     printed = udm("restore", cold, *files, "--output-dir", out, "--t", 2, "--quiet")
     assert printed.split() == [str(out / "0.png"), str(out / "1.png")]
@@ -298,12 +318,13 @@ def test_the_demo_in_small_writes_its_images_and_its_table(tmp_path):
         "improved",
         "bits/dim",
         "student, 1 step",
+        "samples in latents",
         "blurred digits drawn",
     ):
         assert words in printed, printed
     for name in ("digits/grid.png", "digits/strip.png", "digits-blur/restored.png", "digits/loss.png"):
         assert (tmp_path / name).stat().st_size > 1000
-    for name in ("digits-student/few-steps.png", "digits-blur/made.png"):
+    for name in ("digits-student/few-steps.png", "digits-latent/latent.png", "digits-blur/made.png"):
         assert (tmp_path / name).stat().st_size > 1000
     report = json.loads((tmp_path / "digits" / "report.json").read_text())
     assert report["samples"]["memoriser"]["nearest"] == 0.0 and len(report["paired"]) == 3
