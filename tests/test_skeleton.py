@@ -6,10 +6,13 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from transformers import pipeline
 
-from tests.models import CLS, MASK, SEP, make_udm
+from tests.helpers import udm_here
+from tests.models import CLS, MASK, SEP, make_tokenizer, make_udm
 from tests.oracle.world import index_of, make_world, random_predictor, total_variation
 from udm_text import Skeleton, UDMGenerationConfig, compiling
+from udm_text.generation_options import read_order
 
 EXACT = 1e-12
 BLANKS = torch.tensor([[CLS, MASK, 7, MASK, MASK, MASK, SEP], [CLS, MASK, MASK, MASK, MASK, SEP, 0]])
@@ -151,3 +154,17 @@ def test_a_graph_takes_the_same_steps(monkeypatch):
         assert torch.equal(model.generate(BLANKS, compile=True, **call), model.generate(BLANKS, **call))
     with pytest.warns(UserWarning, match="compiles nothing beside order"):
         model.generate(BLANKS, compile=True, order=Skeleton(rule=lambda tokens, editable: editable))
+
+
+def test_the_command_takes_a_skeleton_by_its_number(tmp_path):
+    make_udm(length_counts=[0, 0, 0, 0, 1]).save_pretrained(tmp_path)
+    make_tokenizer("bert").save_pretrained(tmp_path)
+    said = udm_here("generate", tmp_path, "-n", 6, "--seed", 0, "--order", "skeleton:2").output.splitlines()
+    pipe = pipeline("udm-generation", model=str(tmp_path))
+    made = pipe("", num_return_sequences=6, seed=0, order=Skeleton(every=2))
+    assert said == [record["generated_text"] for record in made]
+    assert said != [record["generated_text"] for record in pipe("", num_return_sequences=6, seed=0)]
+    assert read_order("skeleton:3") == Skeleton(every=3) and read_order("entropy") == "entropy"
+    for wrong in ("skeleton", "skeleton:0", "skeleton:x", "skeleton:-2"):
+        with pytest.raises(ValueError, match="order must be a name, or a skeleton such as skeleton:4"):
+            read_order(wrong)

@@ -73,6 +73,16 @@ class Skeleton:
             raise ValueError(f"rule must be a function of two arguments, got {self.rule!r}")
 
 
+def read_order(text: str) -> str | Skeleton:
+    """An order as the command is given it: a name, or skeleton:4 for Skeleton(every=4)."""
+    kind, _, number = text.partition(":")
+    if kind != "skeleton":
+        return text
+    if not (number.isascii() and number.isdecimal() and is_whole(int(number), 1)):
+        raise ValueError(f"order must be a name, or a skeleton such as skeleton:4, every fourth position; got {text!r}")
+    return Skeleton(every=int(number))
+
+
 def _is_number(value: Any, kind: type = numbers.Real) -> bool:
     """Whether a value is a number (no bool) that a float64 holds; of integers, that 64 bits hold."""
     if isinstance(value, numbers.Integral) or kind is numbers.Integral:
@@ -185,8 +195,8 @@ OPTIONS: dict[str, Option] = {
         "model's probabilities, before temperature, top_k and top_p: confidence (of the drawn token), margin, entropy; "
         "or a function called as order(log_probs (N, V), tokens (N,)), with those probabilities and the drawn tokens "
         "of any number of masked positions, that returns scores (N,), the highest first; or a `Skeleton`, two groups "
-        "of positions, of which the first is revealed from left to right and then the other at random. Neither is "
-        "saved.",
+        "of positions, of which the first is revealed from left to right and then the other at random (the "
+        "command: skeleton:4, every fourth). Neither is saved.",
     ),
     "order_noise": Option(
         0.0,

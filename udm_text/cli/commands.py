@@ -17,7 +17,7 @@ from continuous.cli import app as image_app
 
 from .. import __version__
 from ..common import check_new_folder, check_place, to_json, watching
-from ..generation_options import OPTIONS
+from ..generation_options import OPTIONS, read_order
 from .export import check_target, save_trajectories
 from .terminal import (
     LiveText,
@@ -238,6 +238,7 @@ def generate(
     **options: Any,
 ) -> None:
     """Write, continue or fill in texts."""
+    options["order"] = read_order(options["order"])
     if save is not None:
         check_target(save)
     if watch and (output is not None or score):
