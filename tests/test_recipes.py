@@ -5,10 +5,14 @@ import json
 import math
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from accelerate.commands import launch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -183,3 +187,121 @@ def test_text_and_image_names_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+# --- many texts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A model that continues texts, without training, and a table of prompts, some of them equal and one blank."""
+    from tests.models import COUNTS, make_udm
+    from udm_text.corpus import train_tokenizer
+    from udm_text.framing import tokenizer_fields
+
+    folder = tmp_path_factory.mktemp("writer")
+    tokenizer = train_tokenizer("wordpiece", ["red green blue circle"], 60, cls_sep=True)
+    model = make_udm(vocab_size=len(tokenizer), length_counts=COUNTS, **tokenizer_fields(tokenizer))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    prompts = ["red", "green blue", "", *["blue circle"] * 3, *["green"] * 5]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"q": prompt}) + "\n" for prompt in prompts))
+    return folder
+
+
+def job(writer, output, *more, world=1, dies_at=None):
+    """The exit codes of the processes of a job, which are children of this one, as `accelerate launch` starts them.
+
+    dies_at: the file, counted from 1, in whose middle the process kills itself by SIGKILL.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        if not (child := os.fork()):
+            try:
+                log = os.open(f"{output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                sys.stdout = sys.stderr = os.fdopen(log, "w", buffering=1)
+                _work(writer, output, more, rank, world, port, dies_at)
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def _work(writer, output, more, rank, world, port, dies_at):
+    from accelerate import PartialState
+
+    PartialState._reset_state()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if world > 1:
+        os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    many = recipe("generate_corpus")
+    written, write_table = [], many.pq.write_table
+
+    def write(table, part):
+        write_table(table, part)
+        written.append(part)
+        if len(written) == dies_at:
+            os.truncate(part, os.path.getsize(part) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    many.pq.write_table = write
+    data = ("--data", str(writer / "prompts.jsonl"), "--text-column", "q", "-n", "2")
+    words = [str(writer / "model"), str(output), "--file-rows", "3", "--batch-size", "2", "--seed", "5"]
+    many.app([*words, *(more or data)], standalone_mode=False)
+
+
+def rows_in(output):
+    """The rows of a job in the order of its files."""
+    return [row for file in sorted(output.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_a_job_that_was_killed_and_goes_on_in_two_processes_writes_the_rows_of_one_that_was_not(writer, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert job(writer, whole) == [0], Path(f"{whole}.log").read_text()
+    rows = rows_in(whole)
+    assert [(row["id"], row["sample"]) for row in rows] == [(i, k) for i in range(10) for k in range(2)]
+    assert [row["prompt"] for row in rows[::2]] == ["red", "green blue", *["blue circle"] * 3, *["green"] * 5]
+    assert len({row["text"] for row in rows[10:]}) > 2  # equal prompts have draws of their own
+    assert job(writer, killed, dies_at=2) == [-signal.SIGKILL]
+    assert len(list(killed.glob("*.parquet"))) == 1 and len(list(killed.glob(".*.part"))) == 1
+    stamp = next(killed.glob("*.parquet")).stat().st_mtime_ns
+    assert job(writer, killed, world=2) == [0, 0], Path(f"{killed}.log").read_text()
+    assert rows_in(killed) == rows and min(file.stat().st_mtime_ns for file in killed.glob("*.parquet")) == stamp
+    names = [{file.name for file in folder.iterdir()} for folder in (whole, killed)]
+    assert names[0] == names[1] and "job.json" in names[0]
+    assert job(writer, whole, "--samples", "10") == [1]  # another job
+    assert "was begun with prompts" in Path(f"{whole}.log").read_text()
+    assert "1 without text left out, 4 files" in Path(f"{whole}.log").read_text()
+
+
+def test_samples_of_a_job_do_not_depend_on_their_batch(writer, tmp_path):
+    from transformers import pipeline
+
+    assert job(writer, tmp_path / "job", "--samples", "7") == [0], Path(f"{tmp_path / 'job'}.log").read_text()
+    rows = rows_in(tmp_path / "job")
+    pipe = pipeline("udm-generation", model=str(writer / "model"))
+    alone = pipe("", num_return_sequences=7, seed=5)
+    assert [row["text"] for row in rows] == [record["generated_text"] for record in alone] and set(rows[0]) == {
+        "id",
+        "sample",
+        "text",
+    }
+
+
+@pytest.mark.slow
+def test_accelerate_launches_a_job(writer, tmp_path):
+    where = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    how = ["launch", "--multi_gpu", "--num_processes", "2", "recipes/generate_corpus.py", str(writer / "model")]
+    tool = Path(sys.executable).with_name("accelerate")
+    subprocess.run(
+        [tool, *how, str(tmp_path / "job"), "--samples", "9", "--file-rows", "2"], check=True, cwd=ROOT, env=where
+    )
+    assert [row["id"] for row in rows_in(tmp_path / "job")] == [*range(9)]
