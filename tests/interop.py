@@ -1,10 +1,12 @@
 """Every type of masked LM that transformers has, tiny and random, and what a model around it can do.
 
-`python -m tests.interop` makes the tables of docs/models.md; tests/test_interop.py asks the same of single types.
+`python -m tests.interop` makes the tables of docs/models.md; tests/test_interop.py asks the same of single types. Two
+columns need packages of the extras `onnx` and `int8`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import tempfile
@@ -21,6 +23,8 @@ from tests.models import CLS, FIRST, MASK, PAD, SEP, UNK, VOCAB, wake_time
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.backbones import recognise
 from udm_text.decoders import auto_class, make_bidirectional
+from udm_text.hub import save_int8
+from udm_text.padding import reads_padding
 
 TYPES = tuple(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 REFUSED = ("bart", "mbart", "modernvbert", "mvp", "perceiver", "ultravbert")
@@ -275,6 +279,86 @@ def is_exported(kind: str, where: Path) -> None:
         close(program(input_ids=LONG).logits, model(input_ids=LONG).logits)
 
 
+def compiles(kind: str, where: Path) -> None:
+    """torch.compile sees the forward as one graph. Inductor's kernels, minutes of a compiler, are not made."""
+    model = wrapped(tiny_masked_lm(kind))
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        close(compiled(input_ids=LONG).logits, model(input_ids=LONG).logits)
+
+
+def is_onnx(kind: str, where: Path) -> None:
+    """ONNX by torch.onnx's dynamo exporter, of any number and length of rows, gives the logits in onnxruntime.
+
+    Rows are padded where a row does not depend on its padding; a graph cannot run rows of one length at a time.
+    """
+    import onnxruntime
+
+    model, (ids, mask) = wrapped(tiny_masked_lm(kind)), rows()
+    given, free = {"input_ids": ids, "attention_mask": mask}, {0: "rows", 1: "length"}
+    how: dict[str, Any] = {"dynamo": True, "verbose": False, "input_names": list(given), "output_names": ["logits"]}
+    torch.onnx.export(model, (), where / "model.onnx", kwargs=given, dynamic_shapes=dict.fromkeys(given, free), **how)
+    session = onnxruntime.InferenceSession(where / "model.onnx", providers=["CPUExecutionProvider"])
+    batches = [(LONG[:, :20].repeat(3, 1), torch.ones(3, 20, dtype=torch.int64)), (SHORT, torch.ones_like(SHORT))]
+    for tokens, attended in batches if reads_padding(model, 12) else [*batches, (ids, mask)]:
+        found = session.run(["logits"], {"input_ids": tokens.numpy(), "attention_mask": attended.numpy()})[0]
+        with torch.no_grad():
+            logits = model(input_ids=tokens, attention_mask=attended).logits
+        close(torch.from_numpy(found)[attended.bool()], logits[attended.bool()])
+
+
+def nearly(model: Any, rounded: Any) -> None:
+    """Logits of weights of 8 bits are off by less than 15 per cent of their spread, and texts are drawn by them."""
+    t = torch.tensor([2])
+    with torch.no_grad():
+        full, found = (each(input_ids=LONG, t=t).logits for each in (model, rounded))
+    off = float((found - full).square().mean().sqrt() / full.std())
+    if not 0.0 < off < 0.15:
+        raise AssertionError(f"logits are off by {off:.2g} of their spread")
+    rounded.generate(LONG.masked_fill(LONG == MASK, FIRST), seed=0, max_edits=1)
+
+
+def quantises(kind: str, where: Path) -> None:
+    """Linear maps of 8 bits by torch.ao.quantization.quantize_dynamic, of a model conditioned on time."""
+    model = wake_time(wrapped(tiny_masked_lm(kind), "substitute"))
+    linear = {torch.nn.Linear}
+    nearly(model, torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), linear, dtype=torch.qint8))
+
+
+def quantises_by_torchao(kind: str, where: Path) -> None:
+    """Weights of 8 bits by torchao, as `udm export --int8` has them, which come back."""
+    model = wake_time(wrapped(tiny_masked_lm(kind), "substitute"))
+    model.save_pretrained(where / "full")
+    small = save_int8(str(where / "full"), None, where / "int8")
+    nearly(model, small)
+    again = UDMForMaskedGeneration.from_pretrained(where / "int8")
+    with torch.no_grad():
+        equal(again(input_ids=LONG, t=torch.tensor([2])).logits, small(input_ids=LONG, t=torch.tensor([2])).logits)
+
+
+def shards(kind: str, where: Path) -> None:
+    """Saved in several files, it comes back bit for bit."""
+    model = wrapped(tiny_masked_lm(kind))
+    model.save_pretrained(where, max_shard_size="20KB")
+    assert len(list(where.glob("*.safetensors"))) > 1 and (where / "model.safetensors.index.json").exists()
+    again = UDMForMaskedGeneration.from_pretrained(where).eval()
+    with torch.no_grad():
+        equal(again(input_ids=LONG).logits, model(input_ids=LONG).logits)
+
+
+def maps_devices(kind: str, where: Path) -> None:
+    """Wholly on a disk, and with what `device_map="auto"` finds room for in memory: it fills in as without."""
+    model = wrapped(tiny_masked_lm(kind))
+    model.save_pretrained(where / "model")
+    expected = model.generate(LONG, seed=0)
+    size = sum(x.numel() * x.element_size() for x in model.parameters())
+    for how in ({"device_map": {"": "disk"}}, {"device_map": "auto", "max_memory": {"cpu": int(0.6 * size)}}):
+        away = UDMForMaskedGeneration.from_pretrained(where / "model", offload_folder=str(where / "away"), **how)
+        assert any(weight.is_meta for weight in away.parameters()), "all of it is in memory"
+        equal(away.generate(LONG, seed=0), expected)
+
+
 def adapts(kind: str, where: Path) -> None:
     """LoRA of peft in every linear map of the body: untrained it changes nothing, and gradients reach it."""
     from peft import LoraConfig, get_peft_model
@@ -292,7 +376,9 @@ def adapts(kind: str, where: Path) -> None:
 
 
 CHECKS: dict[str, Callable[[str, Path], None]] = {
-    f.__name__: f for f in (loads, conditioned, picks, independent, trains, saves, exports, is_exported, adapts, fast)
+    f.__name__: f
+    for f in (loads, conditioned, picks, independent, trains, saves, exports, shards, maps_devices, quantises)
+    + (quantises_by_torchao, adapts, compiles, is_exported, is_onnx, fast)
 }
 
 
@@ -314,25 +400,45 @@ COLUMNS = {
     "trains": "trains",
     "saves": "saves",
     "exports": "comes out again",
-    "is_exported": "torch.export",
+    "shards": "in several files",
+    "maps_devices": "partly on a disk",
+    "quantises": "8 bits (torch)",
+    "quantises_by_torchao": "8 bits (torchao)",
     "adapts": "LoRA",
+    "compiles": "torch.compile",
+    "is_exported": "torch.export",
+    "is_onnx": "ONNX",
     "fast": "fast path",
 }
 """Heads of the table; `picks`, which is no choice of anybody, is left out of it."""
 
 
-def table(kinds: list[str] | tuple[str, ...] = TYPES) -> list[str]:
-    """Lines of Markdown: a row a type, and below them what single types say where they do not."""
+def is_taken(kind: str, where: Path) -> None:
+    """A model can be made of the type: raises what is said where it cannot."""
+    if kind in DECODERS:
+        wrapped(tiny_masked_lm(kind))
+    else:
+        UDMForMaskedGeneration(UDMConfig(text_config=tiny_config(kind), **FIELDS))
+
+
+def table(kinds: list[str] | tuple[str, ...], names: list[str] | None = None) -> list[str]:
+    """Lines of Markdown: a row a type, below them what single types say where they do not, then those that are refused.
+
+    names: the checks to make, others are left empty; None: all.
+    """
     lines = ["| model type | " + " | ".join(COLUMNS.values()) + " |", "| --- |" + " :-: |" * len(COLUMNS)]
     notes: dict[str, list[str]] = {}
-    for kind in (kind for kind in kinds if kind not in REFUSED):
-        said = {name: ask(CHECKS[name], kind) for name in COLUMNS}
-        lines.append(f"| {kind} | " + " | ".join("yes" if said[name] == "yes" else "-" for name in COLUMNS) + " |")
+    for kind in (kind for kind in kinds if kind not in (*REFUSED, *CAUSAL)):
+        said = {name: ask(CHECKS[name], kind) for name in COLUMNS if names is None or name in names}
+        cells = [{"": "", "yes": "yes"}.get(said.get(name, ""), "-") for name in COLUMNS]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
         for name, answer in said.items():
             if answer != "yes" and name != "fast":
                 notes.setdefault(f"{kind}: {answer}", []).append(COLUMNS[name])
-    return [*lines, "", *(f"* {note} ({', '.join(heads)})" for note, heads in notes.items())]
+    refusals = ((kind, ask(is_taken, kind)) for kind in kinds if kind in (*REFUSED, *CAUSAL))
+    lines += ["", *(f"* {note} ({', '.join(heads)})" for note, heads in notes.items()), "", "| refused | says |"]
+    return [*lines, "| --- | --- |", *(f"| {kind} | {said.partition(': ')[2]} |" for kind, said in refusals)]
 
 
 if __name__ == "__main__":
-    print("\n".join(table(sys.argv[1:] or TYPES)))
+    print("\n".join(table(sys.argv[1:] or (*TYPES, *DECODERS))))

@@ -141,6 +141,12 @@ def text_config(
     return kinds[family](**{**common, **own, **how})
 
 
+NORMED: dict[str, dict[str, Any]] = {
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 4},
+    "gemma3_text": {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]},
+}
+"""Others that the fast path knows: of norms of queries and keys, and heads that are no share of a hidden state."""
 DECODERS = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import ElectraConfig
 
-from tests.models import CLS, FAST, MASK, PAD, PROCESSES, SEP, UNK, Adapted, make_udm, wrap
+from tests.models import CLS, FAST, MASK, NORMED, PAD, PROCESSES, SEP, UNK, Adapted, decoder_config, make_udm, wrap
 from udm_text import UDMGenerationConfig, backbones, fastpath
 from udm_text.caching import CachedForward
 from udm_text.cli.terminal import describe_speed
@@ -93,10 +93,10 @@ def test_a_refresh_at_every_call_is_the_exact_path_bit_for_bit(process, how):
     assert process != "mask" or not torch.equal(exact, model.generate(ROWS, seed=1, cache_refresh=100, **how))
 
 
-@pytest.mark.parametrize("family", FAST)
+@pytest.mark.parametrize("family", [*FAST, "qwen3", "gemma3_text"])
 def test_between_refreshes_it_is_exact_where_nothing_or_everything_changed(family):
-    bound = 1e-4 if family == "modernbert" else 1e-10
-    model = deep(family)
+    bound = 1e-4 if family in ("modernbert", *NORMED) else 1e-10
+    model = deep(family) if family in FAST else wrap(decoder_config(family, **NORMED[family])).double()
     attended = torch.arange(10) < torch.tensor([10, 4, 7])[:, None]
     lengths = torch.tensor([10, 4, 7])
     torch.manual_seed(0)

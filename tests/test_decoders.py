@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from tests.models import (
     DECODERS,
@@ -231,6 +232,18 @@ def test_a_folder_for_the_hub_has_the_models_tokenizer_and_the_pipeline_reads_it
     assert pipe.tokenizer.mask_token_id == model.config.mask_token_id
     assert tokenizer_for(model.config, pipe.tokenizer) is pipe.tokenizer
     assert pipe("the [MASK] sat", seed=0)[0]["generated_text"].endswith(" sat")
+
+
+def test_a_folder_that_carries_its_code_is_a_decoder_without_the_package(plain, tmp_path):
+    model = UDMForMaskedGeneration.from_pretrained(plain["llama"])
+    write_folder(model, "user/name", tmp_path / "out", include_code=True)
+    carried = get_class_from_dynamic_module("modeling_udm.UDMForMaskedGeneration", str(tmp_path / "out"))
+    again = carried.from_pretrained(tmp_path / "out")
+    assert type(again).__module__.startswith("transformers_modules") and again.config.text_config.is_causal is False
+    batch = batch_of(plain["llama"])
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+    assert torch.equal(again.generate(length=6, seed=0), model.generate(length=6, seed=0))
 
 
 @pytest.mark.parametrize("family", ("qwen3", "gpt2"))

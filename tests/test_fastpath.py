@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DistilBertConfig, ElectraConfig
 
 from tests.helpers import python
-from tests.models import CLS, FAST, MASK, PAD, SEP, Adapted, decoder_config, make_udm, wrap
+from tests.models import CLS, FAST, MASK, NORMED, PAD, SEP, Adapted, decoder_config, make_udm, wrap
 from tests.oracle.world import all_rows, index_of, total_variation
 from udm_text import fastpath, predictors
 from udm_text.backbones import Linear
@@ -84,6 +84,31 @@ def test_logits_are_those_of_the_full_forward_on_whole_trajectories(family, time
         repairs.generate(ROWS, seed=1, kernel=kernel)
     # ModernBERT turns queries and keys in float32 whatever its dtype
     assert len(errors) > 50 and max(errors) <= (1e-5 if family == "modernbert" and dtype == torch.float64 else bound)
+
+
+@pytest.mark.parametrize("family", NORMED)
+@pytest.mark.parametrize("dtype, bound", ((torch.float32, 1e-4), (torch.float64, 1e-5)))
+def test_decoders_with_norms_and_heads_of_any_width_have_the_logits_of_the_full_forward(family, dtype, bound, errors):
+    """Their norms compute in float32 whatever the dtype, so that float64 agrees to its rounding.
+
+    Eager attention of transformers is not a number in float64 where a row sees nothing, as padding beyond a window.
+    """
+    config = decoder_config(family, **NORMED[family])
+    model, timed = (wrap(config, process).to(dtype) for process in ("mask", "substitute"))
+    for attention in ("sdpa", "eager") if dtype == torch.float32 else ("sdpa",):
+        model.set_attn_implementation(attention)
+        for how in HOWS[:3]:
+            model.generate(ROWS, seed=1, **how)
+    model.generate(length=9, num_return_sequences=3, seed=1)
+    timed.generate(ROWS, seed=1)
+    assert len(errors) > 25 and max(errors) <= bound
+
+
+def test_a_decoder_that_caps_its_logits_or_masks_by_a_way_of_its_own_takes_the_plain_path():
+    assert not declines(wrap(decoder_config("gemma3_text", **NORMED["gemma3_text"])))
+    for own in ({"final_logit_softcapping": 3.0}, {"use_bidirectional_attention": True}):
+        assert declines(wrap(decoder_config("gemma3_text", **NORMED["gemma3_text"], **own)))
+    assert declines(wrap(decoder_config("gemma2")))
 
 
 @pytest.mark.parametrize("family", FAST)
@@ -375,4 +400,4 @@ def test_attention_without_keys_and_values_is_that_with_them(masked, bias):
 
 def test_keys_and_values_are_left_out_where_that_is_less_work_by_half():
     for width, wanted in ((1, True), (8, True), (16, True), (17, False), (64, False)):
-        assert fastpath.cheaper_unprojected(width, length=64, heads=8, hidden=512) is wanted
+        assert fastpath.cheaper_unprojected(width, length=64, heads=8, width=512) is wanted

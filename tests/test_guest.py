@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertModel, MobileBertF
 from transformers.utils import logging
 
 from tests.interop import FIELDS, SHORT, tiny_config, tiny_masked_lm, wrapped
-from tests.models import VOCAB, make_rows, make_udm, wake_time
+from tests.models import VOCAB, decoder_config, make_masked_lm, make_rows, make_udm, wake_time
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.fastpath import known_body
 from udm_text.training import UDMTrainer, UDMTrainingArguments
@@ -107,6 +107,32 @@ def test_a_model_that_is_offloaded_to_a_disk_writes_the_same(process, tmp_path):
     assert torch.equal(away.generate(**how), model.generate(**how))
 
 
+@pytest.mark.parametrize("kind", ["mobilebert", "neomme"])
+def test_a_backbone_that_reads_weights_which_nobody_fetches_is_refused_on_a_disk(kind, tmp_path):
+    """transformers' own class gives what lies in memory, and says nothing."""
+    tiny_masked_lm(kind).save_pretrained(tmp_path / "plain")
+    wrapped(tiny_masked_lm(kind), "substitute").save_pretrained(tmp_path / "model")
+    how = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "away")}
+    for name, own in (("plain", FIELDS), ("model", {})):
+        with pytest.raises(ValueError, match=f"model type '{kind}', which reads weights of modules that it does not"):
+            UDMForMaskedGeneration.from_pretrained(tmp_path / name, **how, **own)
+
+
+def test_what_a_plain_model_on_a_disk_is_given_besides_is_there_or_it_says_why_not(tmp_path):
+    how = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "away"), **FIELDS}
+    tiny_masked_lm("bert").save_pretrained(tmp_path / "bert")
+    away = UDMForMaskedGeneration.from_pretrained(tmp_path / "bert", process="substitute", **how)
+    assert not away.time_embedding.hidden.weight.is_meta and away.get_input_embeddings().weight.is_meta
+    with torch.no_grad():
+        plain = tiny_masked_lm("bert")(input_ids=SHORT).logits
+        torch.testing.assert_close(away(input_ids=SHORT, t=torch.tensor([2])).logits, plain)
+    make_masked_lm(decoder_config("llama")).save_pretrained(tmp_path / "llama")
+    with pytest.raises(
+        ValueError, match=r"no embedding of rows \[4\] yet, and device_map .* load it without device_map"
+    ):
+        UDMForMaskedGeneration.from_pretrained(tmp_path / "llama", **how)
+
+
 @pytest.mark.parametrize("kind", ["funnel", "xlm"])
 def test_gradient_checkpointing_is_refused_by_the_type_of_the_backbone(kind):
     model = wrapped(tiny_masked_lm(kind))
@@ -166,6 +192,11 @@ def test_a_network_with_code_of_its_own_is_refused_before_it_is_trained(kind, tm
     model = wrapped(backbone)
     with torch.no_grad():
         assert torch.equal(model(input_ids=SHORT).logits, backbone(input_ids=SHORT).logits)
+    arguments = UDMTrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    for trained_or_saved in (lambda: UDMTrainer(model, arguments), lambda: model.save_pretrained(tmp_path / "saved")):
+        with pytest.raises(ValueError, match="the backbone is a network by code of its own"):
+            trained_or_saved()
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("kind", ["esm", "mpnet", "roberta"])

@@ -2,12 +2,14 @@
 
 A `Body` names the parts of a backbone by their role: embeddings, projections, what a layer does behind its attention,
 the head. Known are those built like BERT (RoBERTa, XLM-RoBERTa, CamemBERT), like ModernBERT and like NomicBERT,
-recognised by their modules, and Llama, Mistral and Qwen2 made bidirectional, of whose modules others are built, too.
+recognised by their modules, and decoders like Llama made bidirectional, by their class: others are built of the same
+modules, too.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -111,9 +113,20 @@ def rotate(x: Tensor, angles: Angles | None, where: Any = slice(None)) -> Tensor
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def turned(projected: Tensor, angles: Angles | None, where: Any = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+class Norms(NamedTuple):
+    """What queries and keys (..., heads, d) go through, each for itself, before they are turned."""
+
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+
+
+def turned(
+    projected: Tensor, norms: Norms | None, angles: Angles | None, where: Any = slice(None)
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (..., heads, d) of projected (..., 3, heads, d), the first two turned as by `rotate`."""
     query, key, value = projected.unbind(dim=-3)
+    if norms is not None:
+        return rotate(norms.query(query), angles, where), rotate(norms.key(key), angles, where), value
     if angles is not None:
         both = rotate(projected[..., :2, :, :].flatten(-3, -2), angles, where)
         query, key = both.unflatten(-2, (2, -1)).unbind(dim=-3)
@@ -121,12 +134,14 @@ def turned(projected: Tensor, angles: Angles | None, where: Any = slice(None)) -
 
 
 class Body(Protocol):
-    """The parts of a backbone by their role, on b rows of L positions, H numbers each; heads are d = H / heads wide."""
+    """The parts of a backbone by their role, on b rows of L positions, H numbers each; heads are d = W / heads wide."""
 
     layers: Any
     """Its layers, from the first to the last."""
     heads: int
     """Heads of each layer."""
+    width: int
+    """W, of the queries of a position in all heads: H but in some decoders."""
 
     def __init__(self, backbone: Any):
         """backbone: a masked language model of transformers whose modules `bypassed` knows."""
@@ -158,14 +173,17 @@ class Body(Protocol):
         """Whose sight a layer has."""
 
     def projections(self, layer: Any) -> list[Any]:
-        """What makes the queries, keys and values of a layer: 3H outputs in this order, by one map or several, each a
+        """What makes the queries, keys and values of a layer: 3W outputs in this order, by one map or several, each a
         nn.Linear or with its weight and bias as one has them."""
+
+    def norms(self, layer: Any) -> Norms | None:
+        """Those of the queries and keys of a layer, the scale of its scores but for 1/sqrt(d) among them."""
 
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         """(..., H), what the projections of a layer see of its input x (..., H)."""
 
     def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
-        """(..., H) behind a layer with input x (..., H), from the context (..., H) that its attention gathered."""
+        """(..., H) behind a layer with input x (..., H), from the context (..., W) that its attention gathered."""
 
     def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
         """(b, L, H) behind a layer, from its input x (b, L, H), by its own forward."""
@@ -181,6 +199,7 @@ class BertBody:
         self.backbone, self.body = backbone, backbone.base_model
         self.layers: Any = self.body.encoder.layer
         self.heads: int = self.layers[0].attention.self.num_attention_heads
+        self.width: int = self.body.config.hidden_size
 
     @staticmethod
     def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
@@ -230,6 +249,9 @@ class BertBody:
         own = layer.attention.self
         return [own.query, own.key, own.value]
 
+    def norms(self, layer: Any) -> None:
+        return None
+
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return x
 
@@ -254,6 +276,7 @@ class ModernBertBody:
         self.backbone, self.body = backbone, backbone.base_model
         self.layers: Any = self.body.layers
         self.heads: int = self.body.config.num_attention_heads
+        self.width: int = self.body.config.hidden_size
 
     @staticmethod
     def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
@@ -295,6 +318,9 @@ class ModernBertBody:
     def projections(self, layer: Any) -> list[nn.Linear]:
         return [layer.attn.Wqkv]
 
+    def norms(self, layer: Any) -> None:
+        return None
+
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return layer.attn_norm(x)
 
@@ -316,6 +342,7 @@ class NomicBertBody:
         self.backbone, self.body = backbone, backbone.base_model
         self.layers: Any = self.body.layers
         self.heads: int = self.body.config.num_attention_heads
+        self.width: int = self.body.config.hidden_size
 
     @staticmethod
     def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
@@ -357,6 +384,9 @@ class NomicBertBody:
         own = layer.self_attn
         return [own.q_proj, own.k_proj, own.v_proj]
 
+    def norms(self, layer: Any) -> None:
+        return None
+
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return x
 
@@ -388,9 +418,10 @@ class Repeated(NamedTuple):
 
 
 class LlamaBody:
-    """Llama, Mistral and Qwen2, bidirectional: RMS norms before, rotary positions, grouped keys, local layers."""
+    """Llama and its kin, bidirectional: RMS norms before, in Gemma 3 behind, too, rotary positions, grouped keys, local
+    layers. Heads may be wider or narrower than their share of a hidden state, queries and keys have norms."""
 
-    names = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+    names = tuple(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma3"))
     rotary = ("default", "linear", "llama3")
     """Kinds of rotary positions whose angles do not depend on how long the longest row is."""
 
@@ -398,20 +429,28 @@ class LlamaBody:
         self.backbone, self.body = backbone, backbone.base_model
         self.layers: Any = self.body.layers
         self.heads: int = self.body.config.num_attention_heads
+        self.width: int = self.layers[0].self_attn.q_proj.out_features
 
     @staticmethod
     def bypassed(backbone: Any, all_layers: bool) -> list[nn.Module] | None:
         body, layers, config = backbone.base_model, backbone.base_model.layers, backbone.config
+        name = type(backbone).__name__
+        between = " pre_feedforward_layernorm post_feedforward_layernorm" if name == "Gemma3ForCausalLM" else ""
+        normed = " q_norm k_norm" if name in ("Qwen3ForCausalLM", "Gemma3ForCausalLM") else ""
         parts = [(backbone, f"{backbone.base_model_prefix} lm_head"), (body, "embed_tokens layers norm rotary_emb")]
         for layer in layers:
-            parts += [(layer, "self_attn mlp input_layernorm post_attention_layernorm")]
-            parts += [(layer.self_attn, "q_proj k_proj v_proj o_proj")]
-        if type(backbone).__name__ not in LlamaBody.names or not _built(parts) or config.is_causal:
+            parts += [(layer, f"self_attn mlp input_layernorm post_attention_layernorm{between}")]
+            parts += [(layer.self_attn, f"q_proj k_proj v_proj o_proj{normed}")]
+        if name not in LlamaBody.names or not _built(parts) or config.is_causal:
             return None
-        if (
-            body.rotary_emb.rope_type not in LlamaBody.rotary
-            or layers[0].self_attn.q_proj.out_features != config.hidden_size
-        ):
+        rope = body.rotary_emb.rope_type
+        if not set(rope.values() if isinstance(rope, dict) else [rope]) <= set(LlamaBody.rotary):
+            return None
+        # Gemma: logits that are capped, a mask of its own, and a version that scales what it is given
+        changed = getattr(config, "final_logit_softcapping", None) or getattr(
+            config, "use_bidirectional_attention", None
+        )
+        if changed or ("Gemma" in name and not hasattr(body.embed_tokens, "embed_scale")):
             return None
         passed = list(layers) if all_layers else [layers[0], layers[-1]]
         own = [layer.self_attn for layer in passed]
@@ -427,14 +466,15 @@ class LlamaBody:
 
     def sights(self, like: Tensor, attention_mask: Tensor | None) -> dict[str, Sight]:
         where = torch.arange(like.shape[1], device=like.device)[None]
-        angles = Angles(*self.body.rotary_emb(like, where))
         made: dict[str, Any] = {
             "full_attention": create_causal_mask,
             "sliding_attention": create_sliding_window_causal_mask,
         }
         given: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": None, "position_ids": where}
         kinds = {self.kind(layer) for layer in self.layers}
-        return {kind: Sight(made[kind](self.body.config, like, **given), angles) for kind in kinds}
+        by_kind = isinstance(self.body.rotary_emb.rope_type, dict)
+        angles = {kind: Angles(*self.body.rotary_emb(like, where, *([kind] if by_kind else []))) for kind in kinds}
+        return {kind: Sight(made[kind](self.body.config, like, **given), angles[kind]) for kind in kinds}
 
     def kind(self, layer: Any) -> str:
         everywhere = (
@@ -446,12 +486,23 @@ class LlamaBody:
         own, groups = layer.self_attn, self.body.config.num_key_value_heads
         return [own.q_proj, *(Repeated.of(module, groups, self.heads) for module in (own.k_proj, own.v_proj))]
 
+    def norms(self, layer: Any) -> Norms | None:
+        own, width = layer.self_attn, self.width // self.heads
+        scale = own.scaling * width**0.5
+        if not hasattr(own, "q_norm"):
+            return None if scale == 1.0 else Norms(lambda x: x * scale, lambda x: x)
+        return Norms(own.q_norm if scale == 1.0 else lambda x: own.q_norm(x) * scale, own.k_norm)
+
     def attention_input(self, layer: Any, x: Tensor) -> Tensor:
         return layer.input_layernorm(x)
 
     def attention_output_and_mlp(self, layer: Any, context: Tensor, x: Tensor) -> Tensor:
-        x = x + layer.self_attn.o_proj(context)
-        return x + layer.mlp(layer.post_attention_layernorm(x))
+        found, behind = layer.self_attn.o_proj(context), layer.post_attention_layernorm
+        if not hasattr(layer, "pre_feedforward_layernorm"):
+            x = x + found
+            return x + layer.mlp(behind(x))
+        x = x + behind(found)
+        return x + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(x)))
 
     def run(self, layer: Any, x: Tensor, sight: Sight) -> Tensor:
         angles = sight.angles and sight.angles[:2]

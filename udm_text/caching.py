@@ -25,7 +25,7 @@ from .positions import Positions
 class CachedForward:
     """The `Forward` with the keys and values of all layers kept between calls.
 
-    Memory beside the model's: 2 * layers * B * L * hidden numbers, whatever the number of calls.
+    Memory beside the model's: 2 * layers * B * L * W numbers, W of the queries of a position, at any number of calls.
 
     Args:
         model, attention_mask, lengths: see `FastForward`.
@@ -76,7 +76,7 @@ class CachedForward:
         batch, heads = self.batch, self.batch.body.heads
         self.age = [0] * batch.shape[0]  # calls of each row
         self.projections = [Linear(*batch.body.projections(layer)) for layer in batch.layers]
-        self.kept = [batch.weight.new_zeros(*batch.shape, 2, heads, batch.hidden_size // heads) for _ in batch.layers]
+        self.kept = [batch.weight.new_zeros(*batch.shape, 2, heads, batch.body.width // heads) for _ in batch.layers]
 
     def _refresh(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, exact; all keys and values of the rows of the group are kept."""
@@ -120,10 +120,9 @@ class CachedForward:
 
         here: where the keys and values are kept, of all rows. where: the positions that x holds.
         """
-        body = self.batch.body
-        seen = body.attention_input(self.batch.layers[number], x)
-        projected = self.projections[number](seen).unflatten(-1, (3, body.heads, -1))
-        query, key, value = turned(projected, angles, where)
+        body, layer = self.batch.body, self.batch.layers[number]
+        projected = self.projections[number](body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
+        query, key, value = turned(projected, body.norms(layer), angles, where)
         self.kept[number][here] = torch.stack((key, value), dim=-3)
         return query, key, value
 

@@ -185,7 +185,7 @@ class TracedStep:
         *before, last = body.layers
         for layer in before:
             x = body.run(layer, x, rows.sights[body.kind(layer)])
-        maps, size = body.projections(last), x.shape[-1]
+        maps, size = body.projections(last), body.width
         query, key_value = Linear(*maps, end=size), Linear(*maps, start=size)
         where = positions.before() if model.config.shift_logits else positions
         hidden = last_layer(body, last, x, query, key_value, rows.sights[body.kind(last)], where)

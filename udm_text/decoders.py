@@ -131,12 +131,21 @@ def add_rows(backbone: Any, config: Any, new: list[int | None]) -> None:
     Rows of `new` tokens, of the head too where it has its own, are the mean of the rows of tokens that can be drawn: a
     decoder has never read [MASK], and from there it is as near to any token as to any other. Rows beyond the vocabulary
     that are no tokens get the same, which nothing reads.
+
+    Raises:
+        ValueError: where a device map keeps the embeddings on a disk, so that nothing can be added to them.
     """
     old = backbone.get_input_embeddings().weight.shape[0]
     ordinary = [i for i in config.allowed_token_ids().tolist() if i < old]
+    rows = sorted({*new, *range(old, config.vocab_size)} - {None})
+    if rows and backbone.get_input_embeddings().weight.is_meta and hasattr(backbone, "hf_device_map"):
+        raise ValueError(
+            f"this decoder has no embedding of rows {rows} yet, and device_map {backbone.hf_device_map} keeps its "
+            "embeddings where none can be added: load it without device_map once, save it with save_pretrained and "
+            "load that"
+        )
     if config.vocab_size > old:
         backbone.resize_token_embeddings(config.vocab_size, mean_resizing=False)
-    rows = sorted({*new, *range(old, config.vocab_size)} - {None})
     head = backbone.get_output_embeddings()
     for weight in {id(w): w for w in (backbone.get_input_embeddings().weight, getattr(head, "weight", None))}.values():
         if weight is not None and rows and ordinary:

@@ -13,7 +13,7 @@ positions=...)`, which stays the reference. What it shares with the approximatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -226,15 +226,15 @@ class FastForward:
 
     def _prepare(self) -> None:
         """The first and the last layer's projections, and room for what is kept of the first."""
-        batch, hidden = self.batch, self.batch.hidden_size
+        batch, width = self.batch, self.batch.body.width
         first, last = (batch.body.projections(batch.layers[end]) for end in (0, -1))
-        self.query, self.key_value = Linear(*last, end=hidden), Linear(*last, start=hidden)
+        self.query, self.key_value = Linear(*last, end=width), Linear(*last, start=width)
         # What changed is found by reading it, and to compute all of it anew is one product more: free reads alone pay.
         self.keeps_first = batch.reads_are_free and not batch.timed
         if self.keeps_first:
             self.first = Linear(*first)
-            self.input = batch.weight.new_empty(*batch.shape, hidden)
-            self.projected = batch.weight.new_empty(*batch.shape, 3, batch.body.heads, hidden // batch.body.heads)
+            self.input = batch.weight.new_empty(*batch.shape, batch.hidden_size)
+            self.projected = batch.weight.new_empty(*batch.shape, 3, batch.body.heads, width // batch.body.heads)
 
     def _run(self, group: Group) -> Tensor:
         """(n, H) behind the last layer, of the rows of one group."""
@@ -259,7 +259,7 @@ class FastForward:
             x = body.embed(group.tokens[row, column][None], position_ids[row, column][None])[0]
             self.input[number, column] = x
             projected = self.first(body.attention_input(layer, x)).unflatten(-1, (3, body.heads, -1))
-            parts = turned(projected, group.sights[body.kind(layer)].angles, column)
+            parts = turned(projected, body.norms(layer), group.sights[body.kind(layer)].angles, column)
             self.projected[number, column] = torch.stack(parts, dim=1)
         here = group.index, slice(group.tokens.shape[1])
         return self.input[here], self.projected[here]
@@ -275,27 +275,33 @@ def last_layer(
     body: Body, layer: Any, x: Tensor, query: Linear, key_value: Linear, sight: Sight, where: Positions
 ) -> Tensor:
     """(n, H) behind a layer at the positions `where`, from its input x (b, L, H). query, key_value: its projections."""
-    mask, angles = sight
+    (mask, angles), norms = sight, body.norms(layer)
     seen, here = body.attention_input(layer, x), where.places
-    queries = rotate(query(seen[here]).unflatten(-1, (body.heads, -1)), angles, where.columns)
-    if cheaper_unprojected(where.width, x.shape[1], body.heads, x.shape[-1]):
-        if angles is None:
+
+    def headed(x: Tensor, norm: Callable[[Tensor], Tensor] | None, where: Any = slice(None)) -> Tensor:
+        x = x.unflatten(-1, (body.heads, -1))
+        return rotate(x if norm is None else norm(x), angles, where)
+
+    queries = headed(query(seen[here]), norms and norms.query, where.columns)
+    if cheaper_unprojected(where.width, x.shape[1], body.heads, body.width):
+        if angles is None and norms is None:
             context = attend_unprojected(queries, seen, key_value, mask, where)
         else:
-            keys = rotate(key_value.first(seen, x.shape[-1]).unflatten(-1, (body.heads, -1)), angles)
+            keys = headed(key_value.first(seen, body.width), norms and norms.key)
             context = attend_to_unprojected(queries, keys, seen, key_value, mask, where)
     else:
-        key, value = key_value(seen).unflatten(-1, (2, body.heads, -1)).unbind(dim=2)
-        context = attend(queries, rotate(key, angles), value, mask, where)
+        key, value = key_value(seen).unflatten(-1, (2, -1)).unbind(dim=2)
+        context = attend(queries, headed(key, norms and norms.key), value.unflatten(-1, (body.heads, -1)), mask, where)
     return body.attention_output_and_mlp(layer, context, x[here])
 
 
-def cheaper_unprojected(width: int, length: int, heads: int, hidden: int) -> bool:
-    """Whether `attend_unprojected` is the cheaper for `width` queries of a row, by half the operations at least.
+def cheaper_unprojected(queries: int, length: int, heads: int, width: int) -> bool:
+    """Whether `attend_unprojected` is the cheaper for so many queries of a row, by half the operations at least.
 
-    Keys and values of a row are 4 L H^2 operations; without them each of its queries costs 4 H^2 + 4 heads L H instead.
+    Keys and values of a row, W = `width` wide, are 4 L H W operations; without them each of its queries costs 4 H W + 4
+    heads L H instead.
     """
-    return 2 * width * (hidden + heads * length) <= length * hidden
+    return 2 * queries * (width + heads * length) <= length * width
 
 
 def attend_unprojected(query: Tensor, x: Tensor, key_value: Linear, mask: Tensor | None, where: Positions) -> Tensor:

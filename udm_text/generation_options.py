@@ -266,7 +266,7 @@ OPTIONS: dict[str, Option] = {
         compiles=lambda x: x is None or x <= 1,
         help="APPROXIMATE, and faster: keys and values of all layers are kept and brought up to date only every so "
         "many calls; None and 1 are exact. In between, only what changed and what is asked about runs through the "
-        "layers (backbones built like BERT, RoBERTa, ModernBERT, NomicBERT, and Llama, Mistral, Qwen2).",
+        "layers (backbones built like BERT, RoBERTa, ModernBERT, NomicBERT, and decoders like Llama, Qwen3, Gemma 3).",
     ),
     "churn": Option(
         0.0,

@@ -34,13 +34,14 @@ from .autoregressive import shift_right
 from .backbones import has_known_structure, untouched
 from .configuration_udm import OWN_CODE, PROCESSES, UDMConfig, check_sizes
 from .decoders import add_rows, auto_class, is_decoder, make_bidirectional
+from .devices import device_of
 from .embedding_shift import adding, check_embedding
 from .framing import LOCATION_ARGUMENTS, has_file, untrusted
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import UDMGenerationMixin
 from .padding import PaddingProbe, by_length
 from .positions import ROW_BLOCK
-from .probes import check_context
+from .probes import check_context, check_offloaded
 from .widths import WidthHead
 from .writing import Writer
 
@@ -104,7 +105,8 @@ _HEADS = (
 
 
 _PLAIN_DECODERS = frozenset(
-    "LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM GPT2LMHeadModel Gemma3ForCausalLM".split()
+    "LlamaForCausalLM MistralForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM GemmaForCausalLM Gemma3ForCausalLM "
+    "GPT2LMHeadModel".split()
 )
 """Decoders whose logits are `lm_head` of the last hidden states and nothing behind it; others cap or scale them."""
 
@@ -179,6 +181,12 @@ def check_given(backbone: PreTrainedModel) -> None:
             f"backbone must be a masked LM with its head, got {type(backbone).__name__}: give what "
             "AutoModelForMaskedLM loads"
         )
+
+
+def check_own_code(backbone: Any, path: Any = "the backbone") -> None:
+    """Raises ValueError for a backbone whose class came with its weights: what is saved around it would lack that."""
+    if type(backbone).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+        raise ValueError(OWN_CODE.format(path=path, what=f"the class {type(backbone).__name__}"))
 
 
 def check_weights(path: Any, **where: Any) -> int | None:
@@ -352,7 +360,8 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         if raw.get("model_type") == UDMConfig.model_type:
             config = config or (UDMConfig.from_dict(stored, **own) if own else None)
             loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
-            check_context(loaded[0] if isinstance(loaded, tuple) else loaded, path)
+            check_context(found := loaded[0] if isinstance(loaded, tuple) else loaded, path)
+            check_offloaded(found, path)
             return loaded
         config = UDMConfig.from_dict(stored, **own) if config is None else copy.deepcopy(config)
         network = network_class(config)
@@ -365,8 +374,7 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         generation_config = kwargs.pop("generation_config", None)
         with untrusted(path):
             backbone, info = network.from_pretrained(path, output_loading_info=True, trust_remote_code=trust, **kwargs)
-        if type(backbone).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            raise ValueError(OWN_CODE.format(path=path, what=f"the class {type(backbone).__name__}"))
+        check_own_code(backbone, path)
         if info["missing_keys"]:
             what = "a decoder" if config.from_decoder else "an encoder"
             logger.warning(
@@ -381,20 +389,25 @@ class UDMForMaskedGeneration(UDMPreTrainedModel, UDMGenerationMixin):
         weight = backbone.get_input_embeddings().weight
         for part in (model.time_embedding, model.gap_head, model.width_head):
             if part is not None:
-                part.to(device=weight.device, dtype=weight.dtype)
+                part.to(device=device_of(backbone.get_input_embeddings()), dtype=weight.dtype)
         own_keys = set(model.state_dict()) - {f"backbone.{name}" for name in backbone.state_dict()}
         info["missing_keys"] = {*info["missing_keys"], *own_keys}
         if generation_config is not None:
             model.generation_config = UDMGenerationConfig.from_dict(generation_config.to_dict())
         model.eval()
         check_context(model, path)
+        check_offloaded(model, path)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in transformers, but weights have the names of the modules unless `save_original_format` is given.
 
         With it they have those of the backbone's authors, where transformers has changed them.
+
+        Raises:
+            ValueError: for a backbone whose class came with its weights (`trust_remote_code`).
         """
+        check_own_code(self.backbone)
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 

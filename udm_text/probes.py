@@ -1,4 +1,5 @@
-"""Whether the logits of a row depend on what stands on both sides, found out by asking the network.
+"""Whether the logits of a row depend on what stands on both sides, found out by asking the network; and on no weight
+that is elsewhere.
 
 No name of an architecture is trusted: a short row of ordinary tokens is read as it is, with another first and another
 last token, alone and beside a longer row. What a backbone makes of padding is asked in `padding.py`.
@@ -10,8 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .common import eval_mode
+from .devices import device_of
 
 _LENGTH = 4
 """Tokens of the row, few enough to lie in any window of local attention."""
@@ -43,6 +47,46 @@ def check_context(model: Any, path: Any) -> None:
             f"stand {side}: is_causal=False, which makes a decoder of transformers bidirectional, does not reach it. "
             "Give one whose layers all attend, such as a Llama, Qwen3, Gemma, Mistral or GPT-2, or a masked LM"
         )
+
+
+class _AwayError(Exception):
+    """An operation on what is there and on a weight that is away."""
+
+
+class _WeightsThatAreThere(TorchDispatchMode):
+    """Within it such an operation raises `_AwayError`: torch gives what happens to lie in memory."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
+        if len({x.is_meta for x in given}) > 1:
+            raise _AwayError
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def check_offloaded(model: Any, path: Any) -> None:
+    """Raises ValueError where a model at `path`, some of whose weights a device map keeps elsewhere, reads such weights
+    of modules that it does not call: they are fetched when their module is called, and torch says nothing.
+
+    A short row is read, for which all weights are fetched once. Models without such weights are not asked.
+    """
+    where = getattr(model, "hf_device_map", None) or getattr(model.backbone, "hf_device_map", None)
+    if where is None or not any(weight.is_meta for weight in model.parameters()):
+        return
+    length = max(1, _row_length(model))
+    words = _ordinary(model)
+    tokens = words[torch.arange(length) % len(words)][None].to(device_of(model.get_input_embeddings()))
+    told = {name: torch.ones(1, dtype=torch.int64, device=tokens.device) for name in ("t", "num_editable")}
+    told |= {"x0": tokens} if model.config.writes_rows else {}
+    try:
+        with eval_mode(model), _WeightsThatAreThere():
+            model(input_ids=tokens, **told)
+    except _AwayError:
+        raise ValueError(
+            f"{path} has a backbone of model type {model.config.text_config.model_type!r}, which reads weights of "
+            f"modules that it does not call: device_map {where} keeps them where only a call fetches "
+            "them from. Leave device_map out, or give one that names neither 'disk' nor, beside an accelerator, 'cpu'"
+        ) from None
 
 
 def probe_context(model: Any) -> Context | None:

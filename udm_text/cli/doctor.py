@@ -19,6 +19,7 @@ EXTRAS = {
     "train": "curves and TensorBoard logs of a training run; without it: --plot false --report_to none",
     "lora": "low-rank adapters of a pretrained model: udm train --lora_rank",
     "int8": "weights of 8 bits: udm export --int8, udm image export --int8",
+    "onnx": "a model as an ONNX file: torch.onnx.export",
     "images": "images by hot and cold diffusion: udm image",
 }
 """What each extra gives to a user; those for work on the package itself are none of theirs."""

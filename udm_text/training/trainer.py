@@ -30,6 +30,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 from transformers.utils import logging
 
 from ..common import to_json, watching, written_whole
+from ..modeling_udm import check_own_code
 from ..padding import padded_wrongly
 from .adapters import is_adapted
 from .callbacks import AverageCallback, EpochCallback, LossCheck, StepNoise
@@ -252,6 +253,7 @@ class UDMTrainer(Trainer):
             )
         if args.torch_compile and (what := padded_wrongly(model, _PROBED)) is not None:
             raise ValueError(f"torch_compile pads rows and does not go with {what}: leave it at False")
+        check_own_code(getattr(model, "backbone", None))
         self._has_default = objective is None
         if objective is not None:
             self.objective = objective
@@ -303,6 +305,7 @@ class UDMTrainer(Trainer):
     def call_model_init(self, trial=None):
         """As in transformers: a model of `model_init`, and the default objective of that model."""
         model = super().call_model_init(trial)
+        check_own_code(getattr(model, "backbone", None))
         if self._has_default:
             self.objective = default_objective(model, self.args)
         return model
