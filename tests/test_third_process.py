@@ -24,7 +24,7 @@ BLANKS = (MASK, 23)
 class TwoBlanks:
     """F_t puts one of two blanks on the positions of rank < t: which one is noise, and tells nothing of x0."""
 
-    time_conditioned, kernels, inserts, prices_steps, has_curve = False, (), False, True, True
+    time_conditioned, kernels, inserts, prices_steps, has_curve, has_rates = False, (), False, True, True, False
     edits, gap_scores, training, whole_rows = False, (), ("bound", "uniform"), False
     generation_options = frozenset(("order", "revise", "threshold"))
     card = CardWords("two-blanks", "by two kinds of blank", "A toy.")

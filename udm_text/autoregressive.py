@@ -50,7 +50,7 @@ class JointProcess:
         self.inner = inner
         self.kernels: tuple[str, ...] = ()
         self.training = ("bound", "uniform")
-        self.prices_steps, self.has_curve = True, False
+        self.prices_steps, self.has_curve, self.has_rates = True, False, False
         self.generation_options = frozenset(("order",)) & inner.generation_options
         words: CardWords = inner.card
         self.card = words._replace(

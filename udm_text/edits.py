@@ -136,6 +136,7 @@ class EditProcess:
     whole_rows: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
+    has_rates: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("max_edits", "min_confidence"))
     card: ClassVar[CardWords] = CardWords(
         "edit-diffusion",

@@ -61,6 +61,8 @@ class TokenProcess(Process, Protocol):
     """Whether a bound of the sampler that takes several tokens a step is known: NELBO_K."""
     has_curve: ClassVar[bool]
     """Whether NELBO_K is a sum of prices on one measured curve, the step curve."""
+    has_rates: ClassVar[bool]
+    """Whether its bound in continuous time is known, as others state it (evaluation/continuous_time.py)."""
     generation_options: ClassVar[frozenset[str]]
     """The options of a generation that it takes besides those common to all (generation_options.py)."""
     card: ClassVar[CardWords]
@@ -258,6 +260,7 @@ class MaskProcess:
     whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = True
+    has_rates: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(
         ("order", "revise", "speculate", "threshold", "classifier_scale", "classifier_candidates")
     )
@@ -373,6 +376,7 @@ class SubstituteProcess:
     whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
+    has_rates: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset(("kernel", "max_edits", "min_confidence"))
     card: ClassVar[CardWords] = CardWords(
         "uniform-diffusion",
@@ -506,6 +510,7 @@ class UniformProcess:
     whole_rows: ClassVar[bool] = True
     prices_steps: ClassVar[bool] = False
     has_curve: ClassVar[bool] = False
+    has_rates: ClassVar[bool] = True
     generation_options: ClassVar[frozenset[str]] = frozenset()
     card: ClassVar[CardWords] = CardWords(
         "uniform-diffusion",
@@ -629,6 +634,7 @@ class DeleteProcess:
     whole_rows: ClassVar[bool] = False
     prices_steps: ClassVar[bool] = True
     has_curve: ClassVar[bool] = False
+    has_rates: ClassVar[bool] = False
     generation_options: ClassVar[frozenset[str]] = frozenset()
     card: ClassVar[CardWords] = CardWords(
         "insertion-diffusion",

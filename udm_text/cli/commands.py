@@ -438,7 +438,15 @@ def evaluate(
     from .. import register
     from ..card import read_report
     from ..common import write_json
-    from ..evaluation import evaluate_bound, measure_curve, measure_prices, price_table, store_curve
+    from ..evaluation import (
+        evaluate_bound,
+        evaluate_continuous_bound,
+        measure_curve,
+        measure_prices,
+        price_table,
+        store_curve,
+    )
+    from ..evaluation.continuous_time import CONTINUOUS_TIME
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.callbacks import terminal_bar
@@ -515,8 +523,14 @@ def evaluate(
         how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
         with watching(terminal_bar):
             bound = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule)
-        figures = bound.to_dict()
-        text = describe(figures, report.get("vocabulary"))
+            figures = bound.to_dict()
+            text = describe(figures, report.get("vocabulary"))
+            if network.config.build_process().has_rates:
+                rates = evaluate_continuous_bound(
+                    network, scored, batch_size=batch_size, draws=draws, seed=seed
+                ).to_dict()
+                figures |= {CONTINUOUS_TIME: rates}
+                text += f"\nin continuous time, leave-one-out: {describe(rates, report.get('vocabulary'))}"
     print(to_json({"model": model, "data": how.data, "split": split, **figures}) if as_json else text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stderr, row_draws, scored_rows
 from .context import ContextReport, measure_context, token_counts, unigram_nats
+from .continuous_time import evaluate_continuous_bound
 from .curve import CurveReport, fit_curve, measure_curve, measure_prices, price_table, store_curve
 from .likelihood import (
     LikelihoodReport,
@@ -27,6 +28,7 @@ __all__ = [
     "TokenRepairReport",
     "evaluate_bound",
     "evaluate_likelihood",
+    "evaluate_continuous_bound",
     "evaluate_loss",
     "evaluate_repair",
     "evaluate_token_repair",
