@@ -1,21 +1,30 @@
-"""What the benchmarks share: models by size, the machine, and what its matrix products reach."""
+"""What the benchmarks share: models by size, training runs, the machine, and what its matrix products reach."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.cli.train_text import intermediate_size
+from udm_text.training.optimizers import quick_bfloat16
 from udm_text.training.runs import processor_name
 
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 """Layers, hidden size, heads."""
 BACKBONES = ("nomic_bert", "bert")
 """What a preset may be built of; the first is its default."""
+QUIET = "--max_steps 1000000 --report_to none --plot false --disable_tqdm true --save_strategy no".split()
+"""Of a training run that the clock ends and nobody watches."""
 MASK, VOCABULARY = 103, 30522
 PAD, SPECIAL = 0, [100, 101, 102]
 
@@ -55,6 +64,20 @@ def make_encoder(
         prompt_dropout=prompt_dropout,
     )
     return UDMForMaskedGeneration(own, backbone=network)
+
+
+def train_model(
+    options: Sequence[str], output: Path, program: Sequence[str] = ("-m", "udm_text.cli")
+) -> dict[str, Any]:
+    """`udm train` with these options behind `QUIET`, in a process of its own with one thread; its report.
+
+    program: what Python runs in place of the command line.
+    """
+    command = [sys.executable, *program, "train", *QUIET, *options, "--output", str(output)]
+    command += ["--bf16", str(quick_bfloat16(torch.device("cpu")))]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
 def synchronize(device: str) -> None:

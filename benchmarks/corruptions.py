@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import machine
+from common import machine, train_model
 
 from continuous.embedded_text import EmbeddedTextModel
 from udm_text.cli.demo import load_script, prepare_script, verdict
@@ -32,7 +29,6 @@ from udm_text.cli.terminal import load_pipeline
 from udm_text.common import share_in_words
 from udm_text.corpus import load_corpus, load_tokenizer, make_rows
 from udm_text.evaluation import evaluate_token_repair
-from udm_text.training.optimizers import quick_bfloat16
 
 WAYS = ("mask", "delete", "substitute", "uniform")
 EMBEDDINGS = "embeddings"
@@ -41,20 +37,15 @@ SAMPLES = 2000
 EMBEDDED_SAMPLES, EMBEDDED_STEPS = 1000, 50
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "embedding_diffusion.py"
 LIKE_MINI = "--layers 4 --per_device_train_batch_size 256"
-COMMON = "--vocab_size 6000 --weight_decay 0.1 --report_to none --plot false --disable_tqdm true --save_strategy no"
+NAMES = "--vocab_size 6000 --weight_decay 0.1".split()
 
 
 def train(way: str, seed: int, length: list[str], data: Path, output: Path) -> dict[str, Any]:
-    """One run in a process of its own; its report. length: the options that end it."""
-    own = [str(RECIPE), "train", *LIKE_MINI.split()]
-    if way != EMBEDDINGS:
-        own = ["-m", "udm_text.cli", "train", "--model", "mini", "--process", way]
-    command = [sys.executable, *own, "--data", str(data), "--output", str(output), "--seed", str(seed), *length]
-    command += COMMON.split()
-    command += ["--bf16"] if quick_bfloat16(torch.device("cpu")) else []
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    return report
+    """One run; its report. length: the options that end it."""
+    own, program = ["--model", "mini", "--process", way], ["-m", "udm_text.cli"]
+    if way == EMBEDDINGS:
+        own, program = LIKE_MINI.split(), [str(RECIPE)]
+    return train_model(["--data", str(data), *NAMES, *own, "--seed", str(seed), *length], output, program)
 
 
 def shares(texts: list[str], seen: list[str]) -> dict[str, float]:
@@ -109,7 +100,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    length = ["--max_steps", "1000000", "--max_seconds", str(options.seconds)]
+    length = ["--max_seconds", str(options.seconds)]
     if options.steps is not None:
         length = ["--max_steps", str(options.steps)]
     with tempfile.TemporaryDirectory() as folder:

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from common import machine
+from common import machine, train_model
 
 from udm_text.cli.demo import load_script, prepare_script
-from udm_text.training.optimizers import quick_bfloat16
 
 BEFORE = "--backbone bert --optim adamw_torch_fused --loss_weighting bound --time_law uniform"
 WAYS = {
@@ -34,17 +30,12 @@ WAYS = {
     "twin": ["--objective", "ar"],
 }
 """Options of `udm train` by name: "muon" is what the optimiser alone, with its smaller steps, makes of the first."""
-COMMON = "--max_steps 1000000 --report_to none --plot false --disable_tqdm true --save_strategy no"
 
 
 def train(way: str, seed: int, options: argparse.Namespace, data: list[str], output: Path) -> dict[str, Any]:
-    """One run in a process of its own; its report."""
-    command = [sys.executable, "-m", "udm_text.cli", "train", *data, "--output", str(output), *WAYS[way]]
-    command += ["--model", options.model, "--seed", str(seed), "--max_seconds", str(options.seconds), *COMMON.split()]
-    command += ["--bf16"] if quick_bfloat16(torch.device("cpu")) else []
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    report: dict[str, Any] = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    return report
+    """One run; its report."""
+    how = ["--model", options.model, "--seed", str(seed), "--max_seconds", str(options.seconds)]
+    return train_model([*data, *WAYS[way], *how], output)
 
 
 def main() -> int:

@@ -221,8 +221,7 @@ class TextObjective:
         least = 0 if self.max_corruption < 1.0 else 1
         # on the host, which so knows how many positions there are
         most = most_corrupted(torch.tensor(counts).clamp(min=1), self.max_corruption)
-        stratum = places.cpu() % total
-        drawn = stratified_counts(most + 1 - least, stratum, total, seed ^ _STRATA, step, self.time_law) - 1 + least
+        drawn = self.draw_counts(most + 1 - least, places.cpu() % total, total, seed, step) - 1 + least
         terms = row_losses(
             predict,
             self.process,
@@ -242,10 +241,20 @@ class TextObjective:
         )
         if taught is not None:
             terms = (1.0 - self.teacher_weight) * terms + self.teacher_weight * taught.nats().to(terms.dtype)
-        if self.loss_weighting != "bound":
-            weights = training_weights(drawn, torch.tensor(counts), self.loss_weighting, self.time_law)
+        weights = self.row_weights(drawn, torch.tensor(counts))
+        if weights is not None:
             terms = terms * weights.to(terms.device, terms.dtype, non_blocking=True)
         return terms if asked is None else terms + asked.nats().to(terms.dtype)
+
+    def draw_counts(self, lengths: Tensor, stratum: Tensor, total: int, seed: int, step: int) -> Tensor:
+        """(B,) int64 on the host, in 1..l: t of each row, see `stratified_counts`."""
+        return stratified_counts(lengths, stratum, total, seed ^ _STRATA, step, self.time_law)
+
+    def row_weights(self, t: Tensor, lengths: Tensor) -> Tensor | None:
+        """(B,) float64, what terms are multiplied by for their t, (B,); None: nothing."""
+        if self.loss_weighting == "bound":
+            return None
+        return training_weights(t, lengths, self.loss_weighting, self.time_law)
 
     def evaluate(self, trainer, dataset) -> dict[str, float]:
         """The bound on `dataset` with one fixed seed, so that checkpoints compare; processes share the rows.

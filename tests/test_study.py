@@ -1,0 +1,98 @@
+"""The study at toy size: its runs, what is not run again, its page; and masks by coins beside exact counts."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+
+from tests.helpers import ROOT, udm_here, write_lines
+from tests.models import make_udm
+from udm_text.cli import train_text
+from udm_text.corpus.rows import collate
+from udm_text.training.objective import TextObjective
+
+WORDS = "red green blue small large circle square".split()
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Benchmarks import what they share by its bare name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.fixture
+def trained(benchmark, monkeypatch):
+    """The study with its runs in this process; what was trained is listed."""
+    study, bernoulli, runs = benchmark("study"), benchmark("bernoulli"), []
+
+    def train_model(options, output, program=()):
+        runs.append(output.name)
+        by_coins = "bernoulli" in str(program)
+        monkeypatch.setattr(train_text, "TextObjective", bernoulli.BernoulliObjective if by_coins else TextObjective)
+        quiet = [word for word in benchmark("common").QUIET if word != "1000000" and word != "--max_steps"]
+        udm_here("train", *quiet, *options, "--output", output)
+        return json.loads((output / "report.json").read_text())
+
+    monkeypatch.setattr(study, "train_model", train_model)
+    return study, runs
+
+
+def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_path):
+    study, runs = trained
+    data = tmp_path / "names" / "data"
+    data.mkdir(parents=True)
+    for name, lines in (("train", 60), ("validation", 20)):
+        write_lines(data / f"{name}.txt", WORDS, lines, 4)
+    given = f"{tmp_path} --results {tmp_path}/found.jsonl --page {tmp_path}/study.md --seeds 1 --steps 2 --model tiny "
+    given += "--samples 4 --race-rows 20 --eval-steps 1 --batch-size 8"
+    assert study.main([*given.split(), "--parts", "counts"]) == 0
+    lines = (tmp_path / "found.jsonl").read_text()
+    assert runs == ["weights-of-the-bound-0", "Bernoulli-masks-0"]
+    assert study.main([*given.split(), "--parts", "counts", "race", "kernels"]) == 0
+    found = (tmp_path / "found.jsonl").read_text()
+    assert found.startswith(lines) and len(runs) == 5  # two racers and the substitute model
+    lines = [json.loads(line) for line in found.splitlines()]
+    assert len(lines) == 5 + 6 and all(line["machine"] and line["model"] == "tiny" for line in lines)
+    page = (tmp_path / "study.md").read_text()
+    for words in ("Exact counts and Bernoulli masks", "tiny, 1 seed", "| hamming |", "(one seed: no error bar)"):
+        assert words in page
+    assert (
+        "## Not run at full size" in page
+        and "* The law of t in training: Unicode names (`mask`, `uniform t`, `clipped t`)" in page
+    )
+    assert study.main([*given.split(), "--parts"]) == 0 and (tmp_path / "study.md").read_text() == page
+    assert len(runs) == 5
+
+
+def test_what_is_said_of_differences_and_of_passing(benchmark):
+    study = benchmark("study")
+    assert "fewer bits" in study.said_of([-0.10, -0.11, -0.09])
+    assert "not told apart" in study.said_of([-0.10, 0.11, -0.09]) and "more bits" in study.said_of([0.5, 0.51, 0.5])
+    curves = {"diffusion": [[(1, 3.0), (5, 1.9), (9, 1.5)], [(1, 3.0)]], "twin": [[(1, 2.0), (2, 2.5)]] * 2}
+    lines = {name: [{"curve": curve} for curve in some] for name, some in curves.items()}
+    assert study.passing(lines).endswith("by seed: 5, never.")
+
+
+def test_masks_by_coins_have_the_mean_of_exact_counts_and_vary_where_these_do_not(benchmark, monkeypatch):
+    """A network that gives every token the same chance: each row costs l log V, whatever is hidden."""
+    model = make_udm("mask", prefix_token_ids=[], suffix_token_ids=[])
+    rows = [{"input_ids": [7] * 6}] * 64
+
+    def forward(input_ids, positions, **how):
+        return type("Said", (), {"logits": torch.zeros(len(positions[0]), 24), "gap_logits": None})()
+
+    monkeypatch.setattr(model, "forward", forward)
+    means = {}
+    for kind in (TextObjective, benchmark("bernoulli").BernoulliObjective):
+        objective = kind(model.config)
+        inputs = {**collate(rows, 0, model.config.editable), "num_editable": [6] * 64}
+        how = {"row_index": torch.arange(64), "total": 64, "seed": 3}
+        means[kind] = torch.cat([objective.row_terms(model, inputs, step=step, **how) for step in range(200)]).double()
+    exact, coins = means.values()
+    assert exact.std() < 1e-4 and coins.std() > 0.1 * exact.mean()
+    assert abs(coins.mean() - exact.mean()) < 4 * coins.std() / len(coins) ** 0.5
