@@ -21,6 +21,7 @@ EXTRAS = {
     "int8": "weights of 8 bits: udm export --int8, udm image export --int8",
     "onnx": "a model as an ONNX file: torch.onnx.export",
     "images": "images by hot and cold diffusion: udm image",
+    "lm-eval": "the lm-evaluation-harness: python -m udm_text.evaluation.harness",
 }
 """What each extra gives to a user; those for work on the package itself are none of theirs."""
 BFLOAT16 = {True: "bfloat16 is quick, so --bf16 pays", False: "bfloat16 is slow, so stay with float32"}
