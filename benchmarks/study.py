@@ -79,7 +79,8 @@ class Study:
 
     def keep(self, run: str, figures: dict[str, Any]) -> None:
         """A line more, and the file whole."""
-        about = {"machine": machine("cpu"), "model": self.options.model, "seconds": self.options.seconds}
+        seconds = self.options.seconds if self.options.steps is None else None
+        about = {"machine": machine("cpu"), "model": self.options.model, "seconds": seconds}
         self.done[run] = {"run": run, **figures, **about}
         write_text(self.options.results, "".join(f"{json.dumps(found)}\n" for found in self.done.values()))
         print(f"{run}  {figures}"[:300], flush=True)
@@ -178,7 +179,9 @@ class Study:
             curve = [(e["epoch"], e["eval_bits_per_char"]) for e in report["log"] if "eval_bits_per_char" in e]
             best = min(curve, key=lambda point: point[1])
             figures = {**held_out(report), "best_epoch": best[0], "curve": curve, "steps": report["steps"]}
-            self.keep(run, {**figures, "stopped_by": report["stopped"], "race_model": self.options.race_model})
+            how_raced = {"race_model": self.options.race_model, "patience": self.options.patience}
+            how_raced |= {"rows_per_step": report["rows_per_step"], "eval_steps": int(goes_on[-1])}
+            self.keep(run, {**figures, **how_raced, "stopped_by": report["stopped"]})
 
     def go(self) -> None:
         """Every run that is asked for and not there."""
@@ -275,15 +278,22 @@ def trained_lines(part: str, done: dict[str, dict[str, Any]]) -> Iterator[str]:
         found = {way: by_seed(done, f"train/{corpus}/{way}") for way in (first, *others)}
         if not found[first] or not any(found[way] for way in others):
             continue
-        seconds = {line["seconds"] for run, line in done.items() if run.startswith(f"train/{corpus}/{first}/")}
+        long = sorted({how_long(line) for run, line in done.items() if run.startswith(f"train/{corpus}/{first}/")})
         rows = []
         for way, values in found.items():
             both = [seed for seed in values if seed in found[first]]
             if both:
                 paired = said_of([values[seed] - found[first][seed] for seed in both]) if way != first else ""
                 rows.append((way, str(len(values)), spread([*values.values()]), paired))
-        yield f"{title}, {'/'.join(f'{s:g}' for s in sorted(seconds))} s each, bits a character held out:"
+        yield f"{title}, {'; '.join(long)} each, bits a character held out:"
         yield from table(("trained with", "seeds", "bits/char", f"less `{first}`, paired"), rows)
+
+
+def how_long(line: dict[str, Any]) -> str:
+    """What a training was given: seconds, or steps."""
+    if line["seconds"] is not None:
+        return f"{line['model']}, {line['seconds']:g} s"
+    return f"{line['model']}, {line['steps']} steps of {line['rows_per_step']} rows"
 
 
 def drawn_lines(part: str, done: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -327,8 +337,10 @@ def race_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
                 times = f"{statistics.mean(line['train_seconds'] for line in lines[name]):.0f} s"
                 bits = spread([line["bits_per_char"] for line in lines[name]])
                 rows.append((name, bits, epochs, times, ", ".join(ended)))
-            model = lines["twin"][0]["race_model"]
-            yield f"{title}, {number:,} rows, {model}, {len(seeds)} seed{'s' * (len(seeds) > 1)}:"
+            one = lines["twin"][0]
+            how = f"{one['race_model']}, steps of {one['rows_per_step']} rows, measured every {one['eval_steps']}, "
+            how += f"patience {one['patience']}"
+            yield f"{title}, {number:,} rows, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({how}):"
             head = ("", "bits/char, best weights, all held-out texts", "best epoch of each seed", "time", "ended by")
             yield from table(head, rows)
             paired = [found["diffusion"][seed] - found["twin"][seed] for seed in seeds]
@@ -364,15 +376,14 @@ def curve_table(lines: dict[str, list[dict[str, Any]]]) -> list[str]:
 def page(done: dict[str, dict[str, Any]]) -> str:
     """docs/study.md."""
     machines = sorted({line["machine"] for line in done.values()})
-    models = sorted({line["model"] for line in done.values()})
     text = [
         "# The study: what is better than what",
         "",
         "Written by `benchmarks/study.py` from `benchmarks/study.jsonl`, a line for each finished run. "
-        f"Machine: {'; '.join(machines) or 'none yet'}; one thread. Model of the runs of equal time: "
-        f"{', '.join(models) or 'none yet'}. Errors are standard errors over seeds, differences are between runs of "
-        'one seed, and "not told apart" means within the 95 % of Student\'s t for so few seeds. Bounds are of held-out '
-        "texts with t uniform, whatever the training; those of the twin are exact.",
+        f"Machine: {'; '.join(machines) or 'none yet'}; one thread, other work beside it. Errors are standard errors "
+        "over seeds, differences are between runs of one seed, and `not told apart` means within the 95 % of Student's "
+        "t for so few seeds. Bounds are of held-out texts with t uniform, whatever the training; those of the twin are "
+        "exact.",
         "",
         "```",
         "python benchmarks/study.py runs/study --molecules TRAIN HELD_OUT --tang TRAIN HELD_OUT    # hours",

@@ -59,7 +59,12 @@ def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_pa
     lines = [json.loads(line) for line in found.splitlines()]
     assert len(lines) == 5 + 6 and all(line["machine"] and line["model"] == "tiny" for line in lines)
     page = (tmp_path / "study.md").read_text()
-    for words in ("Exact counts and Bernoulli masks", "tiny, 1 seed", "| hamming |", "(one seed: no error bar)"):
+    for words in (
+        "Exact counts and Bernoulli masks",
+        "20 rows, 1 seed (tiny, steps of 8 rows, measured every 1, patience",
+        "| hamming |",
+        "(one seed: no error bar)",
+    ):
         assert words in page
     assert (
         "## Not run at full size" in page
