@@ -187,7 +187,7 @@ class Study:
         """Every run that is asked for and not there."""
         corpora = ["names", *(name for name in ("molecules", "tang") if getattr(self.options, name) is not None)]
         for part in self.options.parts:
-            for seed in range(self.options.seeds):
+            for seed in range(self.options.first_seed, self.options.first_seed + self.options.seeds):
                 for corpus in corpora:
                     if part == RACE:
                         for rows in self.options.race_rows:
@@ -429,6 +429,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--molecules", nargs=2, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--tang", nargs=2, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="for several machines, whose results are joined")
     parser.add_argument("--seconds", type=float, default=240.0, help="of training, each run of equal time")
     parser.add_argument("--steps", type=int, help="of training in place of seconds, the race included")
     parser.add_argument("--batch-size", type=int, help="rows of a step; default: by the corpus, of the race 64")
