@@ -305,3 +305,28 @@ def test_accelerate_launches_a_job(writer, tmp_path):
         [tool, *how, str(tmp_path / "job"), "--samples", "9", "--file-rows", "2"], check=True, cwd=ROOT, env=where
     )
     assert [row["id"] for row in rows_in(tmp_path / "job")] == [*range(9)]
+
+
+# --- validity --------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_of_validity_know_what_is_valid():
+    from udm_text.cli.scoring import user_function
+
+    def says(name, *texts):
+        function = user_function(f"{ROOT / 'recipes' / 'validity.py'}:{name}")
+        return [function(text) for text in texts]
+
+    names = ("LATIN SMALL LETTER A", " greek small letter alpha ", "LATIN SMALL LETTER", "")
+    assert says("unicode_name", *names) == [True, True, False, False]
+    assert says("unicode_words", "LATIN LATIN", "LATIN QZX", "CJK UNIFIED IDEOGRAPH-4E00", "") == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    grid = "".join("123456789"[(3 * (i % 3) + i // 3 + j) % 9] for i in range(9) for j in range(9))
+    wrong = grid[:9] + grid[9:18][::-1] + grid[18:]
+    assert says("sudoku_grid", grid, " ".join(grid), wrong, grid[:80]) == [True, True, False, False]
+    pytest.importorskip("rdkit")
+    assert says("smiles", "c1ccccc1", "CCO", "c1ccccc", "C(C)(C)(C)(C)C", "") == [True, True, False, False, False]

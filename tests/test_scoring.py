@@ -1,14 +1,19 @@
 """What is scored: a file that is given whole, what was held out otherwise, and every line of it as training read it."""
 
 import json
+import math
 import shlex
+import shutil
+from html.parser import HTMLParser
 
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
 from tests.helpers import udm_here, write_shapes
 from udm_text import UDMForMaskedGeneration, register
 from udm_text.card import evaluation_command, make_card, public, read_report
+from udm_text.cli.report_page import write_report
 from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import load_corpus, make_rows
 from udm_text.evaluation import evaluate_bound
@@ -129,6 +134,90 @@ def test_a_row_longer_than_the_model_reads_is_refused_by_the_option_that_cuts_it
     assert evaluated(place / "model", "--data", tmp_path / "long.txt", "--row-length", "6")["tokens"] == 6
 
 
+# --- text by text ----------------------------------------------------------------------------------------------------
+
+
+def test_every_text_has_its_score_in_a_table_and_together_they_are_the_figures(place, tmp_path):
+    lines = ["red small circle", "?", "blue green", "red small circle"]
+    (tmp_path / "mine.txt").write_text("\n".join(lines))
+    out = tmp_path / "out.parquet"
+    for how in (
+        (),
+        ("--likelihood", "chain", "--order", "left_to_right"),
+        ("--likelihood", "importance", "--draws", 3),
+    ):
+        command = ["evaluate", place / "model", "--data", tmp_path / "mine.txt", "--json", *how]
+        found = json.loads(udm_here(*command, "--per-example", out).stdout)
+        assert found == json.loads(udm_here(*command).stdout)
+        table = pq.read_table(out).to_pydict()
+        assert list(table) == ["text", "nats", "stderr", "tokens", "characters", "bits_per_char"]
+        assert table["text"] == lines and table["nats"][1] is table["tokens"][1] is None
+        scored = [i for i in range(4) if i != 1]
+        total = sum(table["nats"][i] for i in scored)
+        per_token = found["nats_per_token" if how else "nelbo_nats_per_token"]
+        assert total / sum(table["tokens"][i] for i in scored) == pytest.approx(per_token)
+        for i in scored:
+            assert table["characters"][i] == len(lines[i])
+            assert table["bits_per_char"][i] == pytest.approx(table["nats"][i] / math.log(2) / len(lines[i]))
+        exact = "left_to_right" in how
+        assert (table["nats"][0] == pytest.approx(table["nats"][3], abs=1e-5)) == exact  # each has orders of its own
+        assert (table["stderr"][0] == 0.0) == exact
+    assert "importance-weighted bound" in udm_here(*command[:4], *how).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--per-example", "out.csv"), "--per-example writes a table that ends in .parquet, got out.csv"),
+        (("--per-example", "gone/out.parquet"), "there is no folder for it"),
+        (("--per-example", "out.parquet", "--rows", "packed", "--row-length", 4), "give --rows line"),
+        (("--per-example", "out.parquet", "--curve"), "leave --curve away"),
+        (("--likelihood", "chain", "--order", "skeleton:x"), "a skeleton such as skeleton:4"),
+        (("--likelihood", "chain", "--num-steps", 2), "leave --num-steps away"),
+        (("--likelihood", "iwae"), "likelihood must be 'bound', 'chain' or 'importance', got 'iwae'"),
+        (("--likelihood", "chain", "--order", "entropy"), "order must be one that is known before the text is"),
+        (("--order", "random"), "it is --likelihood chain that has one"),
+    ],
+)
+def test_scores_that_cannot_be_made_or_written_are_refused_by_their_option(
+    place, tmp_path, monkeypatch, options, error
+):
+    monkeypatch.chdir(tmp_path)
+    assert error in str(
+        udm_here("evaluate", place / "model", "--data", place / "shapes.txt", *options, code=1).exception
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_is_scored_by_the_column_that_is_named(place, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("\n".join(json.dumps({"a": "red small", "b": "blue"}) for _ in range(3)))
+    found = evaluated(place / "model", "--data", tmp_path / "mine.jsonl", "--text_column", "a")
+    assert (found["rows"], found["tokens"]) == (3, 6)
+    said = udm_here("evaluate", place / "model", "--data", tmp_path / "mine.jsonl", "--text-column", "c", code=1)
+    assert "'c'" in str(said.exception)
+
+
+@pytest.mark.parametrize("more", [(), ("--samples", 4), ("--per-example", "out.parquet"), ("--report", "out")])
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("gone.txt", None, "gone.txt"),
+        ("empty.txt", b"", "empty.txt"),
+        ("binary.txt", b"red\xff\xfe\x00", "binary.txt"),
+        ("other.txt", "\u4e2d \u6587\n\u4e2d\n".encode() * 40, "no token of theirs is known to the tokenizer"),
+    ],
+)
+def test_bad_files_and_another_vocabulary_end_in_one_sentence(place, tmp_path, monkeypatch, name, content, error, more):
+    if name == "other.txt" and "--samples" in more:
+        pytest.skip("texts are compared by words, whatever the tokenizer")
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    said = udm_here("evaluate", place / "model", "--data", name, *more, code=1).exception
+    assert isinstance(said, ValueError | OSError) and error in str(said) and len(str(said).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ([name] if content is not None else [])
+
+
 # --- the card --------------------------------------------------------------------------------------------------------
 
 
@@ -186,3 +275,89 @@ def test_a_corpus_that_is_not_here_is_asked_for(place, tmp_path, data):
     (tmp_path / "m" / "report.json").write_text(json.dumps(report))
     said = str(udm_here("evaluate", tmp_path / "m", code=1).exception)
     assert "is not here: give --data" in said and "--split validation" in said
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a page would fetch, and whether every tag that it opens it closes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.fetched, self.tags = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_report_has_every_figure_twice_the_same_and_the_card_takes_its_own_from_it(place, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    how = ("--samples", 6, "--draws", 3, "--seed", 2, "--likelihood", "chain", "--batch-size", 32)
+    for name in ("a", "b"):
+        figures = json.loads(udm_here("evaluate", model, *how, "--report", tmp_path / name, "--json").stdout)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["evaluation.json", "prices.png", "report.html", "report.md"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert json.loads((tmp_path / "a" / "evaluation.json").read_text()) == figures
+    alone = json.loads(udm_here("evaluate", model, "--draws", 3, "--seed", 2, "--json").stdout)
+    assert {name: alone[name] for name in figures["bound"]} == figures["bound"]
+    page, markdown = ((tmp_path / "a" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for text in (page, markdown):
+        for shown in (
+            f"{figures['bound']['nelbo_nats_per_token']:.4f}",
+            f"{figures['likelihood']['nats_per_token']:.4f}",
+        ):
+            assert shown in text
+        for shown in ("chain, order random, an upper bound", "optimal", "self bleu", "torch", "seed"):
+            assert shown in text
+    read = Page(page)
+    assert not read.open and "script" not in read.tags and len(read.fetched) == 1
+    assert read.fetched[0].startswith("data:image/png;base64,")
+    report = read_report(model / "report.json")
+    assert report["validation"] == figures["bound"] and report["samples"] == figures["samples"]
+    network = UDMForMaskedGeneration.from_pretrained(model)
+    assert network.config.step_curve == figures["curve"]["curve"]
+    card = make_card(network, "model", report=report)
+    assert f"{figures['bound']['bits_per_char']:.4f}" in card and "--draws 3 --seed 2" in command_of(card)
+    values = [figures["samples"][part]["self_bleu"] for part in ("samples", "held_out", "training")]
+    assert f"| self bleu | {' | '.join(f'{value:.4g}' for value in values)} |" in card
+    said = str(udm_here("evaluate", model, *how, "--report", tmp_path / "a", code=1).exception)
+    assert "is not an empty folder" in said
+
+
+def test_a_report_of_a_model_that_draws_no_texts_has_its_bound_and_prices_alone(prompted, tmp_path):
+    before = read_report(prompted / "report.json")
+    rows = [{"question": "red", "reply": "blue"}] * 4
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    udm_here("evaluate", prompted, "--data", tmp_path / "mine.jsonl", "--report", tmp_path / "out")
+    figures = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert set(figures) == {"bound", "curve", "settings", "versions"} and figures["settings"]["split"] == "all"
+    assert "Drawn texts" not in (tmp_path / "out" / "report.md").read_text()
+    assert read_report(prompted / "report.json") == before  # of other data nothing goes into the card
+    said = udm_here("evaluate", prompted, "--report", tmp_path / "new", "--samples", 4, code=1).exception
+    assert "this model writes answers to prompts" in str(said) and not (tmp_path / "new").exists()
+
+
+def test_what_a_model_or_a_person_writes_is_no_markup_of_a_report(tmp_path):
+    evil = "<script>alert(1)</script>\n# head | `x` \x1b[0m"
+    bound = {name: 1.0 for name in ("nelbo_nats_per_token", "bits_per_char", "perplexity_bound")}
+    bound |= {f"{name}_stderr": None for name in bound} | {"rows": 1, "tokens": 2, "chars": 3, "length_included": True}
+    figures = {"bound": bound, "texts": [evil], "settings": {"model": evil}, "versions": {"x": evil}}
+    write_report(tmp_path / "out", figures, evil)
+    page, markdown = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    read = Page(page)
+    assert not read.open and not read.fetched and "script" not in read.tags and "\x1b" not in page + markdown
+    assert "default-src 'none'" in page
+    for line in markdown.splitlines():
+        assert "<script>" not in line or line.startswith("    "), line
+        assert line.count("|") in (0, 3) or line.startswith("    ") or line.count("\\|"), line

@@ -48,6 +48,11 @@ _RATES = {
 }
 COUNTED = {"restored": "rows", "left_alone": "left_alone_rows", "precision": "edits_made", "recall": "edits_needed"}
 """Of these shares the field of the report that says of how many they are."""
+_DRAWN = (
+    "perplexity token_entropy mauve valid word_entropy distinct_2 self_bleu repetition length_distance gram_distance "
+    "copies nearest"
+).split()
+"""Figures of drawn texts that a card shows (`evaluation.samples`), in their order."""
 _TOKEN_RATES = {  # of a report that says how many tokens were wrong, as older ones do
     "restored": "rows with one wrong token restored exactly",
     "left_alone": "rows without an error left alone",
@@ -122,6 +127,17 @@ train it longer, or start from an encoder.{% endif %}
 To measure them again{{ ", where that file lies" if " --data " in again }}: `{{ again }}`
 {%- else -%}
 No held-out figures were published with this model.
+{%- endif %}
+{%- if drawn %}
+
+Texts drawn from nothing with seed {{ report.samples.seed }}, beside as many held-out and as many training texts; what \
+is wanted is the figure of the held-out ones:
+
+| figure | samples | held out | training |
+| --- | --- | --- | --- |
+{%- for words, values in drawn %}
+| {{ words }} | {{ values | join(" | ") }} |
+{%- endfor %}
 {%- endif %}
 {%- if "loss.png" in images %}
 
@@ -327,13 +343,14 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """The report.json of a training; raises ValueError, naming file and field, where it is none."""
     report = finite(read_object(path))
     kinds: dict[str, Any] = dict.fromkeys(
-        ("validation", "repair", "curve", "machine", "model_arguments", "data_arguments", "held_out"), dict
+        ("validation", "repair", "curve", "samples", "machine", "model_arguments", "data_arguments", "held_out"), dict
     )
     kinds |= {"data": str, "process": str, "base_model": str, "teacher": str, "command": list, _TEXTS: list}
     kinds |= {"max_corruption": int | float, "train_seconds": int | float}
     fields = [(name, report.get(name), kind) for name, kind in kinds.items()]
     inside: dict[str, dict[str, Any]] = {"model_arguments": {"model": str}, "data_arguments": {"validation_data": str}}
     inside["held_out"] = {"data": str, "split": str, "share": int | float}
+    inside["samples"] = {"seed": int, **dict.fromkeys(("samples", "held_out", "training"), dict)}
     for part, named in inside.items():
         if isinstance(report.get(part), dict):
             fields += [(f"{part}.{name}", report[part].get(name), kind) for name, kind in named.items()]
@@ -475,6 +492,16 @@ def measured(report: dict[str, Any]) -> list[Figure]:
     return figures
 
 
+def drawn_figures(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Of the drawn texts of a report each figure in words, and its values of samples, held-out and training texts."""
+    known = report.get("samples") or {}
+    parts = [known[name] for name in ("samples", "held_out", "training") if isinstance(known.get(name), dict)]
+    if len(parts) < 3:
+        return []
+    rows = [(name.replace("_", " "), [part.get(name) for part in parts]) for name in _DRAWN]
+    return [(words, [f"{value:.4g}" for value in values]) for words, values in rows if all(map(_is_number, values))]
+
+
 def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:
     """The command line that measures the held-out figures of a published report once more.
 
@@ -482,10 +509,13 @@ def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:
     """
     held = (report.get("data_arguments") or {}).get("validation_data")
     data, split = (report.get("data"), "validation") if held is None else (held, "train")
+    bound = report.get("validation") or {}
+    given = [(name, bound.get(name), default) for name, default in (("draws", 8), ("seed", 0))]
+    how = "".join(f" --{name} {value}" for name, value, default in given if _is_number(value) and value != default)
     if all(_HUB_NAME.fullmatch(name) for name in (report.get("data") or "", held or "a/b")):
-        return f"udm evaluate {repo_id}"
+        return f"udm evaluate {repo_id}{how}"
     plain = data is not None and re.fullmatch(r"[\w./+][\w./+-]*", data)
-    return f"udm evaluate {repo_id} --data {data if plain else 'DATA'} --split {split}"
+    return f"udm evaluate {repo_id} --data {data if plain else 'DATA'} --split {split}{how}"
 
 
 def eval_results(report: dict[str, Any], source: HeldOut, task: tuple[str, str]) -> list[EvalResult]:
@@ -762,6 +792,7 @@ def make_card(
         data={key: inline(value) for key, value in data.items()},
         diverged=went_wrong(clean),
         figures=[(figure.words, figure.text) for figure in measured(clean)],
+        drawn=drawn_figures(clean),
         held=clean.get("validation") or clean.get("repair"),
         lengths=words_on_lengths(kind, model.config),
         source=source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import sys
@@ -410,8 +411,23 @@ def evaluate(
     validation_share: Annotated[
         float | None, typer.Option(help="Held out where the corpus has no such split; default: as in training.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Corruptions of each row.")] = 8,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Corruptions of each row, or orders; default: 8, of a fixed order 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The noise of the estimate.")] = 0,
+    likelihood: Annotated[
+        str,
+        typer.Option(
+            help="bound; of masks also chain (the chain rule in an order of positions, exact for it) or importance (a "
+            "tighter bound, by many orders together)."
+        ),
+    ] = "bound",
+    order: Annotated[
+        str | None, typer.Option(help="Of --likelihood chain: random (the default), left_to_right or skeleton:4.")
+    ] = None,
+    per_example: Annotated[
+        Path | None, typer.Option(help="Write the score of every text, too: a table that ends in .parquet.")
+    ] = None,
     kernel: Annotated[str | None, typer.Option(help="Reverse kernel of a substitute model.")] = None,
     num_steps: Annotated[
         int | None, typer.Option(min=1, help="The bound for so many steps; default: one token a step (mask, delete).")
@@ -428,6 +444,32 @@ def evaluate(
         str | None,
         typer.Option(help="Of --samples: a causal language model, whose perplexity of the texts is a figure, too."),
     ] = None,
+    featuriser: Annotated[
+        str | None, typer.Option(help="Of --samples: a model whose hidden states MAUVE compares (udm-text[metrics]).")
+    ] = None,
+    validity: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --samples: your function that says of a text whether it is valid, as module:function or "
+            "path.py:function; it is run."
+        ),
+    ] = None,
+    frontier: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of --judge: perplexity against entropy over --temperatures and --steps, as an image (.png)."
+        ),
+    ] = None,
+    temperatures: Annotated[str | None, typer.Option(help="Of --frontier: default: 0.7,0.85,1.0.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Of --frontier: numbers of steps; default: 8,32.")] = None,
+    report_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Write all of it into a new folder: bound, prices of fewer steps and --samples (200) as a page of "
+            "HTML and as Markdown; the figures on the model's own held-out text go into its card.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a batch.")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
     trust_remote_code: Trust = False,
@@ -441,6 +483,7 @@ def evaluate(
     from ..evaluation import (
         evaluate_bound,
         evaluate_continuous_bound,
+        evaluate_likelihood,
         measure_curve,
         measure_prices,
         price_table,
@@ -450,8 +493,21 @@ def evaluate(
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
     from ..training.callbacks import terminal_bar
-    from .reports import describe, describe_repair
-    from .scoring import ALL, is_corpus_of, reading, report_of, rows_to_score
+    from .report_page import measure_all, store_evaluation, versions, write_report
+    from .reports import describe, describe_frontier, describe_repair, describe_samples, draw_frontier
+    from .scoring import (
+        ALL,
+        SampleOptions,
+        check_frontier,
+        check_table,
+        figures_of_samples,
+        is_corpus_of,
+        reading,
+        refuse_repairer,
+        report_of,
+        rows_to_score,
+        score_examples,
+    )
     from .train_text import measure_repairs, repairs_by
 
     register()
@@ -463,8 +519,27 @@ def evaluate(
     for option, value in (("--num-steps", num_steps), ("--schedule", schedule), ("--kernel", kernel)):
         if curve and value is not None:
             raise ValueError(f"--curve prices every number of steps and schedule: leave {option} away")
-    if judge is not None and samples is None:
-        raise ValueError(f"--judge {judge} judges texts that are drawn: give --samples, too")
+    draws_of_rows = 8 if draws is None else draws
+    by = f"--likelihood {likelihood}" if likelihood != "bound" else f"--per-example {per_example}"
+    single = (likelihood != "bound" or per_example is not None) and report_to is None
+    if order is not None and likelihood == "bound":
+        raise ValueError(f"--order {order}: the bound is over all orders; it is --likelihood chain that has one")
+    in_order = None if order is None else read_order(order)
+    if single:
+        others = {"--curve": curve or None, "--samples": samples, "--num-steps": num_steps, "--schedule": schedule}
+        for option, value in {**others, "--kernel": kernel if likelihood != "bound" else None}.items():
+            if value is not None:
+                raise ValueError(f"{by} is of single texts, one token a step: leave {option} away")
+    of_samples = {"--judge": judge, "--featuriser": featuriser, "--validity": validity, "--frontier": frontier}
+    for option, place in of_samples.items():
+        if place is not None and samples is None and report_to is None:
+            raise ValueError(f"{option} {place} is about texts that are drawn: give --samples, too")
+    grid = check_frontier(frontier, judge, temperatures, steps, always=report_to is not None and judge is not None)
+    if report_to is not None:
+        for option, given_too in (("--curve", curve), ("--kernel", kernel), ("--per-example", per_example)):
+            if given_too:
+                raise ValueError(f"--report measures what there is, with the model's own kernel: leave {option} away")
+        check_new_folder(report_to)
     for option, value in (("--curve", curve or None), ("--kernel", kernel)):
         if samples is not None and value is not None:
             raise ValueError(f"--samples measures texts, and {option} is of the bound: leave one of them away")
@@ -475,16 +550,45 @@ def evaluate(
     given |= {"rows": rows, "row_length": row_length, "validation_share": validation_share}
     given["messages_column"] = messages_column
     how = reading(report, model, data, given)
+    if per_example is not None:
+        check_table(per_example, how.rows)
+    drawing: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "schedule": schedule or "linear"}
+    wanted = SampleOptions(samples or 200, judge, featuriser, validity, *grid)
+    if report_to is not None:
+        refuse_repairer(model, report, "--report")
+        pipe = _pipeline(model, None, device, trust=trust_remote_code)
+        scored, _, where = rows_to_score(pipe.model.config, how, pipe.tokenizer, split, whole=data is not None)
+        asked = samples is not None or any(place is not None for place in of_samples.values())
+        draws_texts = asked or (pipe.model.config.length_counts is not None and not pipe.model.config.prompted)
+        measuring: dict[str, Any] = {"likelihood": likelihood, "order": in_order, "draws": draws, **drawing}
+        own = data is None and split in (None, "validation") and not any(v is not None for v in given.values())
+        with watching(terminal_bar):
+            figures, found = measure_all(
+                pipe, scored, how, wanted if draws_texts else None, split, batch_size=batch_size, **measuring
+            )
+        settings = {"model": model, "data": how.data, "split": where, **measuring, **dataclasses.asdict(wanted)}
+        figures |= {"settings": {**settings, "draws": figures["bound"]["draws"]}, "versions": versions()}
+        write_report(report_to, figures, f"Evaluation of {model}")
+        _note_written(report_to)
+        if frontier is not None:
+            draw_frontier(figures["samples"], frontier)
+            _note_written(frontier)
+        if own and report and report_file is not None and Path(model).is_dir():
+            store_evaluation(model, report_file, report, figures, found)
+        print(to_json(figures) if as_json else f"{describe(figures['bound'], report.get('vocabulary'))}\n{report_to}")
+        return
     if samples is not None:
-        from .reports import describe_samples
-        from .scoring import figures_of_samples, refuse_repairer
-
         refuse_repairer(model, report, "--samples")
         pipe = _pipeline(model, None, device, trust=trust_remote_code)
-        drawing: dict[str, Any] = {"seed": seed, "num_steps": num_steps, "schedule": schedule or "linear"}
         with watching(terminal_bar):
-            figures = figures_of_samples(pipe, how, samples, judge, split, batch_size=batch_size, **drawing)
-        print(to_json({"model": model, "data": how.data, **figures}) if as_json else describe_samples(figures))
+            figures, _ = figures_of_samples(pipe, how, wanted, split, batch_size=batch_size, **drawing)
+        if frontier is not None:
+            draw_frontier(figures, frontier)
+            _note_written(frontier)
+        text = describe_samples(figures)
+        if frontier is not None:
+            text = f"{text}\n\n{describe_frontier(figures['frontier'])}"
+        print(to_json({"model": model, "data": how.data, **figures}) if as_json else text)
         return
     network = UDMForMaskedGeneration.from_pretrained(model, trust_remote_code=trust_remote_code)
     if device is not None:
@@ -499,11 +603,11 @@ def evaluate(
         )
     if curve and not network.config.build_process().has_curve:
         with watching(terminal_bar):
-            figures = measure_prices(network, scored, batch_size=batch_size, draws=draws, seed=seed)
+            figures = measure_prices(network, scored, batch_size=batch_size, draws=draws_of_rows, seed=seed)
         text = describe_prices(figures)
     elif curve:
         with watching(terminal_bar):
-            measured = measure_curve(network, scored, batch_size=batch_size, draws=draws, seed=seed)
+            measured = measure_curve(network, scored, batch_size=batch_size, draws=draws_of_rows, seed=seed)
         figures = {**measured.to_dict(), "prices": price_table(measured)}
         text = describe_prices(figures)
         if Path(model).is_dir():
@@ -513,21 +617,34 @@ def evaluate(
                 write_json(report_file, {**report, "curve": figures})
         else:
             print(f"note: {model} is no directory here, so the curve is not stored", file=sys.stderr)
+    elif single:
+        refuse_repairer(model, report, "--per-example" if likelihood == "bound" else "--likelihood")
+        scoring: dict[str, Any] = {"likelihood": likelihood, "draws": draws, "order": in_order, "seed": seed}
+        scoring["batch_size"] = batch_size
+        with watching(terminal_bar):
+            if per_example is not None:
+                scoring["kernel"] = kernel
+                figures = score_examples(network, tokenizer, how, texts, per_example, **scoring)
+                _note_written(per_example)
+            else:
+                figures = evaluate_likelihood(network, scored, **scoring).to_dict()
+        text = describe(figures, report.get("vocabulary"))
     elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
-        measuring: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
+        repairing: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         share = report.get("max_corruption", 1.0)
         with watching(terminal_bar):
-            figures = measure_repairs(network, tokenizer, how, share, texts, scored, **measuring)
+            figures = measure_repairs(network, tokenizer, how, share, texts, scored, **repairing)
         text = describe_repair(figures, repairs_by(network.config))
     else:
-        how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws, "seed": seed, "kernel": kernel}
+        how_measured: dict[str, Any] = {"batch_size": batch_size, "draws": draws_of_rows, "seed": seed}
+        how_measured["kernel"] = kernel
         with watching(terminal_bar):
             bound = evaluate_bound(network, scored, **how_measured, num_steps=num_steps, schedule=schedule)
             figures = bound.to_dict()
             text = describe(figures, report.get("vocabulary"))
             if network.config.build_process().has_rates:
                 rates = evaluate_continuous_bound(
-                    network, scored, batch_size=batch_size, draws=draws, seed=seed
+                    network, scored, batch_size=batch_size, draws=draws_of_rows, seed=seed
                 ).to_dict()
                 figures |= {CONTINUOUS_TIME: rates}
                 text += f"\nin continuous time, leave-one-out: {describe(rates, report.get('vocabulary'))}"

@@ -20,6 +20,8 @@ EXTRAS = {
     "lora": "low-rank adapters of a pretrained model: udm train --lora_rank",
     "int8": "weights of 8 bits: udm export --int8, udm image export --int8",
     "onnx": "a model as an ONNX file: torch.onnx.export",
+    "metrics": "MAUVE of drawn texts: udm evaluate --featuriser",
+    "molecules": "whether a text is a molecule: recipes/validity.py",
     "images": "images by hot and cold diffusion: udm image",
     "lm-eval": "the lm-evaluation-harness: python -m udm_text.evaluation.harness",
 }

@@ -10,6 +10,9 @@ from typing import Any
 from ..card import COUNTED, has_diverged
 from ..common import share_in_words, written_whole
 
+_BOUNDS = {None: "NELBO", "chain": "NELBO by the chain rule", "importance": "importance-weighted bound"}
+"""What an upper bound on -log p is called, by the likelihood that it is made of (`evaluation.likelihood`)."""
+
 
 def describe_rows(dropped: dict[str, int], vocabulary: dict[str, Any], rows: int) -> str:
     """What of the corpus training will not see, each with its share; and what of the vocabulary."""
@@ -46,17 +49,18 @@ def describe(bound: dict[str, Any], vocabulary: dict[str, Any] | None = None) ->
     def figure(name: str, digits: int) -> str:
         return figure_with_error(bound[name], bound[f"{name}_stderr"], digits)
 
-    exact = bool(bound.get("exact"))
-    names = ("NLL", "perplexity") if exact else ("NELBO", "perplexity bound")
-    values = figure("nelbo_nats_per_token", 4), figure("perplexity_bound", 2)
-    text = f"{names[0]} {values[0]} nats/token, {names[1]} {values[1]}"
+    exact, ordered = bool(bound.get("exact")), bound.get("likelihood")
+    names = ("NLL", "perplexity") if exact else (_BOUNDS[ordered], "perplexity bound")
+    keys = ("nats_per_token", "perplexity") if ordered else ("nelbo_nats_per_token", "perplexity_bound")
+    text = f"{names[0]} {figure(keys[0], 4)} nats/token, {names[1]} {figure(keys[1], 2)}"
     if bound["chars"] is not None:
         text += f", {figure('bits_per_char', 4)} bits/char"
         if lost := ((vocabulary or {}).get("round_trip") or {}).get("lost"):
             text += f" without {', '.join(lost)}"
     length = "lengths included" if bound["length_included"] else "lengths given"
-    how = "exact" if exact else f"{bound['draws']} draws each"
-    return f"{text} ({length}; {bound['rows']} rows, {how})"
+    how = "exact" if exact else f"{bound['draws']} {'orders' if ordered else 'draws'} each"
+    way = f", order {bound['order']}" if ordered else ""
+    return f"{text} ({length}; {bound['rows']} rows, {how}{way})"
 
 
 def describe_context(context: dict[str, Any], losses: Sequence[float] = (), vocab_size: int | None = None) -> list[str]:
@@ -89,6 +93,58 @@ def describe_samples(figures: dict[str, Any]) -> str:
         shown = ["none" if v is None else str(v) if isinstance(v, int) else f"{v:.4f}" for v in values]
         lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{value:>12}" for value in shown))
     return "\n".join(lines)
+
+
+def describe_frontier(points: Sequence[dict[str, Any]]) -> str:
+    """A table: a line for each number of steps and temperature, perplexity beside the entropies of what was drawn."""
+    heads = ("steps", "temperature", "perplexity", "token entropy", "word entropy")
+    lines = ["".join(f"{head:>15}" for head in heads)]
+    for point in points:
+        values = [point[name.replace(" ", "_")] for name in heads[2:]]
+        shown = ["none" if value is None else f"{value:.4f}" for value in values]
+        lines.append("".join(f"{cell:>15}" for cell in (point["num_steps"], f"{point['temperature']:g}", *shown)))
+    return "\n".join(lines)
+
+
+def draw_frontier(figures: dict[str, Any], path: Path) -> None:
+    """Perplexity under the judge against the entropy of its tokens, as a PNG: a line for each number of steps, its
+    points the temperatures, and the held-out and the training texts as single points; bars of one standard error.
+
+    figures: of `compare_samples` with a judge, with the points of `measure_frontier` as "frontier".
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
+
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    points = [point for point in figures["frontier"] if point["perplexity"] is not None]
+    groups = {f"{steps} steps": [p for p in points if p["num_steps"] == steps] for steps in _different(points)}
+    groups |= {name.replace("_", " "): [figures[name]] for name in ("held_out", "training")}
+    colors = [plt.get_cmap("viridis")(i / len(groups)) for i in range(len(groups))]
+    for (label, group), color in zip(groups.items(), colors, strict=True):
+        alone = "temperature" not in (group[0] if group else {})
+        x, y = ([point[name] for point in group] for name in ("token_entropy", "perplexity"))
+        errors = [value * (point["nats_per_token_stderr"] or 0.0) for value, point in zip(y, group, strict=True)]
+        style: dict[str, Any] = {"marker": "*", "markersize": 14, "color": "#ee6677" if "held" in label else "#666666"}
+        axes.errorbar(x, y, errors, label=label, capsize=3, **(style if alone else {"marker": "o", "color": color}))
+        for point in group:
+            if not alone:
+                place = (point["token_entropy"], point["perplexity"])
+                axes.annotate(f"{point['temperature']:g}", place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="entropy of the judge's tokens, nats", ylabel="perplexity under the judge", yscale="log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(title="temperatures at the points")
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=150, format="png")
+    plt.close(figure)
+
+
+def _different(points: Sequence[dict[str, Any]]) -> list[int]:
+    return list(dict.fromkeys(point["num_steps"] for point in points))
 
 
 def describe_repair(rates: dict[str, Any], by: str = "substitution") -> str:

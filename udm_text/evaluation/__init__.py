@@ -6,6 +6,7 @@ from .bounds import BoundReport, evaluate_bound, evaluate_loss, ratio_with_stder
 from .context import ContextReport, measure_context, token_counts, unigram_nats
 from .continuous_time import evaluate_continuous_bound
 from .curve import CurveReport, fit_curve, measure_curve, measure_prices, price_table, store_curve
+from .features import mauve, text_features
 from .likelihood import (
     LikelihoodReport,
     RowScores,
@@ -15,7 +16,17 @@ from .likelihood import (
     row_scores,
 )
 from .repair import RepairReport, TokenRepairReport, evaluate_repair, evaluate_token_repair, repair_figures
-from .samples import bleu, compare_samples, distinct, judged, self_bleu
+from .samples import (
+    bleu,
+    check_judge,
+    compare_samples,
+    distinct,
+    gram_distance,
+    judged,
+    measure_frontier,
+    self_bleu,
+    valid_share,
+)
 from .typos import make_typos
 
 __all__ = [
@@ -40,9 +51,13 @@ __all__ = [
     "measure_prices",
     "price_table",
     "bleu",
+    "check_judge",
     "compare_samples",
     "distinct",
+    "gram_distance",
     "judged",
+    "mauve",
+    "measure_frontier",
     "ratio_with_stderr",
     "self_bleu",
     "repair_figures",
@@ -51,6 +66,8 @@ __all__ = [
     "row_scores",
     "scored_rows",
     "store_curve",
+    "text_features",
     "token_counts",
     "unigram_nats",
+    "valid_share",
 ]

@@ -8,7 +8,7 @@ and every other character that is no white space by itself.
 
 Sources: distinct-n, Li et al. 1510.03055; self-BLEU, Zhu et al. 1802.01886 with the BLEU of Papineni et al. (2002),
 smoothed as sacrebleu does it; repetition, Welleck et al. 1908.04319; perplexity beside entropy, Zheng et al.
-2409.02908.
+2409.02908; frontiers of both, Caccia et al. 1811.02549; MAUVE, Pillutla et al. 2102.01454.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common import eval_mode, watched
+from ..common import check_whole, eval_mode, watched
 from .bounds import ratio_with_stderr
 from .context import evenly
+from .features import mauve
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 ORDERS = (1, 2, 3, 4)
@@ -133,6 +134,39 @@ def length_distance(texts: Sequence[Sequence[Any]], others: Sequence[Sequence[An
     return float(((shares[0] - shares[1]).abs() * every.diff()).sum())
 
 
+def gram_distance(texts: Iterable[Sequence[Any]], others: Iterable[Sequence[Any]], n: int = 2) -> float | None:
+    """The Jensen-Shannon divergence of the frequencies of n-grams of two collections, in bits: 0 where they are alike,
+    1 where they share none; None where either has none."""
+    counts = [Counter(gram for text in each for gram in grams(text, n)) for each in (texts, others)]
+    if not all(counts):
+        return None
+    every = list(counts[0] | counts[1])
+    p, q = (torch.tensor([each[gram] for gram in every], dtype=torch.float64) for each in counts)
+    p, q = p / p.sum(), q / q.sum()
+    mixed, own = torch.special.entr((p + q) / 2).sum(), torch.special.entr(torch.stack((p, q))).sum() / 2
+    return float((mixed - own).clamp(min=0.0)) / math.log(2)
+
+
+def valid_share(texts: Sequence[str], valid: Callable[[str], Any]) -> dict[str, float | None]:
+    """The share of texts of which valid(text) is true, and one standard error; None for one text.
+
+    Raises:
+        ValueError: valid raises an exception, or says something that is neither true nor false, naming the text.
+    """
+    found = []
+    for text in texts:
+        try:
+            answer = valid(text)
+        except Exception as error:
+            raise ValueError(f"validity failed on {text[:80]!r}: {type(error).__name__}: {error}") from error
+        if not isinstance(answer, bool) and answer not in (0, 1):
+            raise ValueError(f"validity must say True or False of a text, of {text[:80]!r} it said {answer!r}")
+        found.append(float(answer))
+    share = sum(found) / len(found)
+    stderr = math.sqrt(share * (1.0 - share) / (len(found) - 1)) if len(found) > 1 else None
+    return {"valid": share, "valid_stderr": stderr}
+
+
 class TrainingTexts:
     """Texts that were trained on, to look others up in.
 
@@ -205,6 +239,58 @@ def judged(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 1
     }
 
 
+def check_judge(model: Any, tokenizer: Any, name: str = "judge") -> None:
+    """Raises ValueError for a model that is no judge: its tokenizer is of another vocabulary, or it sees what comes.
+
+    name: of the argument that gave it, with what was given.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
+        raise ValueError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {known}: they are of two models"
+        )
+    one, other = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids][:2]
+    device = model.get_input_embeddings().weight.device
+    with eval_mode(model), torch.no_grad():
+        logits = model(input_ids=torch.tensor([[one, one, one], [one, one, other]], device=device)).logits.float()
+    if not torch.allclose(logits[0, :2], logits[1, :2], atol=1e-3):
+        raise ValueError(f"{name}: what it says of a token depends on the tokens behind it, so it is no causal model")
+
+
+def measure_frontier(
+    draw: Callable[[float, int], Sequence[str]],
+    judge: tuple[Any, Any],
+    temperatures: Sequence[float],
+    steps: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Perplexity under a judge beside entropy, of the texts of each temperature and number of steps.
+
+    Either alone is bought with the other, so that samplers are compared by the curves: "temperature", "num_steps",
+    "texts" and the figures of `judged`, with "word_entropy", for each pair, the temperatures of a number of steps
+    beside each other.
+
+    Args:
+        draw: called as draw(temperature, num_steps), gives texts; the same number each time, or entropies do not
+            compare.
+        judge: a causal model and its tokenizer.
+    """
+    for name, values in (("temperatures", temperatures), ("steps", steps)):
+        if not len(values) or len(set(values)) < len(values):
+            raise ValueError(f"{name} must hold different numbers, at least one, got {list(values)}")
+    if not all(math.isfinite(value) and value >= 0 for value in temperatures):
+        raise ValueError(f"temperatures must be at least 0, got {list(temperatures)}")
+    for count in steps:
+        check_whole(1, steps=count)
+    points = []
+    for count in steps:
+        for temperature in temperatures:
+            texts = list(draw(temperature, count))
+            entropy = unigram_entropy(words(text) for text in texts)
+            said = {**judged(*judge, texts), "word_entropy": entropy}
+            points.append({"temperature": temperature, "num_steps": count, "texts": len(texts), **said})
+    return points
+
+
 def _nats(model: Any, rows: Sequence[Sequence[int]], device: Any) -> Tensor:
     """(R,) float64: -log p of rows of tokens given their first."""
     pad = torch.nn.utils.rnn.pad_sequence
@@ -221,14 +307,20 @@ def compare_samples(
     training: Sequence[str],
     *,
     judge: tuple[Any, Any] | None = None,
+    featuriser: tuple[Any, Any] | None = None,
+    valid: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     """The figures of samples, of held-out and of training texts: "samples", "held_out", "training", each a dict.
 
     Of the others as many texts as there are samples are taken, in even steps, since variety depends on their number;
     n-grams are looked up in at most `MOST_TRAINING` training texts. A training text is not compared with itself.
+    gram_distance and mauve compare `compared` texts of each with as many held-out texts apart: every other one of
+    these; they are None where there is one held-out text alone.
 
     Args:
-        judge: a causal model and its tokenizer; None: no figure of it.
+        judge: a causal model and its tokenizer; None: no figure of it. featuriser: a model that gives hidden states and
+            its tokenizer, for MAUVE (`features.mauve`); None: none.
+        valid: says of a text whether it is valid (`valid_share`); None: no such figure.
 
     Raises:
         ValueError: where there are no samples, or no texts to compare with.
@@ -245,12 +337,21 @@ def compare_samples(
         "held_out": (_evenly(held_out, len(samples)), None),
         "training": ([known[i] for i in own], own),
     }
+    sources = {"samples": samples, "held_out": list(held_out)[::2], "training": known}
+    compared = min(len(held_out) // 2, *map(len, sources.values()))
+    apart = _evenly(list(held_out)[1::2], compared)
+    beside = {name: _evenly(source, compared) for name, source in sources.items()}
+    likeness: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    if featuriser is not None:
+        scores = mauve(*featuriser, list(beside.values()), apart) if compared else [None] * len(parts)
+        likeness = {name: {"mauve": score} for name, score in zip(parts, scores, strict=True)}
     found: dict[str, Any] = {}
     for name, (texts, numbers) in parts.items():
         each = [words(text) for text in texts]
         found[name] = {
             "texts": len(texts),
             **({} if judge is None else judged(*judge, texts)),
+            **({} if valid is None else valid_share(texts, valid)),
             "word_entropy": unigram_entropy(each),
             "distinct_1": distinct(each, 1),
             "distinct_2": distinct(each, 2),
@@ -258,6 +359,9 @@ def compare_samples(
             "repetition": repetition(each),
             "mean_length": sum(map(len, each)) / len(each),
             "length_distance": length_distance(each, held_words),
+            "gram_distance": gram_distance(map(words, beside[name]), map(words, apart)),
+            **likeness[name],
+            "compared": compared,
             **looked_up.figures(each, numbers),
         }
     return found
