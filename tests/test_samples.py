@@ -13,6 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tests.helpers import udm_here, write_lines
 from tests.models import make_masked_lm, text_config, word_tokenizer
 from tests.test_train_text import train
+from udm_text import UDMForMaskedGeneration
+from udm_text.card import make_card, read_report
 from udm_text.cli.reports import describe_frontier, describe_samples, draw_frontier
 from udm_text.cli.scoring import load_beside, user_function
 from udm_text.evaluation.features import mauve, text_features
@@ -320,9 +322,15 @@ def test_the_command_draws_texts_and_shows_every_figure_three_times(tmp_path):
         assert said[part]["texts"] == 6 and said[part]["perplexity"] > 1 and said[part]["token_entropy"] > 0
     udm_here("evaluate", tmp_path / "model", *options, *more[2:], "--report", tmp_path / "report")
     assert json.loads((tmp_path / "report/evaluation.json").read_text())["samples"] == {
-        name: said[name] for name in ("samples", "held_out", "training", "seed", "frontier")
+        name: said[name] for name in said if name not in ("model", "data")
     }
     assert (tmp_path / "report/report.html").read_text().count("data:image/png;base64,") == 2
+    card = make_card(
+        UDMForMaskedGeneration.from_pretrained(tmp_path / "model"),
+        "m",
+        report=read_report(tmp_path / "model" / "report.json"),
+    )
+    assert "Perplexity and token entropy by judge, validity by keyword:iskeyword." in card
     table = udm_here("evaluate", tmp_path / "model", *options).output
     assert "perplexity" in table and "token entropy" in table and "held out" in table
     for wrong, message in (

@@ -138,6 +138,10 @@ is wanted is the figure of the held-out ones:
 {%- for words, values in drawn %}
 | {{ words }} | {{ values | join(" | ") }} |
 {%- endfor %}
+{%- if judges %}
+
+{{ judges }}
+{%- endif %}
 {%- endif %}
 {%- if "loss.png" in images %}
 
@@ -351,6 +355,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     inside: dict[str, dict[str, Any]] = {"model_arguments": {"model": str}, "data_arguments": {"validation_data": str}}
     inside["held_out"] = {"data": str, "split": str, "share": int | float}
     inside["samples"] = {"seed": int, **dict.fromkeys(("samples", "held_out", "training"), dict)}
+    inside["samples"] |= dict.fromkeys(("judge", "featuriser", "validity"), str)
     for part, named in inside.items():
         if isinstance(report.get(part), dict):
             fields += [(f"{part}.{name}", report[part].get(name), kind) for name, kind in named.items()]
@@ -500,6 +505,14 @@ def drawn_figures(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
         return []
     rows = [(name.replace("_", " "), [part.get(name) for part in parts]) for name in _DRAWN]
     return [(words, [f"{value:.4g}" for value in values]) for words, values in rows if all(map(_is_number, values))]
+
+
+def words_on_judges(report: dict[str, Any]) -> str:
+    """By whom the drawn texts of a report were judged, in a sentence; "" where by nobody."""
+    what = {"judge": "perplexity and token entropy by", "featuriser": "MAUVE by", "validity": "validity by"}
+    known = report.get("samples") or {}
+    said = ", ".join(f"{words} {inline(known[name])}" for name, words in what.items() if known.get(name))
+    return f"{said[0].upper()}{said[1:]}." if said else ""
 
 
 def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:
@@ -793,6 +806,7 @@ def make_card(
         diverged=went_wrong(clean),
         figures=[(figure.words, figure.text) for figure in measured(clean)],
         drawn=drawn_figures(clean),
+        judges=words_on_judges(clean),
         held=clean.get("validation") or clean.get("repair"),
         lengths=words_on_lengths(kind, model.config),
         source=source,

@@ -232,7 +232,8 @@ def figures_of_samples(
 ) -> tuple[dict[str, Any], list[str]]:
     """Draws texts from nothing, and compares them with texts of the corpus (`compare_samples`); the texts, too.
 
-    The figures have "seed", and where a frontier was asked for its points (`measure_frontier`) as "frontier".
+    The figures have "seed", what they were measured by as "judge", "featuriser" and "validity", and where a frontier
+    was asked for its points (`measure_frontier`) as "frontier".
 
     Args:
         pipe: a pipeline of the model. data: see `reading`.
@@ -261,6 +262,8 @@ def figures_of_samples(
     texts = draw()
     by: dict[str, Any] = {"judge": judge, "featuriser": featuriser, "valid": valid}
     figures = {**compare_samples(texts, list(held_out), list(training), **by), "seed": seed}
+    given = {"judge": options.judge, "featuriser": options.featuriser, "validity": options.validity}
+    figures |= {name: place for name, place in given.items() if place is not None}
     if options.temperatures and judge is not None:
         grid = options.temperatures, options.steps
         figures["frontier"] = measure_frontier(lambda t, k: draw(temperature=t, num_steps=k), judge, *grid)
