@@ -102,7 +102,8 @@ def test_embedding_diffusion_learns_lines_and_writes_new_ones(tmp_path):
     """In 60 steps of a tiny network the bound falls below that of tokens drawn evenly."""
     embedding = recipe("embedding_diffusion")
     out, data = tmp_path / "out", write_shapes(tmp_path / "shapes.txt")
-    sizes = ("--width", "16", "--layers", "1", "--heads", "2", "--dim", "4", "--times", "20", "--vocab_size", "60")
+    sizes = "--width 16 --layers 1 --heads 2 --dim 4 --times 20 --vocab_size 60 --given_share 0.3".split()
+    own_word = data.read_text().split()[0]
     train = ("train", "--data", data, "--output", out, "--max_steps", "60", "--learning_rate", "0.02", *sizes, *QUIET)
     printed = called(embedding, *train)
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -115,6 +116,9 @@ def test_embedding_diffusion_learns_lines_and_writes_new_ones(tmp_path):
         called(embedding, "generate", out, "-n", 4, "--seed", 3, *how) for how in ((), (), ("--walk", "draws"))
     )
     assert one == again and len(one.splitlines()) == len(draws.splitlines()) == 4 and one != draws
+    begun = called(embedding, "generate", out, "-n", 3, "--seed", 3, "--prompt", own_word)
+    filled = called(embedding, "generate", out, "-n", 2, "--seed", 3, "--prompt", f"{own_word} [MASK]")
+    assert all(line.startswith(own_word) for line in (*begun.splitlines(), *filled.splitlines()))
     assert "nothing was changed" in called(embedding, *train, "--resume")
 
 

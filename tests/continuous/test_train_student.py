@@ -9,9 +9,10 @@ import torch
 from continuous import sampling
 from continuous.data import digits
 from continuous.distillation import FewSteps
-from continuous.modeling import ImageDenoiser
+from continuous.modeling import ImageConfig, ImageDenoiser
 from continuous.pipeline import ImagePipeline
 from continuous.train_image import main
+from continuous.train_student import Lesson, student_config
 from tests.helpers import assert_close_weights, assert_equal_weights, weights_in
 from udm_text.core import denoise
 from udm_text.randomness import RowRandom
@@ -162,6 +163,15 @@ def test_lessons_that_cannot_be_taught_are_refused(teacher, tmp_path, more, word
 
 
 @pytest.mark.slow
+def test_a_student_of_another_shape_is_refused():
+    model = ImageDenoiser(ImageConfig(network={"kind": "mlp", "width": 8, "blocks": 1}))
+    wanted = ImageConfig(image_shape=[1, 16, 16], network=model.config.network)
+    with pytest.raises(
+        ValueError, match=r"a student has the image_shape of its teacher, \[1, 8, 8\], got \[1, 16, 16\]"
+    ):
+        student_config(Lesson("imitate", model.process, model), wanted, {})
+
+
 def test_a_consistent_model_teaches_no_steps(teacher, tmp_path):
     loose = run(tmp_path / "loose", "--teacher", teacher, "--objective", "consistency", "--teacher_steps", 4, steps=1)
     with pytest.raises(ValueError, match="its teacher is no student, or a student by 'distil'"):
