@@ -189,23 +189,17 @@ def readable(tokenizer, text: str) -> str:
     return (text.replace(tokenizer.mask_token, BLOCK) if tokenizer.mask_token else text).strip()
 
 
-class LiveText:
-    """A streamer (put_typed, put, put_draft, end) that redraws all rows in the terminal, masks as blocks."""
+class TextStreamer:
+    """A streamer (put_typed, put, put_draft, end) that reads rows as texts, masks as blocks, for its `show`."""
 
-    def __init__(self, tokenizer, pause: float = 0.08):
-        from rich.live import Live
-
-        self.tokenizer, self.pause = tokenizer, pause
-        self.live = Live(refresh_per_second=30, vertical_overflow="visible")
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
         self.head: list[list[int]] = []
         self.typed: list[Any] = [None]
 
-    def __enter__(self) -> LiveText:
-        self.live.start()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.live.stop()
+    def show(self, texts: list[str], done: bool) -> None:
+        """What is to be shown: the texts of all rows after a step, and whether these are the finished ones."""
+        raise NotImplementedError
 
     def put_typed(self, typed: list[Any]) -> None:
         """What was typed for the rows to come, a `Typed` or None each: from the pipeline."""
@@ -216,25 +210,49 @@ class LiveText:
         if not self.head:
             self.head = value.tolist()
         else:
-            self._show(value.tolist(), "bold")
+            self.show(self._texts(value.tolist()), True)
 
     def put_draft(self, value) -> None:
-        self._show(value.tolist(), "default")
-        time.sleep(self.pause)
+        self.show(self._texts(value.tolist()), False)
 
     def end(self) -> None:
-        self.live.stop()
         self.head = []
-        print()
 
-    def _show(self, rows: list[list[int]], style: str) -> None:
+    def _texts(self, rows: list[list[int]]) -> list[str]:
+        whole = [a + b for a, b in zip(self.head, rows, strict=True)]
+        samples = max(1, len(whole) // len(self.typed))
+        return [show_masks(self.tokenizer, row, self.typed[i // samples]) for i, row in enumerate(whole)]
+
+
+class LiveText(TextStreamer):
+    """Redraws all rows in the terminal, each draft for `pause` seconds at least."""
+
+    def __init__(self, tokenizer, pause: float = 0.08):
+        from rich.live import Live
+
+        super().__init__(tokenizer)
+        self.pause = pause
+        self.live = Live(refresh_per_second=30, vertical_overflow="visible")
+
+    def __enter__(self) -> LiveText:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.live.stop()
+
+    def show(self, texts: list[str], done: bool) -> None:
         from rich.text import Text
 
         self.live.start()
-        whole = [a + b for a, b in zip(self.head, rows, strict=True)]
-        samples = max(1, len(whole) // len(self.typed))
-        lines = [show_masks(self.tokenizer, row, self.typed[i // samples]) for i, row in enumerate(whole)]
-        self.live.update(Text("\n".join(lines), style=style), refresh=True)
+        self.live.update(Text("\n".join(texts), style="bold" if done else "default"), refresh=True)
+        if not done:
+            time.sleep(self.pause)
+
+    def end(self) -> None:
+        self.live.stop()
+        super().end()
+        print()
 
 
 def show_masks(tokenizer, ids: list[int], typed: Any = None) -> str:
