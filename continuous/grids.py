@@ -95,25 +95,36 @@ def tile(rows: Sequence[Tensor], scale: int | None = None) -> Tensor:
     return page
 
 
-def save_png(path: str | Path, page: Tensor) -> None:
-    """Write (C, H, W) uint8, 1 or 3 channels."""
+def to_image(page: Tensor) -> Any:
+    """(C, H, W) uint8, 1 or 3 channels, as a Pillow image."""
     from PIL import Image
 
-    path = check_target(path)
     pixels = page.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels[..., 0] if page.shape[0] == 1 else pixels)
+    return Image.fromarray(pixels[..., 0] if page.shape[0] == 1 else pixels)
+
+
+def save_png(path: str | Path, page: Tensor) -> None:
+    """Write (C, H, W) uint8, 1 or 3 channels."""
+    path = check_target(path)
+    image = to_image(page)
     with written_whole(path) as part:
         image.save(part, format="PNG")
 
 
-def save_grid(path: str | Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
-    """Images (N, C, H, W) in [-1, 1] side by side; `columns` None: about a square."""
+def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] side by side, as `tile` makes one of them; `columns` None: about a square."""
     columns = max(1, round(len(images) ** 0.5)) if columns is None else columns
-    save_png(path, tile([images[i : i + columns] for i in range(0, len(images), columns)], scale))
+    return tile([images[i : i + columns] for i in range(0, len(images), columns)], scale)
 
 
-def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scale: int | None = None) -> None:
-    """How images came to be: a row for each, from its first state to its last, `count` of them, evenly.
+def save_grid(path: str | Path, images: Tensor, columns: int | None = None, scale: int | None = None) -> None:
+    """Write the `grid` of images (N, C, H, W) in [-1, 1]."""
+    save_png(path, grid(images, columns, scale))
+
+
+def strip(states: Sequence[Tensor], count: int = 12, scale: int | None = None) -> Tensor:
+    """How images came to be, as `tile` makes one of them: a row for each, from its first state to its last, `count` of
+    them, evenly.
 
     states: tensors (N, C, H, W), one after each step.
     """
@@ -122,7 +133,12 @@ def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scal
     last, count = len(states) - 1, min(count, len(states))
     chosen = sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
     track = torch.stack([states[i].detach().cpu() for i in chosen], dim=1)
-    save_png(path, tile(list(track), scale))
+    return tile(list(track), scale)
+
+
+def save_strip(path: str | Path, states: Sequence[Tensor], count: int = 12, scale: int | None = None) -> None:
+    """Write the `strip` of states."""
+    save_png(path, strip(states, count, scale))
 
 
 def _label_log_axis(figure: Any, axes: Any) -> None:
