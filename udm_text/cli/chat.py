@@ -18,11 +18,8 @@ _PROMPT = "> "
 class LiveAnswer(LiveText):
     """The answer alone as it appears, without what stands before and around it."""
 
-    def _show(self, rows: list[list[int]], style: str) -> None:
-        from rich.text import Text
-
-        self.live.start()
-        self.live.update(Text(answer_text(self.tokenizer, rows[0]), style=style), refresh=True)
+    def _texts(self, rows: list[list[int]]) -> list[str]:
+        return [answer_text(self.tokenizer, rows[0])]
 
 
 def answer_text(tokenizer: Any, ids: list[int]) -> str:

@@ -739,6 +739,50 @@ def export(
     print(f'{output}: pipeline("fill-mask", model="{output}")')
 
 
+@app.command("app")
+def page(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Directories of models, or names on the Hub; of texts or of images."),
+    ],
+    host: Annotated[str, typer.Option(help="This machine alone: 127.0.0.1, localhost or ::1.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Default: the first of 7860 to 7959 that is free.")
+    ] = None,
+    browse: Annotated[bool, typer.Option("--browse", help="Open it in the browser.")] = False,
+    export_space: Annotated[
+        Path | None,
+        typer.Option(help="Serve nothing: write a Space of the Hub that does, models in it, into this new folder."),
+    ] = None,
+    revision: Revision = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    dtype: Annotated[str, typer.Option(help="Of texts: float32 or bfloat16.")] = "float32",
+    trust_remote_code: Trust = False,
+) -> None:
+    """A page in the browser to try models on: watch texts and images come to be. Needs the extra app."""
+    from .. import register
+    from .page import check_extra, check_host, load, serve
+
+    check_host(host)
+    check_extra()
+    register()
+    hide_loading_bars()
+    if export_space is not None:
+        from .page.space import export_space as export
+
+        for file in export(models, export_space):
+            if "/" not in file:
+                print(export_space / file)
+        print(f"send it: hf upload USER/NAME {export_space} --repo-type space (make it first, sdk gradio)")
+        return
+    check_device(device)
+
+    def load_text(name: str) -> Any:
+        return _pipeline(name, revision, device, dtype, trust_remote_code)
+
+    serve([load(name, load_text, device, revision) for name in models], host, port, inbrowser=browse)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """What is installed, which devices are found and what is missing. Asks nothing of the network."""

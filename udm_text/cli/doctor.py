@@ -24,6 +24,7 @@ EXTRAS = {
     "molecules": "whether a text is a molecule: recipes/validity.py",
     "images": "images by hot and cold diffusion: udm image",
     "lm-eval": "the lm-evaluation-harness: python -m udm_text.evaluation.harness",
+    "app": "a page in the browser to try models on: udm app",
 }
 """What each extra gives to a user; those for work on the package itself are none of theirs."""
 BFLOAT16 = {True: "bfloat16 is quick, so --bf16 pays", False: "bfloat16 is slow, so stay with float32"}
