@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig
 
 from udm_text import UDMConfig, UDMForMaskedGeneration
 from udm_text.cli.train_text import intermediate_size
+from udm_text.decoders import auto_class, is_decoder, make_bidirectional
 from udm_text.training.optimizers import quick_bfloat16
 from udm_text.training.runs import processor_name
 
 SIZES = {"mini": (4, 256, 4), "small": (4, 512, 8), "base": (12, 768, 12)}
 """Layers, hidden size, heads."""
-BACKBONES = ("nomic_bert", "bert")
-"""What a preset may be built of; the first is its default."""
+BACKBONES = ("nomic_bert", "bert", "llama", "qwen3", "gemma3_text")
+"""What is built in the sizes of a preset; the first is what presets are made of. Decoders have grouped keys."""
 QUIET = "--max_steps 1000000 --report_to none --plot false --disable_tqdm true --save_strategy no".split()
 """Of a training run that the clock ends and nobody watches."""
 MASK, VOCABULARY = 103, 30522
@@ -44,26 +45,30 @@ def make_encoder(
     """
     layers, hidden, heads = SIZES[size]
     torch.manual_seed(0)
+    own: dict[str, Any] = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    if is_decoder(backbone):
+        own = {"num_key_value_heads": heads // 2, "head_dim": hidden // heads, "attention_dropout": dropout}
+        own |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     config = AutoConfig.for_model(
         backbone,
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=intermediate_size(backbone, hidden),
+        intermediate_size=intermediate_size("nomic_bert" if is_decoder(backbone) else backbone, hidden),
         max_position_embeddings=max(512, length),
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        **own,
     )
-    network = AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
-    own = UDMConfig(
+    make_bidirectional(config)
+    network = auto_class(config).from_config(config, attn_implementation=attention)
+    whole = UDMConfig(
         text_config=config,
         mask_token_id=MASK,
         pad_token_id=PAD,
         special_token_ids=SPECIAL,
         prompt_dropout=prompt_dropout,
     )
-    return UDMForMaskedGeneration(own, backbone=network)
+    return UDMForMaskedGeneration(whole, backbone=network)
 
 
 def train_model(

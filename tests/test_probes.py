@@ -46,6 +46,14 @@ def test_the_model_is_left_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_weights_that_fsdp_has_gathered_are_spread_out_again_before_an_optimiser_is_made_of_them():
+    model, spread = make_udm(family="llama"), []
+    model.reshard = lambda: spread.append(model.training)
+    model.train()
+    probe_context(model)
+    assert spread and all(spread)
+
+
 def test_nothing_is_told_of_logits_that_say_nothing():
     broken, silent = make_udm("mask"), make_udm("mask")
     with torch.no_grad():

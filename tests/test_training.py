@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback, TrainingArguments, masking_utils
 from transformers.trainer_utils import get_last_checkpoint
 
-from tests.helpers import assert_close_weights, assert_equal_weights, python, weights_in
+from tests.helpers import ROOT, assert_close_weights, assert_equal_weights, python, weights_in
 from tests.models import CLS, FIRST, MASK, SEP, UNK, VOCAB, make_rows, make_udm
 from tests.training_helpers import SPLITS, TRAINED, VARIANTS, history, make_trainer, weights
 from udm_text import UDMForMaskedGeneration
@@ -138,19 +138,24 @@ def test_accumulation_changes_nothing_in_either_order_of_rows(tmp_path, strategy
     assert_close_runs(*runs)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, repository):
-    """The folder two gloo processes wrote; they run `training_helpers.work`."""
-    output = tmp_path_factory.mktemp("two")
-    toy = output / "toy.txt"
-    toy.write_text("".join(f"{'abcdefgh'[i % 8] * (i % 5 + 1)} row {i}\n" for i in range(60)))
+def launch_two(output, *arguments):
+    """Two gloo processes of training_helpers.py, in that folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(port), str(repository / "tests" / "training_helpers.py")]
-    python(*command, output, toy, cwd=output, timeout=240, ACCELERATE_USE_CPU="true")
+    command += ["--main_process_port", str(port), str(ROOT / "tests" / "training_helpers.py")]
+    python(*command, output, *arguments, cwd=output, timeout=600, ACCELERATE_USE_CPU="true")
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder two gloo processes wrote; they run `training_helpers.work`."""
+    output = tmp_path_factory.mktemp("two")
+    toy = output / "toy.txt"
+    toy.write_text("".join(f"{'abcdefgh'[i % 8] * (i % 5 + 1)} row {i}\n" for i in range(60)))
+    launch_two(output, toy)
     return output
 
 
@@ -188,6 +193,18 @@ def test_weights_spread_over_two_processes_learn_what_one_learns(two_processes, 
     assert_close_runs(one_process["mask"][:2], (stored, log))
     bound = "eval_nelbo_nats_per_token"
     assert record["metrics"][bound] == pytest.approx(one_process["mask"][2][bound], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_decoder_spread_over_two_processes_learns_what_one_learns(tmp_path):
+    launch_two(tmp_path)
+    record = json.loads((tmp_path / "decoder.json").read_text())
+    assert record["kinds"] == ["DTensor"]
+    alone = make_trainer(tmp_path / "alone", family="llama")
+    alone.train()
+    log = torch.tensor(record["history"], dtype=torch.float64)
+    stored = weights_in(tmp_path / "sharded" / "model")
+    assert_close_runs((weights(alone), history(alone, "loss", "grad_norm")), (stored, log))
 
 
 def test_two_processes_share_one_tokenizer_and_write_one_report(two_processes):

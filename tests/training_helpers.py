@@ -104,16 +104,15 @@ def interrupted(output: Path) -> dict:
     }
 
 
-def sharded(output: Path) -> dict:
+def sharded(output: Path, family: str = "bert", layers: str = "backbone.bert.encoder.layer.*") -> dict:
     """20 steps of a model whose weights are spread over both processes by FSDP2, as transformers loads it."""
     from transformers.distributed import DistributedConfig
 
     state = PartialState()
     if state.is_main_process:
-        make_udm(scale=UNTRAINED).save_pretrained(output / "base")
+        make_udm(family=family, scale=UNTRAINED).save_pretrained(output / "base")
     state.wait_for_everyone()
-    plan = {"backbone.bert.encoder.layer.*": "free_full_weight"}
-    spread = DistributedConfig(fsdp_size=2, fsdp_plan=plan)
+    spread = DistributedConfig(fsdp_size=2, fsdp_plan={layers: "free_full_weight"})
     model = UDMForMaskedGeneration.from_pretrained(output / "base", distributed_config=spread)
     trainer = make_trainer(output / "sharded", model=model, per_device_train_batch_size=8)
     trainer.train()
@@ -121,6 +120,14 @@ def sharded(output: Path) -> dict:
     trainer.save_model(str(output / "sharded" / "model"))
     kinds = sorted({type(p.data).__name__ for p in model.parameters()})
     return {"kinds": kinds, "history": history(trainer, "loss", "grad_norm").tolist(), "metrics": metrics}
+
+
+def spread_decoder(output: Path) -> None:
+    """What each of two processes does of a decoder; the first writes it down."""
+    state = PartialState(cpu=True)
+    record = sharded(output, "llama", "backbone.model.layers.*")
+    if state.is_main_process:
+        (output / "decoder.json").write_text(json.dumps(record))
 
 
 def work(output: Path, toy: Path) -> None:
@@ -151,4 +158,7 @@ def work(output: Path, toy: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) == 2:
+        spread_decoder(Path(sys.argv[1]))
+    else:
+        work(Path(sys.argv[1]), Path(sys.argv[2]))

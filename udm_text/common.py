@@ -245,7 +245,9 @@ def load_int8(kind: Any, name: str, **how: Any) -> Any:
 def eval_mode(model: Any) -> Iterator[None]:
     """The model in evaluation mode, each of its modules put back as it was, also after an error.
 
-    Several threads may be within it with one model: the mode is put back when the last of them leaves.
+    Several threads may be within it with one model: the mode is put back when the last of them leaves. Weights that
+    FSDP2 has gathered for a forward, and leaves whole behind it, are spread out again: an optimiser that is made of the
+    whole ones would train what nobody reads.
     """
     modules = list(model.modules())
     with _mode_lock:
@@ -261,8 +263,11 @@ def eval_mode(model: Any) -> Iterator[None]:
                 users, training = _users.pop(module)
                 if users > 1:
                     _users[module] = users - 1, training
-                elif training:
+                    continue
+                if training:
                     module.training = True
+                if hasattr(module, "reshard"):
+                    module.reshard()
 
 
 @contextmanager

@@ -138,15 +138,19 @@ def add_rows(backbone: Any, config: Any, new: list[int | None]) -> None:
     old = backbone.get_input_embeddings().weight.shape[0]
     ordinary = [i for i in config.allowed_token_ids().tolist() if i < old]
     rows = sorted({*new, *range(old, config.vocab_size)} - {None})
-    if rows and backbone.get_input_embeddings().weight.is_meta and hasattr(backbone, "hf_device_map"):
+
+    def tables() -> list[torch.Tensor]:
+        parts = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+        weights = [getattr(part, "weight", None) for part in parts]
+        return list({id(weight): weight for weight in weights if weight is not None}.values())
+
+    if rows and hasattr(backbone, "hf_device_map") and any(weight.is_meta for weight in tables()):
         raise ValueError(
             f"this decoder has no embedding of rows {rows} yet, and device_map {backbone.hf_device_map} keeps its "
-            "embeddings where none can be added: load it without device_map once, save it with save_pretrained and "
-            "load that"
+            "embeddings or its head where none can be added: load it without device_map once, save it with "
+            "save_pretrained and load that"
         )
     if config.vocab_size > old:
         backbone.resize_token_embeddings(config.vocab_size, mean_resizing=False)
-    head = backbone.get_output_embeddings()
-    for weight in {id(w): w for w in (backbone.get_input_embeddings().weight, getattr(head, "weight", None))}.values():
-        if weight is not None and rows and ordinary:
-            weight[rows] = weight[ordinary].float().mean(dim=0).to(weight.dtype)
+    for weight in tables() if rows and ordinary else ():
+        weight[rows] = weight[ordinary].float().mean(dim=0).to(weight.dtype)
