@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import secrets
 from collections.abc import Sequence
@@ -109,6 +111,18 @@ def save_png(path: str | Path, page: Tensor) -> None:
     image = to_image(page)
     with written_whole(path) as part:
         image.save(part, format="PNG")
+
+
+def as_html(images: Sequence[Any]) -> str:
+    """Images of Pillow side by side, for a notebook, small ones enlarged; each is inside the text as a PNG."""
+    shown = []
+    for image in images:
+        scale = max(1, -(-_CELL // image.width))
+        out = io.BytesIO()
+        image.resize((image.width * scale, image.height * scale), resample=0).save(out, format="PNG")
+        data = base64.b64encode(out.getvalue()).decode()
+        shown.append(f'<img style="margin:2px" src="data:image/png;base64,{data}">')
+    return "".join(shown)
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None) -> Tensor:

@@ -35,6 +35,7 @@ from udm_text.randomness import RowRandom
 from . import control, sampling
 from .data import check_images, to_pil
 from .degradations import per_row
+from .grids import as_html, strip, to_image
 from .modeling import ImageDenoiser, NonFiniteOutputError
 from .objectives import snr, step_variances
 from .processes import ColdProcess, ImageProcess
@@ -73,6 +74,12 @@ class ImageOutput(ModelOutput):
     images: Any = None
     trajectory: tuple[Tensor, ...] | None = None
     predictions: tuple[Tensor, ...] | None = None
+
+    def _repr_html_(self) -> str | None:
+        """Images of Pillow side by side, or with a trajectory how the images came to be, for a notebook."""
+        if self.trajectory is not None:
+            return as_html([to_image(strip(self.trajectory))])
+        return as_html(self.images) if isinstance(self.images, list) else None
 
 
 class LearnedVariance:

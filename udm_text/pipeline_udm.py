@@ -24,6 +24,7 @@ from .framing import continuation_tokens, report_share, tokenizer_fields
 from .generation_configuration_udm import UDMGenerationConfig
 from .generation_udm import check_rows
 from .modeling_udm import UDMForMaskedGeneration
+from .showing import Texts
 
 MASK = "[MASK]"
 """What stands for the mask token of any model in a text."""
@@ -265,8 +266,9 @@ class UDMGenerationPipeline(Pipeline):
 
         Returns:
             For one text a list of `{"generated_text": str}`, `num_return_sequences` of them; for several texts a list
-            of such lists, or an iterator over them where the texts are a torch dataset or a generator. Of a chat it is
-            the list of messages with the assistant's behind, or with `return_full_text=False` the answer alone. With
+            of such lists, or an iterator over them where the texts are a torch dataset or a generator. Lists are
+            `showing.Texts`, tables in a notebook. Of a chat it is the list of messages with the assistant's behind, or
+            with `return_full_text=False` the answer alone. With
             `output_trajectory=True` each also holds `"trajectory"`, that text before the first and after every step of
             its own, the tokenizer's mask token where nothing stands yet; with
             `return_dict_in_generate=True` what it took: `"num_tokens"` made, `"steps"` of its own, `"num_calls"` of
@@ -280,7 +282,8 @@ class UDMGenerationPipeline(Pipeline):
         if isinstance(inputs, Iterable) and not isinstance(inputs, str | dict | list | GeneratorType | Dataset):
             # a column of `datasets`, a tuple, an array; what has no length is read as it comes
             inputs = list(inputs) if isinstance(inputs, Sized) else (text for text in inputs)
-        return [] if inputs == [] else super().__call__(inputs, *args, **kwargs)
+        results = [] if inputs == [] else super().__call__(inputs, *args, **kwargs)
+        return Texts(results) if isinstance(results, list) else results
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves model and tokenizer. A registered pipeline would add this package's source files and ask for

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import written_whole
+from ..showing import marked
 
 SUFFIXES = (".html", ".gif")
 MAX_GIF_FRAMES = 240
@@ -93,7 +94,7 @@ def as_html(tracks: Sequence[Sequence[str]], title: str) -> str:
     """One page: a slider over the steps, what a step changed marked; without scripts, all steps below each other."""
     texts = "\n".join(
         "<li>"
-        + "".join(f"<pre>{_marked(a, b)}</pre>" for a, b in zip([track[0], *track], track, strict=False))
+        + "".join(f"<pre>{marked(a, b)}</pre>" for a, b in zip([track[0], *track], track, strict=False))
         + "</li>"
         for track in tracks
     )
@@ -105,18 +106,6 @@ def as_html(tracks: Sequence[Sequence[str]], title: str) -> str:
         f'<input id="step" type="range" min="0" max="{last}" value="{last}" aria-label="step">'
         f'<output id="said"></output></header>\n<ol>\n{texts}\n</ol>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n'
     )
-
-
-def _marked(before: str, after: str) -> str:
-    """The text, escaped; what lies between the beginning and the end that it shares with the state before, marked."""
-    if before == after:
-        return html.escape(after)
-    room = min(len(before), len(after))
-    head = next((i for i in range(room) if before[i] != after[i]), room)
-    tail = next((i for i in range(room - head) if before[-1 - i] != after[-1 - i]), room - head)
-    parts = after[:head], after[head : len(after) - tail], after[len(after) - tail :]
-    start, middle, end = map(html.escape, parts)
-    return f"{start}<mark>{middle}</mark>{end}"
 
 
 def gif_frames(tracks: Sequence[Sequence[str]]) -> list[Any]:

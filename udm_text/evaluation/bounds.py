@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from ..kernels import ALL_KERNELS, KERNELS
 from ..objectives import most_corrupted, row_losses, said, share_of_counts, take_noisy
 from ..randomness import RowRandom
 from ..schedules import SCHEDULES, counts
+from ..showing import table
 from ..widths import as_one_blank, width_nats
 
 
@@ -54,6 +56,20 @@ class BoundReport:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which knows neither nan nor infinity: None in their place."""
         return finite(dataclasses.asdict(self))
+
+    def _repr_html_(self) -> str:
+        def figure(value: float | None, error: float | None) -> str:
+            return "unknown" if value is None or error is None else f"{value:.4g} &plusmn; {error:.2g}"
+
+        return table(
+            (
+                ("bound", f"{figure(self.nelbo_nats_per_token, self.nelbo_nats_per_token_stderr)} nats a token"),
+                ("", f"{figure(self.bits_per_char, self.bits_per_char_stderr)} bits a character"),
+                ("perplexity, at most", figure(self.perplexity_bound, self.perplexity_bound_stderr)),
+                ("of", f"{self.rows} rows, {self.tokens} tokens, {self.draws} draws each"),
+                ("process", escape(self.process if self.kernel is None else f"{self.process}, {self.kernel}")),
+            )
+        )
 
 
 def ratio_with_stderr(numerators: Tensor, denominators: Tensor) -> tuple[float, float]:
