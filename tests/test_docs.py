@@ -2,8 +2,11 @@
 
 import ast
 import builtins
+import importlib.util
 import re
 import shlex
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,7 @@ def commands(page: Path) -> list[list[str]]:
     text = page.read_text(encoding="utf-8")
     kinds = [body for kind in ("", "bash") for body in blocks(page, kind)]
     lines = "\n".join(kinds).replace("\\\n", " ").splitlines()
+    lines = [line.rpartition(" | ")[2] for line in lines]  # a command may read from another
     indented = [line.strip() for line in re.findall(r"^    (.*)$", text.replace("\\\n", " "), re.MULTILINE)]
     found = [
         line
@@ -98,6 +102,80 @@ def test_there_are_commands_to_check_and_a_wrong_one_would_be_seen():
     assert "takes no '--dta'" in (refuse(["udm", "train", "--data", "d", "--dta", "d", "--output", "o"]) or "")
     assert "KeyError" in (refuse(["udm", "write", "m"]) or "")
     assert names("import a.b\nfor i in c: d = a(i)") == ({"a", "c", "i"}, {"a", "d", "i"})
+
+
+OTHERS = {"hf", "sbatch", "printf", "grep", ".", "export"}
+"""Programs of other people that pages call."""
+
+
+def calls(page: Path) -> list[list[str]]:
+    """The lines of a page's blocks of commands that call another program than `udm`, as lists of words."""
+    bash = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    plain = "\n".join(blocks(page, "")).replace("\\\n", " ").splitlines()
+    indented = re.findall(r"^    (\S.*)$", page.read_text(encoding="utf-8").replace("\\\n", " "), re.MULTILINE)
+    known = re.compile(r"(accelerate launch|python (recipes|benchmarks|data)/|make [a-z]|pip install)")
+    lines = [*bash, *(line for line in (*plain, *indented) if known.match(line))]
+    found = [shlex.split(line, comments=True) for line in lines if "[options]" not in line]
+    return [words for words in found if words and words[0] != "udm"]
+
+
+def refuse_call(words: list[str]) -> str | None:
+    """What is wrong with a call of another program, as far as it is of this repository; None: nothing."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    if words[0] == "make":
+        return None if re.search(rf"^{words[1]}:", text, re.MULTILINE) else f"no target {words[1]}"
+    if words[0] == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        asked = [extra for word in words for part in re.findall(r"\[(.*)\]", word) for extra in part.split(",")]
+        return None if set(asked) <= set(extras) else f"no extra of {asked}"
+    if words[:2] == ["python", "-m"]:
+        return None if importlib.util.find_spec(words[2]) else f"no module {words[2]}"
+    if words[0] in ("python", "accelerate"):
+        place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        return refuse_script(ROOT / words[place], words[place + 1 :])
+    return None if words[0] in OTHERS else f"what is {words[0]}?"
+
+
+def refuse_script(path: Path, words: list[str]) -> str | None:
+    """What a recipe says of its options, or which of them a script of another kind never names."""
+    source = path.read_text(encoding="utf-8")
+    if path.parent.name == "recipes" and path.stem in ("train_text", "train_image"):
+        module = "udm_text.cli.train_text" if path.stem == "train_text" else "continuous.train_image"
+        return None if parsed(words, module) else "not parsed"
+    if "typer.Typer(" not in source:
+        if "local_dataset" in source:
+            source += (ROOT / "data" / "local_dataset.py").read_text(encoding="utf-8")
+        unknown = [word for word in words if word.startswith("--") and f'"{word.partition("=")[0]}"' not in source]
+        return f"no option {unknown}" if unknown else None
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for their own types
+    spec.loader.exec_module(module)
+    command = typer.main.get_command(module.app)
+    try:
+        while hasattr(command, "commands"):
+            command, words = command.commands[words[0]], words[1:]
+        command.make_context(path.stem, list(words))
+    except Exception as error:  # typer brings a click of its own
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if calls(page)], ids=named)
+def test_every_other_call_of_a_block_is_one_that_can_be_made(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert [(words, why) for words in calls(page) if (why := refuse_call(words)) is not None] == []
+
+
+def test_a_wrong_call_would_be_seen():
+    for wrong in (
+        "make tea",
+        "pip install .[trian]",
+        "python benchmarks/repair.py --dta x",
+        "accelerate launch recipes/generate_corpus.py model out --sample 3",
+        "curl x",
+    ):
+        assert refuse_call(wrong.split()) is not None, wrong
 
 
 def slug(heading: str) -> str:
@@ -173,6 +251,47 @@ def place(tmp_path_factory):
 def test_the_python_of_the_readme_runs(place, monkeypatch):
     left = run("README.md", lambda block: "runs/unicode-names" in block, place, monkeypatch)
     assert left["pipe"].model.config.process == "mask" and left["repairer"].model.config.process == "substitute"
+
+
+def test_what_was_pushed_is_loaded_as_the_readme_says(place, monkeypatch):
+    """From folders of the names that the page gives to repositories."""
+    import shutil
+
+    for name in ("user/name", "user/with-code"):
+        shutil.copytree(place / "runs/unicode-names", place / name)
+    left = run("README.md", lambda block: "user/" in block, place, monkeypatch)
+    assert len(left["texts"]) == 3
+
+
+def test_the_python_of_the_pages_on_encoders_and_on_text_and_images_runs(tmp_path, monkeypatch):
+    left = run("docs/encoders.md", lambda block: True, tmp_path, monkeypatch)
+    assert left["ids"].shape == (4, 7) and left["latents"].shape == (4, 7, 5)
+    left = run("docs/text-and-images.md", lambda block: True, tmp_path, monkeypatch)
+    assert left["text"].shape == (4, 5) and left["image"].shape == (4, 1, 8, 8)
+    assert bool((left["text"] == 3).all()), "the text that was given stands"
+
+
+RUN_BY = {  # the pages with Python, and the tests that run it
+    "README.md": "test_docs.py",
+    "README.zh.md": "test_chinese.py",
+    "docs/encoders.md": "test_docs.py",
+    "docs/generation.md": "test_docs.py",
+    "docs/images.md": "continuous/test_image_cli.py",
+    "docs/index.md": "test_howto.py",
+    "docs/one-loop.md": "continuous/test_one_loop.py",
+    "docs/text-and-images.md": "test_docs.py",
+    "docs/training.md": "test_docs.py",
+    "docs/zh/one-loop.md": "test_chinese.py",
+    "docs/zh/quick-tour.md": "test_chinese.py",
+    **{named(page): "test_howto.py" for page in (ROOT / "docs" / "how-to").glob("*.md")},
+}
+
+
+def test_every_page_with_python_is_run_by_a_test():
+    assert {named(page) for page in PAGES if blocks(page, "python")} <= set(RUN_BY)
+    for page, file in RUN_BY.items():
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert Path(page).name in source or "docs/how-to" in page, page
 
 
 def test_any_masked_lm_fills_in_masks_jointly_as_the_readme_says(place, monkeypatch, capsys):
