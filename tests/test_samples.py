@@ -178,6 +178,8 @@ def test_a_model_that_sees_what_comes_or_is_of_other_tokens_is_no_judge():
     other = word_tokenizer({f"word{i}" for i in range(99)})
     with pytest.raises(ValueError, match="its tokenizer has 104 tokens and the model"):
         check_judge(model, other)
+    with pytest.raises(ValueError, match="judge: its tokenizer has no two tokens that are not special"):
+        check_judge(model, word_tokenizer(()))
 
 
 def test_what_is_no_judge_or_no_function_is_refused_in_a_sentence_that_names_it(tmp_path):

@@ -121,7 +121,8 @@ def draw_frontier(figures: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
     points = [point for point in figures["frontier"] if point["perplexity"] is not None]
     groups = {f"{steps} steps": [p for p in points if p["num_steps"] == steps] for steps in _different(points)}
-    groups |= {name.replace("_", " "): [figures[name]] for name in ("held_out", "training")}
+    known = [name for name in ("held_out", "training") if figures[name]["perplexity"] is not None]
+    groups |= {name.replace("_", " "): [figures[name]] for name in known}
     colors = [plt.get_cmap("viridis")(i / len(groups)) for i in range(len(groups))]
     for (label, group), color in zip(groups.items(), colors, strict=True):
         alone = "temperature" not in (group[0] if group else {})

@@ -249,7 +249,11 @@ def check_judge(model: Any, tokenizer: Any, name: str = "judge") -> None:
         raise ValueError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {known}: they are of two models"
         )
-    one, other = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids][:2]
+    special = set(tokenizer.all_special_ids)
+    ordinary = [i for i in range(len(tokenizer)) if i not in special][:2]
+    if len(ordinary) < 2:
+        raise ValueError(f"{name}: its tokenizer has no two tokens that are not special, so it reads no text")
+    one, other = ordinary
     device = model.get_input_embeddings().weight.device
     with eval_mode(model), torch.no_grad():
         logits = model(input_ids=torch.tensor([[one, one, one], [one, one, other]], device=device)).logits.float()
