@@ -283,7 +283,7 @@ def test_without_gradio_it_says_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def saved(writer, tmp_path_factory):
-    place = tmp_path_factory.mktemp("models") / "words"
+    place = tmp_path_factory.mktemp("models") / "no: words"
     writer.pipe.save_pretrained(str(place))
     (place / "run.json").write_text("{}")
     (place / "report.json").write_text('{"data": "/home/me/secret.txt"}')
@@ -296,18 +296,18 @@ def test_a_space_holds_the_page_its_code_and_the_model(saved, tmp_path):
     assert {"app.py", "README.md", "requirements.txt"} <= {path.name for path in target.iterdir()}
     assert str(target / "app.py") in said and "hf upload" in said
     head = yaml.safe_load((target / "README.md").read_text(encoding="utf-8").split("---")[1])
-    assert head["sdk"] == "gradio" and head["app_file"] == "app.py" and "models" not in head
+    assert head["sdk"] == "gradio" and head["app_file"] == "app.py" and head["title"] == "no: words"
     needed = (target / "requirements.txt").read_text().splitlines()
     assert f"gradio=={head['sdk_version']}" in needed and any(line.startswith("transformers") for line in needed)
-    assert "serve_space(['models/words'])" in (target / "app.py").read_text()
-    model = {path.name for path in (target / "models/words").iterdir()}
+    assert "serve_space(['models/no: words'])" in (target / "app.py").read_text()
+    model = {path.name for path in (target / "models/no: words").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= model and "run.json" not in model
-    assert "/home/me" not in (target / "models/words/report.json").read_text()
+    assert "/home/me" not in (target / "models/no: words/report.json").read_text()
     assert (target / "udm_text/cli/page/layout.py").is_file() and (target / "continuous/pipeline.py").is_file()
     with pytest.raises(FileExistsError):
         export_space([str(saved)], target)
     with pytest.raises(ValueError, match="the same name"):
-        export_space([str(saved), str(target / "models/words")], tmp_path / "two")
+        export_space([str(saved), str(target / "models/no: words")], tmp_path / "two")
 
 
 def test_a_space_that_cannot_be_written_leaves_nothing(saved, tmp_path, monkeypatch):

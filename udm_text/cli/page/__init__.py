@@ -70,7 +70,8 @@ def serve(models: Sequence[Any], host: str | None = None, port: int | None = Non
 def serve_space(names: Sequence[str]) -> None:
     """What app.py of a Space calls: the page of the models in these folders, or of these names on the Hub."""
     from ... import register
-    from ..terminal import load_pipeline
+    from ..terminal import hide_loading_bars, load_pipeline
 
     register()
+    hide_loading_bars()
     serve([load(name, load_pipeline) for name in names])

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...card import public, read_report
-from ...common import check_new_folder, staged_folder, write_json
+from ...common import check_new_folder, staged_folder, to_json, write_json
 from ..doctor import requirements
 from . import is_image_model
 
@@ -28,7 +28,7 @@ if __name__ == "__main__":
 '''
 
 _README = """---
-title: {title}
+title: {quoted}
 emoji: ✍️
 colorFrom: indigo
 colorTo: yellow
@@ -76,7 +76,7 @@ def export_space(names: Sequence[str], directory: str | Path, title: str | None 
         (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         fetched = [place for name, place in zip(names, places, strict=True) if place == name]
         listed = "".join(["models:\n", *(f"- {name}\n" for name in fetched)]) if fetched else ""
-        head = {"title": title, "gradio": version("gradio"), "models": listed}
+        head = {"title": title, "quoted": to_json(title), "gradio": version("gradio"), "models": listed}
         (folder / "README.md").write_text(_README.format(**head), encoding="utf-8")
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
 
