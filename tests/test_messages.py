@@ -43,6 +43,10 @@ HEARD = {  # where a message stands, a file or a function of it: the commands th
     "udm_text/cli/export.py": ("generate",),
     "udm_text/cli/commands.py:_pipeline": ("generate", "chat", "repair"),
     "udm_text/cli/commands.py:chat": ("chat",),
+    "udm_text/cli/commands.py:page": ("app",),
+    "udm_text/cli/page/": ("app",),
+    "udm_text/cli/page/layout.py": (),  # names of colours
+    "udm_text/cli/page/space.py": (),  # an option of pip
     "udm_text/cli/commands.py:train": TEXT,
     "udm_text/cli/commands.py:_options": (),
     "udm_text/generation_options.py": ("generate",),
@@ -128,7 +132,7 @@ def test_an_option_in_a_message_is_one_of_the_command_that_says_it(file):
             if command in ("train", "generate", "repair", "evaluate", "push", "export", "image train"):
                 for option in re.findall(r"--[a-zA-Z][\w-]*", rest):
                     assert option.replace("_", "-") in options_of(command), f"{where}: udm {command} has no {option}"
-        text = re.sub(r"`[^`]*`|\budm \w+.*", "", text)
+        text = re.sub(r"`[^`]*`|\b(?:udm|hf) \w+.*", "", text)
         named = {option.replace("_", "-") for option in re.findall(r"(?<!\w)--[a-zA-Z][\w-]*", text)}
         if file.startswith("udm_text/corpus/"):
             named |= {f"--{name.replace('_', '-')}" for name in FIELDS if re.search(rf"\b{name}\b.* ", text)}
