@@ -272,10 +272,11 @@ def test_of_every_path_the_last_part_alone_is_published(tmp_path, monkeypatch):
     }
 
 
-def test_the_code_that_goes_along_needs_what_transformers_brings_and_nothing_else():
+def test_the_code_that_goes_along_needs_what_transformers_and_torch_bring_and_nothing_else():
     for path in _modules():
         wanted = set(get_imports(path)) - set(sys.stdlib_module_names)
-        assert wanted <= {"torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy"}, path.name
+        brought = {"torch", "jinja2", "transformers", "tokenizers", "huggingface_hub", "safetensors", "numpy"}
+        assert wanted <= brought, path.name
 
 
 def test_a_local_data_set_is_known_by_the_name_and_licence_of_its_card(tmp_path):
