@@ -53,7 +53,7 @@ DRAWN: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "kernels": {kernel: ("substitute", {"kernel": kernel}) for kernel in ("site", "hamming", "free")},
     "orders": {order: ("mask", {"order": order}) for order in ("random", "confidence", "margin", "entropy")},
     "churn": {
-        f"{way}, churn {churn:g}": (way, {"churn": churn})
+        f"{way}, churn {churn:g}": (way, {"churn": churn, **({"kernel": "hamming"} if way == "substitute" else {})})
         for way in ("mask", "substitute", "uniform")
         for churn in (0.0, 0.25, 0.5, 1.0)
     },
@@ -231,20 +231,35 @@ TITLES = {
     RACE: "The race on few rows: diffusion and its causal twin",
     "laws": "The law of t in training",
     "counts": "Exact counts and Bernoulli masks",
-    "corruptions": "Corruptions, equal time",
+    "corruptions": "Corruptions, trained alike",
     "kernels": "Kernels of substitution, equal calls",
     "orders": "Random and adaptive orders, equal calls",
     "churn": "Churn, equal calls",
 }
 
 
-def spread(values: list[float]) -> str:
+NOTES = {
+    RACE: "Both train at a constant rate behind the warm-up, without dropout, until so many measurements in a row were "
+    "no better; the weights of the best count.",
+    "laws": "`mask` is today's default, t of a bell and the root of the bound's weights; `uniform t` and `clipped t` "
+    "change the law alone, `weights of the bound` law and weights.",
+    "counts": "Uniform t and the weights of the bound for both: exactly t of l tokens hidden, weight l/t, or each by a "
+    "coin of chance u, weight 1/u.",
+    "corruptions": "Bounds of substitution and uniform noise are loose: theirs do not compare with the others.",
+    "orders": "At temperature 1. Orders but the random one are heuristics.",
+    "churn": "The share of fresh noise in a step; of substitution by kernel `hamming`, which draws whole rows.",
+}
+FULL = ("mini", 240.0)
+"""Model and seconds of a run of full size, the defaults."""
+
+
+def spread(values: list[float], alone: str = " (one seed)") -> str:
     """The mean, and its standard error where there are several; nothing of nothing."""
     if not values:
         return ""
     mean = statistics.mean(values)
     if len(values) < 2:
-        return f"{mean:.4f} (one seed)"
+        return f"{mean:.4f}{alone}"
     return f"{mean:.4f} +- {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
@@ -300,20 +315,21 @@ def drawn_lines(part: str, done: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Tables of a part of samples, a corpus each."""
     for corpus, title in CORPORA.items():
         shown = (*(("made_of_words",) if corpus == "names" else ()), *FIGURES)
-        rows, held = [], {}
-        for name in DRAWN[part]:
+        rows, held, given = [], {}, set()
+        for name, (way, _) in DRAWN[part].items():
             for calls in ("quarter", "all"):
-                stem = f"{part}/{corpus}/{name}/{calls}"
-                if not stem_in(done, stem):
+                lines = [line for run, line in done.items() if run.startswith(f"{part}/{corpus}/{name}/{calls}/")]
+                if not lines:
                     continue
-                line = next(line for run, line in done.items() if run.startswith(f"{stem}/"))
-                held = {figure: line.get(f"{figure}_held_out") for figure in shown}
-                means = (spread([*by_seed(done, stem, figure).values()]) for figure in shown)
-                rows.append((name, str(line["calls"]), *means))
+                held = {figure: lines[0].get(f"{figure}_held_out") for figure in shown}
+                given |= {how_long(line) for run, line in done.items() if run.startswith(f"train/{corpus}/{way}/")}
+                given.add(f"{lines[0]['samples']} samples of each seed")
+                means = (spread([line[f] for line in lines if line[f] is not None], "") for f in shown)
+                rows.append((name, str(lines[0]["calls"]), str(len(lines)), *means))
         if rows:
-            rows.append(("held-out texts", "", *("" if held.get(f) is None else f"{held[f]:.4f}" for f in shown)))
-            yield f"{title}:"
-            yield from table(("drawn by", "calls", *(f.replace("_", " ") for f in shown)), rows)
+            rows.append(("held-out texts", "", "", *("" if held.get(f) is None else f"{held[f]:.4f}" for f in shown)))
+            yield f"{title} ({'; '.join(sorted(given))}). What is wanted is the figure of the held-out texts:"
+            yield from table(("drawn by", "calls", "seeds", *(f.replace("_", " ") for f in shown)), rows)
 
 
 def stem_in(done: dict[str, dict[str, Any]], stem: str) -> bool:
@@ -399,13 +415,22 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         )
         found = list(lines)
         if found:
-            text += [f"## {TITLES[part]}", "", *found]
+            text += [f"## {TITLES[part]}", "", *([NOTES[part], ""] if part in NOTES else []), *found]
+            if ran_small(part, done):
+                missing.append(f"* {TITLES[part]}: what stands above ran small, and not with {FULL[0]}, {FULL[1]:g} s.")
         lacking = [words for name in CORPORA if (words := what_lacks(part, name, done)) is not None]
         if lacking:
-            missing.append(f"* {TITLES[part]}: {'; '.join(lacking)}.")
+            missing.append(f"* {TITLES[part]}: no run of {'; '.join(lacking)}.")
     if missing:
         text += ["## Not run at full size", "", *missing, ""]
     return "\n".join(text).rstrip() + "\n"
+
+
+def ran_small(part: str, done: dict[str, dict[str, Any]]) -> bool:
+    """Whether any run of a part has a smaller model or less time than `FULL`; the race ends by itself."""
+    stems = [f"train/{corpus}/{way}/" for corpus in CORPORA for way in TRAINED.get(part, ())] or [f"{part}/"]
+    lines = [line for run, line in done.items() if run.startswith(tuple(stems))]
+    return part != RACE and any((line["model"], line["seconds"]) != FULL for line in lines)
 
 
 def what_lacks(part: str, corpus: str, done: dict[str, dict[str, Any]]) -> str | None:

@@ -96,10 +96,12 @@ def test_a_page_is_one_screen_shows_a_command_and_leads_on(page):
 
 
 def test_the_figures_of_when_and_of_the_pages_stand_where_they_were_measured():
-    """A figure with its error, or a share, is one of docs/training.md, docs/generation.md or docs/benchmarks.md."""
+    """A figure with its error, or a share, is one of docs/training.md, generation.md, benchmarks.md or study.md."""
     import re
 
-    sources = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "generation", "benchmarks"))
+    sources = "".join(
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "generation", "benchmarks", "study")
+    )
     for page in (ROOT / "docs" / "when.md", *PAGES):
         text = page.read_text(encoding="utf-8")
         for figure in re.findall(r"\d+\.\d+ \+- \d+\.\d+|\b\d+\.\d+(?= %)", text):

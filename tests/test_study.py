@@ -68,10 +68,16 @@ def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_pa
         assert words in page
     assert (
         "## Not run at full size" in page
-        and "* The law of t in training: Unicode names (`mask`, `uniform t`, `clipped t`)" in page
+        and "* The law of t in training: no run of Unicode names (`mask`, `uniform t`, `clipped t`)" in page
     )
     assert study.main([*given.split(), "--parts"]) == 0 and (tmp_path / "study.md").read_text() == page
     assert len(runs) == 5
+
+
+def test_every_way_to_draw_is_one_that_the_models_take(benchmark):
+    for part in benchmark("study").DRAWN.values():
+        for way, how in part.values():
+            assert make_udm(way).generate(length=3, seed=0, num_steps=2, **how).shape == (1, 5)
 
 
 def test_what_is_said_of_differences_and_of_passing(benchmark):
@@ -81,6 +87,13 @@ def test_what_is_said_of_differences_and_of_passing(benchmark):
     curves = {"diffusion": [[(1, 3.0), (5, 1.9), (9, 1.5)], [(1, 3.0)]], "twin": [[(1, 2.0), (2, 2.5)]] * 2}
     lines = {name: [{"curve": curve} for curve in some] for name, some in curves.items()}
     assert study.passing(lines).endswith("by seed: 5, never.")
+
+
+def test_the_page_in_the_docs_is_the_page_of_the_results(benchmark):
+    study = benchmark("study")
+    page, results = ROOT / "docs" / "study.md", ROOT / "benchmarks" / "study.jsonl"
+    done = {line["run"]: line for line in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
+    assert page.read_text(encoding="utf-8") == study.page(done)
 
 
 def test_masks_by_coins_have_the_mean_of_exact_counts_and_vary_where_these_do_not(benchmark, monkeypatch):
