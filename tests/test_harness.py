@@ -45,7 +45,9 @@ def scores_of(lm, *pairs):
 def test_it_is_a_model_type_whose_figures_are_those_of_row_scores(saved, tmp_path):
     assert get_model("udm") is UDMLM
     file = tmp_path / "scores.jsonl"
-    lm = get_model("udm").create_from_arg_string(f"pretrained={saved},draws=3,seed=5,scores={file}", {"batch_size": 1})
+    lm = get_model("udm").create_from_arg_string(
+        f"pretrained={saved},draws=3,seed=5,scores={file}", {"batch_size": 1, "device": "cuda:0"}
+    )
     [(log_p, _), (whole, _)] = scores_of(lm, ("red small", " circle square"), ("", "red circle"))
     ids = lm.tokenizer("red small circle square")["input_ids"]
     rows = [{"input_ids": ids, "editable": [False, False, False, True, True, False]}]

@@ -32,6 +32,8 @@ except ImportError as error:
 NAME = "udm"
 BATCH = 64
 """Rows of a forward pass where lm_eval is not told how many, or is to find out."""
+UNSAID = "cuda:0"
+"""The device that the command of lm_eval names where nobody names one; without CUDA it is the one there is."""
 TASK_OPTIONS = ("until", "max_gen_toks", "do_sample", "temperature")
 """What tasks say of a generation in words of their own; all else is an option of `generate`."""
 
@@ -76,6 +78,7 @@ class UDMLM(LM):
         scores: str | None = None,
     ):
         super().__init__()
+        import torch
         import transformers
 
         from .. import register
@@ -87,6 +90,8 @@ class UDMLM(LM):
         check_whole(1, **{name: value for name, value in known.items() if value is not None})
         check_whole(-(2**63), seed=seed)
         check_place(pretrained)
+        if device == UNSAID and not torch.cuda.is_available():
+            device = None
         make: Any = transformers.pipeline
         with untrusted(pretrained):
             self.pipe = make(
