@@ -156,7 +156,7 @@ def test_lm_eval_evaluates_tasks_of_a_local_file(saved, tmp_path):
     common = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/docs.jsonl}}}}\ntest_split: test\n"
     common += "doc_to_text: '{{q}}'\n"
     kinds = {
-        "choices": "output_type: multiple_choice\ndoc_to_choice: ['{{a}}', '{{b}}']\ndoc_to_target: 0\n",
+        "choices": "output_type: multiple_choice\ndoc_to_choice: '{{[a, b]}}'\ndoc_to_target: 0\n",
         "writing": "output_type: generate_until\ndoc_to_target: '{{a}}'\nmetric_list: [{metric: exact_match}]\n"
         "generation_kwargs: {until: ['.'], max_gen_toks: 2}\n",
         "rolling": "output_type: loglikelihood_rolling\ndoc_to_target: '{{q}} {{a}}'\n"
@@ -170,5 +170,6 @@ def test_lm_eval_evaluates_tasks_of_a_local_file(saved, tmp_path):
     found, again = (simple_evaluate(model="udm", model_args=given, **how) for _ in range(2))
     assert found["results"] == again["results"]
     assert found["results"]["toy_choices"]["acc,none"] in (0.0, 0.5, 1.0)
+    assert found["config"]["unwritable_texts"] == 0 and found["config"]["likelihood_texts"] == 6
     assert found["results"]["toy_rolling"]["word_perplexity,none"] > 1
     assert found["config"]["likelihood"] == "bound" and found["config"]["likelihood_stderr_nats"] > 0
