@@ -223,7 +223,8 @@ def test_the_pipeline_refuses_what_is_no_chat(pipe):
     for wrong, why in (
         (said("a", "b"), "the last message of a chat must be of the role 'user', got 'assistant'"),
         ([{"role": "user"}], "message 1 must have a 'role' and a 'content'"),
-        ([[]], "a chat must be a list of messages"),
+        ([[]], "reads strings and chats, lists of messages with a 'role' and a 'content', got list"),
+        ([["a"]], "reads strings and chats, lists of messages"),
         (said("sun [USER] red"), r"message 1 of the chat holds \[USER\], a special token of this model"),
         (said("sun [MASK]"), r"message 1 of the chat holds \[MASK\]"),
     ):

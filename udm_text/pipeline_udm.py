@@ -304,15 +304,17 @@ class UDMGenerationPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self, input_: Any, blank_token: str | None = BLANK, **preprocess_parameters: Any
     ) -> dict[str, Any]:
-        chat: Any = [input_] if isinstance(input_, dict) and input_.keys() & {"role", "content"} else None
-        if isinstance(input_, Chat | list | tuple):
-            chat = input_.messages if isinstance(input_, Chat) else input_
+        said: Any = input_.messages if isinstance(input_, Chat) else input_
+        if isinstance(said, dict) and said.keys() & {"role", "content"}:
+            said = [said]
+        chat = said if isinstance(said, list | tuple) and any(isinstance(one, dict) for one in said) else None
         if chat is not None:
             input_ = self.prompt_of(chat)
             blank_token = None  # which is text there
         if not isinstance(input_, str):
             raise ValueError(
-                f"udm-generation reads strings, got {type(input_).__name__}; of a data set give the column of the texts"
+                f"udm-generation reads strings and chats, lists of messages with a 'role' and a 'content', got "
+                f"{type(input_).__name__}; of a data set give the column of the texts"
             )
         if (half := _SURROGATE.search(input_)) is not None:
             raise ValueError(
