@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import subprocess
@@ -54,6 +55,36 @@ def udm_here(*arguments: object, code: int = 0, stdin: str | bytes | None = None
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == code, (result.output, result.exception)
     return result
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output or error of a command that runs in this process."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def text(self) -> str:
+        return self.buffer.getvalue().decode()
+
+
+def udm_main(monkeypatch, words: Sequence[object], given: bytes = b""):
+    """(exit code or the exception that came out, stdout, stderr) of the `udm` command, all of it, in this process."""
+    from udm_text.cli import main
+
+    out, err = Stream(), Stream()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["udm", *map(str, words)])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException as error:
+            code = error
+    return code, out.text(), err.text()
 
 
 # --- folders and weights ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, listing, python, udm, udm_here, write_shapes
+from tests.helpers import ROOT, listing, python, udm, udm_here, udm_main, write_shapes
 
 TRAIN = (
     "--max_steps 12 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --disable_tqdm true".split()
@@ -122,10 +122,10 @@ def test_a_second_run_into_a_folder_neither_overwrites_nor_mixes(mask_model, cor
         (["train", "--data", "nothing.txt", "--output", "{fresh}"], "nothing.txt"),
     ],
 )
-def test_bad_input_ends_in_one_line_that_names_it(mask_model, tmp_path, arguments, words):
+def test_bad_input_ends_in_one_line_that_names_it(mask_model, tmp_path, arguments, words, monkeypatch):
     filled = [a.format(model=mask_model, fresh=tmp_path / "fresh") for a in arguments]
-    result = udm(*filled, code=1)
-    assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    code, _, said = udm_main(monkeypatch, filled)
+    assert code == 1 and words in said.splitlines()[-1] and "Traceback" not in said
     assert not (tmp_path / "fresh").exists()
 
 

@@ -3,23 +3,20 @@
 What is drawn depends on the seed and the number of cases alone: UDM_FUZZ_SEED and UDM_FUZZ_CASES (of each kind).
 """
 
-import io
 import json
 import math
 import os
 import random
 import re
-import sys
 import traceback
 
 import pytest
 import torch
 from transformers import pipeline
 
-from tests.helpers import write_shapes
+from tests.helpers import udm_main, write_shapes
 from tests.models import CLS, FIRST, MASK, SEP, SPECIAL, UNK, VOCAB, make_udm, save_masked_lm, word_tokenizer
 from udm_text import register
-from udm_text.cli import main
 from udm_text.cli.train_text import parse, train_text
 from udm_text.generation_options import OPTIONS, Skeleton
 
@@ -289,7 +286,7 @@ def test_an_error_of_several_lines_is_told_in_one(monkeypatch):
         raise OSError("we could not\n  connect:\n\ncheck your line\n")
 
     monkeypatch.setattr("udm_text.cli.commands._pipeline", says)
-    assert run(monkeypatch, ["generate", "m"], b"") == (1, "", "udm: we could not connect: check your line\n")
+    assert udm_main(monkeypatch, ["generate", "m"], b"") == (1, "", "udm: we could not connect: check your line\n")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -404,34 +401,6 @@ def line_of(draw):
     return words, given
 
 
-class Stream(io.TextIOWrapper):
-    """Standard output or error of a command that runs in this process."""
-
-    def __init__(self):
-        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
-
-    def text(self):
-        return self.buffer.getvalue().decode()
-
-
-def run(monkeypatch, words, given):
-    """(exit code or the exception that came out, stdout, stderr) of a command line."""
-    out, err = Stream(), Stream()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["udm", *words])
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
-        patch.setattr(sys, "stdout", out)
-        patch.setattr(sys, "stderr", err)
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException as error:
-            code = error
-    return code, out.text(), err.text()
-
-
 _BESIDE = r"note: |not in the vocabulary of|.*(examples|ex)/s"
 """What may stand on standard error beside an error: notes, and the bars of `datasets`."""
 
@@ -442,7 +411,7 @@ def test_every_command_line_ends_in_a_result_or_in_one_line(place, monkeypatch):
     draw, ended, faults = random.Random(f"command {SEED}"), {}, []
     for number in range(CASES):
         words, given = line_of(draw)
-        code, out, err = run(monkeypatch, words, given)
+        code, out, err = udm_main(monkeypatch, words, given)
         if not isinstance(code, int):
             faults.append(failure(number, (words, given), code))
             continue

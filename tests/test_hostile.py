@@ -7,7 +7,7 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from tests.helpers import ROOT, udm_here, write_shapes
+from tests.helpers import ROOT, udm_here, udm_main, write_shapes
 from tests.models import save_masked_lm, wake_time
 from udm_text import UDMConfig, UDMForMaskedGeneration, register
 from udm_text.card import make_card
@@ -85,11 +85,11 @@ def test_no_command_asks_whether_to_run_a_folders_code(evil, tmp_path, monkeypat
         ["export", folder, tmp_path / "out"],
         ["train", "--data", corpus, "--output", tmp_path / "run", "--model", folder, "--max_steps", "1"],
     ):
-        result = command(*arguments)
-        assert result.returncode == 1 and "[y/N]" not in result.stdout, result.stdout + result.stderr
-        last = result.stderr.splitlines()[-1]
+        code, out, said = udm_main(monkeypatch, arguments, b"y\n" * 20)  # somebody who says yes to everything
+        assert code == 1 and "[y/N]" not in out, out + said
+        last = said.splitlines()[-1]
         wanted = "never runs" if arguments[0] == "train" else "--trust-remote-code"
-        assert last.startswith("udm: ") and "Python code of its own" in last and wanted in last, result.stderr
+        assert last.startswith("udm: ") and "Python code of its own" in last and wanted in last, said
         assert not marker.exists() and not (tmp_path / "out").exists()
 
 

@@ -12,7 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from tests.helpers import ROOT, udm, udm_here, write_shapes
+from tests.helpers import ROOT, udm, udm_here, udm_main, write_shapes
 from tests.models import save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration, __version__, register
 from udm_text.card import read_report
@@ -150,10 +150,10 @@ def test_a_prompt_beyond_ascii_works_in_every_locale(model, locale):
     assert json.loads(result.stdout)[0]["input"] == "naïve 木 [MASK]"
 
 
-def test_integers_beyond_64_bits_end_in_one_line(model):
+def test_integers_beyond_64_bits_end_in_one_line(model, monkeypatch):
     for flag in ("--seed", "--num-steps", "-n", "--length"):
-        result = udm("generate", model, flag, 10**30, code=1)
-        assert result.stderr.startswith("udm: ") and len(result.stderr.splitlines()) == 1
+        code, _, said = udm_main(monkeypatch, ["generate", model, flag, 10**30])
+        assert code == 1 and said.startswith("udm: ") and len(said.splitlines()) == 1
 
 
 COMMANDS = {
