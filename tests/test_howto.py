@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT, write_shapes
-from tests.models import COUNTS, make_udm, save_masked_lm
+from tests.models import COUNTS, make_udm, save_decoder, save_masked_lm
 from tests.pages import blocks, run
 
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
@@ -23,6 +23,7 @@ def place(tmp_path_factory):
     here = tmp_path_factory.mktemp("place")
     write_shapes(here / "corpus.txt")
     save_masked_lm(here / "path/to/encoder", "bert")
+    save_decoder(here / "path/to/decoder", "llama")
     tokenizer = train_tokenizer("wordpiece", [" ".join(NAMES)] * 20, 200, separator=True)
     own = tokenizer_fields(tokenizer)
     kinds = {
