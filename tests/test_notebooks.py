@@ -75,6 +75,8 @@ def test_a_kernel_runs_the_notebook(path, tmp_path, monkeypatch):
     for cell in notebook.cells:
         cell.source = toy(cell.source)
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    ran = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert ran == list(range(1, len(ran) + 1))
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,16 @@ def check_text(text: str, what: str = "the text") -> None:
     """ValueError where a text is longer than the page takes."""
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"{what} has {len(text)} characters, and this page takes {MOST_CHARACTERS} at most")
+
+
+def held_for_the_eye(states: Iterable[Any], pause: float) -> Iterator[Any]:
+    """The states one by one, each for so many seconds, until they have stood for `LONGEST_SHOW` together."""
+    held = 0.0
+    for state in states:
+        yield state
+        if held < LONGEST_SHOW:
+            time.sleep(pause)
+            held += pause
 
 
 def watch(run: Callable[[Callable[[Any], None]], Any]) -> Iterator[Any]:
@@ -267,12 +277,7 @@ class Writer:
         def run(hand_over: Callable[[Any], None]) -> Any:
             return self.pipe(text, streamer=_States(self.pipe.tokenizer, hand_over), **how)
 
-        held = 0.0
-        for state in watch(run):
-            yield state
-            if held < LONGEST_SHOW:
-                time.sleep(self.pause)
-                held += self.pause
+        yield from held_for_the_eye(watch(run), self.pause)
 
     def describe_walk(self, records: list[dict[str, Any]], steps: int) -> str:
         """What it took, and what the steps cost where that is known."""
@@ -427,12 +432,7 @@ class Painter:
 
             return run(*args, **how, callback_on_step_end=look, output_trajectory=True)
 
-        held = 0.0
-        for state in watch(work):
-            yield state
-            if held < LONGEST_SHOW:
-                time.sleep(self.pause)
-                held += self.pause
+        yield from held_for_the_eye(watch(work), self.pause)
 
     def _read(self, file: str | None) -> torch.Tensor:
         """(1, C, H, W): an image file of any size, its middle brought to that of the model."""
