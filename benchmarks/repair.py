@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from udm_text.card import COUNTED
 from udm_text.common import share_in_words
 from udm_text.corpus.files import read_records
+from udm_text.run_report import COUNTED
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 

@@ -8,10 +8,11 @@ import pytest
 
 from tests.models import CLS, SEP, UNK, make_rows, make_udm
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import has_diverged, make_card
+from udm_text.card import make_card
 from udm_text.cli.reports import describe_context
 from udm_text.cli.train_text import parse, train_text
 from udm_text.evaluation import evaluate_bound, measure_context, token_counts, unigram_nats
+from udm_text.run_report import has_diverged
 
 WORDS = "ant bee cat dog elk fox gnu hen ibex jay kite lynx".split()
 

@@ -18,6 +18,7 @@ TEXT, IMAGES = ("train",), ("image train",)
 EVERYWHERE = ("generate", "repair", "evaluate", "push", "export")
 HEARD = {  # where a message stands, a file or a function of it: the commands that say it
     "udm_text/card.py": (),
+    "udm_text/run_report.py": (),
     "udm_text/chats.py": TEXT,
     "udm_text/common.py": (),
     "udm_text/framing.py": EVERYWHERE,

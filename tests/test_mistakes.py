@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from tests.helpers import ROOT, udm, udm_here, udm_main, write_shapes
 from tests.models import save_masked_lm, wake_time
 from udm_text import UDMForMaskedGeneration, __version__, register
-from udm_text.card import read_report
 from udm_text.cli.terminal import check_device
 from udm_text.common import check_new_folder, check_place
 from udm_text.hub import save_backbone
+from udm_text.run_report import read_report
 
 register()
 

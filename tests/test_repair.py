@@ -13,7 +13,6 @@ from datasets import Dataset
 from scipy.stats import binomtest
 
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import measured
 from udm_text.cli.reports import describe_repair
 from udm_text.cli.train_text import parse, train_text
 from udm_text.common import share_in_words
@@ -22,6 +21,7 @@ from udm_text.evaluation import evaluate_loss, evaluate_repair, make_typos
 from udm_text.evaluation.repair import edit_counts, edits, repair_figures
 from udm_text.evaluation.typos import KEYBOARD, KINDS
 from udm_text.modeling_udm import UDMOutput
+from udm_text.run_report import measured
 from udm_text.training import TextObjective
 from udm_text.training.arguments import check_data
 

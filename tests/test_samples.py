@@ -14,7 +14,7 @@ from tests.helpers import udm_here, write_lines
 from tests.models import make_masked_lm, text_config, word_tokenizer
 from tests.test_train_text import train
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import make_card, read_report
+from udm_text.card import make_card
 from udm_text.cli.reports import describe_frontier, describe_samples, draw_frontier
 from udm_text.cli.scoring import load_beside, user_function
 from udm_text.evaluation.features import mauve, text_features
@@ -35,6 +35,7 @@ from udm_text.evaluation.samples import (
     valid_share,
     words,
 )
+from udm_text.run_report import read_report
 
 KNOWN = [
     ("the cat sat on the mat", ["the cat is on the mat", "there is a cat on the mat"], 0.3799178428257963),

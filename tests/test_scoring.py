@@ -12,11 +12,12 @@ from transformers import AutoTokenizer
 
 from tests.helpers import udm_here, write_shapes
 from udm_text import UDMForMaskedGeneration, register
-from udm_text.card import evaluation_command, make_card, public, read_report
+from udm_text.card import make_card
 from udm_text.cli.report_page import write_report
 from udm_text.cli.train_text import parse, train_text
 from udm_text.corpus import load_corpus, make_rows
 from udm_text.evaluation import evaluate_bound
+from udm_text.run_report import evaluation_command, public, read_report
 
 register()
 QUICK = "--max_steps 3 --model tiny --per_device_train_batch_size 8 --use_cpu --report_to none --plot false"

@@ -26,20 +26,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from .card import (
-    draw_prices,
-    eval_entries,
-    example_texts,
-    is_edited,
-    make_card,
-    price_rows,
-    public,
-    read_report,
-    write_samples,
-)
+from .card import draw_prices, eval_entries, example_texts, is_edited, make_card, price_rows, write_samples
 from .common import check_new_folder, is_connection_error, load_int8, staged_folder, write_json
 from .decoders import auto_class, tokenizer_for
 from .framing import load_tokenizer
+from .run_report import public, read_report
 
 logger = logging.get_logger(__name__)
 

@@ -22,19 +22,10 @@ from transformers.dynamic_module_utils import get_imports
 
 from tests.models import COUNTS, TEXTS, make_masked_lm, make_tokenizer, make_udm, save_masked_lm, text_config, wake_time
 from udm_text import UDMForMaskedGeneration
-from udm_text.card import (
-    check_metadata,
-    describe_data,
-    held_out,
-    hub_name,
-    is_edited,
-    make_card,
-    price_rows,
-    public,
-    read_report,
-)
+from udm_text.card import check_metadata, is_edited, make_card, price_rows
 from udm_text.framing import tokenizer_fields, tokenizer_separator
 from udm_text.hub import _modules, push, save_backbone, write_repository
+from udm_text.run_report import describe_data, held_out, hub_name, public, read_report
 from udm_text.training import UDMTrainer, UDMTrainingArguments
 from udm_text.training.ema import WeightAverage
 

@@ -249,7 +249,7 @@ def generate(
     texts = find_texts(text, source, text_column)
     output = check_output(output, texts.source, as_json)
     if score:
-        from ..card import read_report
+        from ..run_report import read_report
         from .scoring import refuse_repairer, report_of, score_rows
 
         check_place(model, revision=revision)
@@ -478,7 +478,6 @@ def evaluate(
     """The bound on held-out text: nats/token, bits/char, perplexity bound, each with its standard error. Of a repairer
     (trained with max_corruption below 1) how it repairs typing errors instead."""
     from .. import register
-    from ..card import read_report
     from ..common import write_json
     from ..evaluation import (
         evaluate_bound,
@@ -492,6 +491,7 @@ def evaluate(
     from ..evaluation.continuous_time import CONTINUOUS_TIME
     from ..framing import load_tokenizer
     from ..modeling_udm import UDMForMaskedGeneration
+    from ..run_report import read_report
     from ..training.callbacks import terminal_bar
     from .report_page import measure_all, store_evaluation, versions, write_report
     from .reports import describe, describe_frontier, describe_repair, describe_samples, draw_frontier

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__
-from ..card import draw_prices, inline
+from ..card import draw_prices
 from ..common import finite, write_json, written_whole
 from ..evaluation import (
     CurveReport,
@@ -25,6 +25,7 @@ from ..evaluation import (
     price_table,
     store_curve,
 )
+from ..run_report import inline
 from .doctor import installed
 from .reports import draw_frontier, figure_with_error
 from .scoring import SampleOptions, figures_of_samples

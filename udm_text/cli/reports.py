@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..card import COUNTED, has_diverged
 from ..common import share_in_words, written_whole
+from ..run_report import COUNTED, has_diverged
 
 _BOUNDS = {None: "NELBO", "chain": "NELBO by the chain rule", "importance": "importance-weighted bound"}
 """What an upper bound on -log p is called, by the likelihood that it is made of (`evaluation.likelihood`)."""

@@ -18,7 +18,6 @@ from datasets import Dataset
 from transformers import AutoConfig
 from transformers.trainer_utils import IntervalStrategy
 
-from ..card import hub_name
 from ..chats import MARKS, check_template
 from ..common import check_place, choices
 from ..configuration_udm import PRESETS, PROCESSES, UDMConfig
@@ -42,6 +41,7 @@ from ..edits import MOST_OF_A_PAIR
 from ..evaluation import evaluate_bound, evaluate_loss, evaluate_repair, measure_context
 from ..framing import tokenizer_fields, tokenizer_separator
 from ..modeling_udm import UDMForMaskedGeneration
+from ..run_report import hub_name
 from ..training import TextObjective, UDMTrainer
 from ..training.adapters import add_adapter
 from ..training.arguments import WRITER, DataArguments, ModelArguments, ObjectiveArguments, check_data, check_model

@@ -41,8 +41,8 @@ def load(name: str, load_text: Any, device: str | None = None, revision: str | N
 
     A folder is called by the last part of its path: where it lies is nothing to those who look at the page.
     """
-    from ...card import read_report
     from ...hub import find_file
+    from ...run_report import read_report
     from .work import Painter, Writer
 
     called = Path(name).resolve().name if Path(name).exists() else name

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from ...card import public, read_report
 from ...common import check_new_folder, staged_folder, to_json, write_json
+from ...run_report import public, read_report
 from ..doctor import requirements
 from . import is_image_model
 
