@@ -48,7 +48,7 @@ from ..training.arguments import WRITER, DataArguments, ModelArguments, Objectiv
 from ..training.arguments import parse as parse
 from ..training.causal import PROCESS as CAUSAL
 from ..training.causal import CausalObjective, causal_twin, evaluate_causal, load_twin
-from ..training.optimizers import MUON, best_optimizer, muon_rate
+from ..training.optimizers import MUON, best_optimizer, muon_rate, quick_bfloat16
 from ..training.packing import check_packing
 from ..training.resuming import digest_rows
 from ..training.runs import (
@@ -139,6 +139,8 @@ def _train(
         f"{len(rows.train)} rows{' read beforehand' * data.streaming}, {parameters / 1e6:.1f} M parameters, "
         f"{len(rows.tokenizer)} tokens, process {facts['process']}, {trainer.rows_per_step} rows a step"
     )
+    if not (run.bf16 or run.fp16) and quick_bfloat16(run.device):
+        ready.say("note: this machine multiplies bfloat16: with --bf16 a step takes less time")
 
     def measure(report: dict[str, Any]) -> dict[str, Any]:
         if not ready.state.is_main_process:

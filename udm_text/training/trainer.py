@@ -49,6 +49,7 @@ from .ema import WeightAverage
 from .interrupts import EvaluationInterrupted, Interrupts, TimedLRLambda, TimedShares, out_of_memory
 from .legs import Spent, read_spent
 from .optimizers import MUON, MuonAdamW, has_muon
+from .precision import narrow_angles
 from .row_order import RowOrder
 
 logger = logging.get_logger(__name__)
@@ -261,6 +262,7 @@ class UDMTrainer(Trainer):
             self.objective = default_objective(model, args)
         collate = None if model is None and objective is None else self.objective.collate
         super().__init__(model, args, data_collator=data_collator or collate, **kwargs)
+        narrow_angles(self.model)
         if data_collator is None:
             self.data_collator = self.objective.collate
         self.model_accepts_loss_kwargs = True  # the loss below is divided by the items of the global batch
