@@ -64,6 +64,8 @@ PARTS = (RACE, "laws", "counts", "corruptions", *DRAWN)
 RACE_ROWS, RACE_BATCH = (2_000, 20_000), 64
 FIGURES = ("known_grams", "distinct_2", "self_bleu", "word_entropy", "copies")
 """Of samples, beside those of held-out texts (`compare_samples`)."""
+SOUND = {"names": "made_of_words", "molecules": "valid"}
+"""The share of samples that are what they should be, where that can be told: of known words; read by RDKit."""
 
 
 class Study:
@@ -147,10 +149,8 @@ class Study:
                 figures = {f: compared["samples"][f] for f in FIGURES} | {
                     f"{f}_held_out": compared["held_out"][f] for f in FIGURES
                 }
-                if corpus == "names":
-                    known, words = set(texts["train"]), {word for text in texts["train"] for word in text.split()}
-                    kinds = [verdict(text, known, words) for text in made]
-                    figures |= {"made_of_words": 1 - kinds.count("other") / number}
+                if corpus in SOUND:
+                    figures |= {SOUND[corpus]: sound_share(corpus, made, texts["train"])}
                 self.keep(run, {"calls": steps, "samples": number, **figures})
 
     def race(self, corpus: str, rows: int, seed: int) -> None:
@@ -185,12 +185,13 @@ class Study:
 
     def go(self) -> None:
         """Every run that is asked for and not there."""
-        corpora = ["names", *(name for name in ("molecules", "tang") if getattr(self.options, name) is not None)]
-        for part in self.options.parts:
-            for seed in range(self.options.first_seed, self.options.first_seed + self.options.seeds):
+        options = self.options
+        corpora = options.corpora or [name for name in CORPORA if name == "names" or getattr(options, name) is not None]
+        for part in options.parts:
+            for seed in range(options.first_seed, options.first_seed + options.seeds):
                 for corpus in corpora:
                     if part == RACE:
-                        for rows in self.options.race_rows:
+                        for rows in options.race_rows:
                             self.race(corpus, rows, seed)
                     elif part in TRAINED:
                         for way in TRAINED[part]:
@@ -224,6 +225,16 @@ def spell(corpus: str, text: str) -> str:
     return text if corpus == "names" else " ".join(text)
 
 
+def sound_share(corpus: str, made: list[str], training: list[str]) -> float:
+    """Of samples, the share that `SOUND` names. RDKit is in the extra `molecules`."""
+    if corpus == "molecules":
+        good = sum(map(load_script(ROOT / "recipes" / "validity.py").smiles, made))
+    else:
+        known, words = set(training), {word for text in training for word in text.split()}
+        good = sum(verdict(text, known, words) != "other" for text in made)
+    return good / len(made)
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 CORPORA = {"names": "Unicode names", "molecules": "molecules", "tang": "Tang verse"}
@@ -249,7 +260,12 @@ NOTES = {
     "orders": "At temperature 1. Orders but the random one are heuristics.",
     "churn": "The share of fresh noise in a step; of substitution by kernel `hamming`, which draws whole rows.",
 }
-FULL = ("mini", 240.0)
+GLANCE = (
+    "Differences between runs of one seed, mean and standard error. Fewer bits are better, and so are more sound "
+    "samples: names made of known words, molecules that RDKit reads; of verse nothing says it. Bounds of substitution "
+    "and uniform noise are loose, so what they are above masks is partly the bound."
+)
+FULL = ("tiny", 60.0)
 """Model and seconds of a run of full size, the defaults."""
 
 
@@ -263,21 +279,24 @@ def spread(values: list[float], alone: str = " (one seed)") -> str:
     return f"{mean:.4f} +- {statistics.stdev(values) / math.sqrt(len(values)):.4f}"
 
 
-def said_of(differences: list[float]) -> str:
-    """What paired differences allow to be said."""
+ALIKE, BITS, SHARES = "not told apart", ("fewer bits", "more bits"), ("fewer", "more")
+"""What is said of two ways: that they cannot be told apart, or that one has less or more than the other."""
+
+
+def said_of(differences: list[float], words: tuple[str, str] = BITS) -> str:
+    """What paired differences allow to be said. words: of a negative one and of a positive one."""
     if len(differences) < 2:
         return f"{differences[0]:+.4f} (one seed: no error bar)"
     mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
     # two-sided 5 % of Student's t, of n - 1 degrees of freedom
     wide = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(differences), 2.6)
-    words = "not told apart" if abs(mean) <= wide * error else "fewer bits" if mean < 0 else "more bits"
-    return f"{mean:+.4f} +- {error:.4f}, {words}"
+    return f"{mean:+.4f} +- {error:.4f}, {ALIKE if abs(mean) <= wide * error else words[mean > 0]}"
 
 
 def by_seed(done: dict[str, dict[str, Any]], stem: str, figure: str = "bits_per_char") -> dict[int, float]:
     """A figure of the runs stem/SEED."""
     runs = [(int(run.rsplit("/", 1)[1]), line) for run, line in done.items() if run.rsplit("/", 1)[0] == stem]
-    return {seed: line[figure] for seed, line in sorted(runs, key=lambda each: each[0]) if line[figure] is not None}
+    return {seed: line[figure] for seed, line in sorted(runs, key=lambda each: each[0]) if line.get(figure) is not None}
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -296,10 +315,8 @@ def trained_lines(part: str, done: dict[str, dict[str, Any]]) -> Iterator[str]:
         long = sorted({how_long(line) for run, line in done.items() if run.startswith(f"train/{corpus}/{first}/")})
         rows = []
         for way, values in found.items():
-            both = [seed for seed in values if seed in found[first]]
-            if both:
-                paired = said_of([values[seed] - found[first][seed] for seed in both]) if way != first else ""
-                rows.append((way, str(len(values)), spread([*values.values()]), paired))
+            if less := paired(done, f"train/{corpus}/{way}", f"train/{corpus}/{first}"):
+                rows.append((way, str(len(values)), spread([*values.values()]), said_of(less) if way != first else ""))
         yield f"{title}, {'; '.join(long)} each, bits a character held out:"
         yield from table(("trained with", "seeds", "bits/char", f"less `{first}`, paired"), rows)
 
@@ -314,7 +331,7 @@ def how_long(line: dict[str, Any]) -> str:
 def drawn_lines(part: str, done: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Tables of a part of samples, a corpus each."""
     for corpus, title in CORPORA.items():
-        shown = (*(("made_of_words",) if corpus == "names" else ()), *FIGURES)
+        shown = (*((SOUND[corpus],) if corpus in SOUND else ()), *FIGURES)
         rows, held, given = [], {}, set()
         for name, (way, _) in DRAWN[part].items():
             for calls in ("quarter", "all"):
@@ -359,8 +376,8 @@ def race_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
             yield f"{title}, {number:,} rows, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({how}):"
             head = ("", "bits/char, best weights, all held-out texts", "best epoch of each seed", "time", "ended by")
             yield from table(head, rows)
-            paired = [found["diffusion"][seed] - found["twin"][seed] for seed in seeds]
-            yield f"Diffusion (a bound) less the twin (exact), paired: {said_of(paired)}. {passing(lines)}"
+            less = said_of(paired(done, f"{stem}/diffusion", f"{stem}/twin"))
+            yield f"Diffusion (a bound) less the twin (exact), paired: {less}. {passing(lines)}"
             yield from curve_table(lines)
 
 
@@ -389,6 +406,41 @@ def curve_table(lines: dict[str, list[dict[str, Any]]]) -> list[str]:
     return table(("held-out bits/char at epoch", *map(str, marks)), rows)
 
 
+def paired(done: dict[str, dict[str, Any]], stem: str, first: str, figure: str = "bits_per_char") -> list[float]:
+    """A figure of the runs stem/SEED less that of first/SEED, for the seeds of both."""
+    ours, theirs = by_seed(done, stem, figure), by_seed(done, first, figure)
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
+def summary_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Every way beside the first of its part, or of those of its model, a corpus a column, paired."""
+    for part in PARTS:
+        figure, words, of = "bits_per_char", BITS, "bits a character"
+        if part == RACE:
+            pairs = [(f"{rows:,} rows: diffusion less its twin", f"{RACE}/{{}}/{rows}/") for rows in RACE_ROWS]
+            stems = [(name, f"{stem}diffusion", f"{stem}twin") for name, stem in pairs]
+        elif part in TRAINED:
+            first, *others = TRAINED[part]
+            stems = [(f"{way} less {first}", f"train/{{}}/{way}", f"train/{{}}/{first}") for way in others]
+        else:
+            first = {model: way for way, (model, _) in reversed(DRAWN[part].items())}
+            sets = [(way, first[model]) for way, (model, _) in DRAWN[part].items() if way != first[model]]
+            stems = [(f"{way} less {base}", f"{part}/{{}}/{way}/all", f"{part}/{{}}/{base}/all") for way, base in sets]
+            figure, words, of = "", SHARES, "share of samples that are sound, a call a token"
+        rows = []
+        for name, ours, theirs in stems:
+            cells = []
+            for corpus in CORPORA:
+                what = figure or SOUND.get(corpus)
+                found = paired(done, ours.format(corpus), theirs.format(corpus), what) if what else []
+                cells.append(said_of(found, words) if found else "")
+            if any(cells):
+                rows.append((name, *cells))
+        if rows:
+            yield f"{TITLES[part]}, {of}:"
+            yield from table(("", *CORPORA.values()), rows)
+
+
 def page(done: dict[str, dict[str, Any]]) -> str:
     """docs/study.md."""
     machines = sorted({line["machine"] for line in done.values()})
@@ -406,6 +458,8 @@ def page(done: dict[str, dict[str, Any]]) -> str:
         "```",
         "",
     ]
+    if summary := list(summary_lines(done)):
+        text += ["## All at a glance", "", GLANCE, "", *summary]
     missing = []
     for part in PARTS:
         lines = (
@@ -451,14 +505,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="models and texts")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "study.jsonl")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, help="of those given; default: all, and names")
     parser.add_argument("--molecules", nargs=2, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--tang", nargs=2, metavar=("TRAIN", "HELD_OUT"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="for several machines, whose results are joined")
-    parser.add_argument("--seconds", type=float, default=240.0, help="of training, each run of equal time")
+    parser.add_argument("--seconds", type=float, default=FULL[1], help="of training, each run of equal time")
     parser.add_argument("--steps", type=int, help="of training in place of seconds, the race included")
     parser.add_argument("--batch-size", type=int, help="rows of a step; default: by the corpus, of the race 64")
-    parser.add_argument("--model", default="mini")
+    parser.add_argument("--model", default=FULL[0])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--race-rows", type=int, nargs="+", default=list(RACE_ROWS))
     parser.add_argument("--race-model", default="tiny")
@@ -467,6 +522,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--eval-steps", type=int, default=32, help="between two, of 2,000 rows; more rows, more steps")
     parser.add_argument("--page", type=Path, help="write what was found here")
     options = parser.parse_args(arguments)
+    for name in options.corpora or ():
+        if name != "names" and getattr(options, name) is None:
+            parser.error(f"--corpora {name} needs --{name} TRAIN HELD_OUT")
     options.folder.mkdir(parents=True, exist_ok=True)
     study = Study(options)
     study.go()

@@ -80,6 +80,35 @@ def test_every_way_to_draw_is_one_that_the_models_take(benchmark):
             assert make_udm(way).generate(length=3, seed=0, num_steps=2, **how).shape == (1, 5)
 
 
+def test_samples_are_judged_as_their_corpus_can_be(benchmark):
+    study = benchmark("study")
+    assert study.sound_share("names", ["GREEK SMALL", "GREEK XYZ", "SMALL"], ["GREEK SMALL LETTER"]) == 2 / 3
+    pytest.importorskip("rdkit", reason="needs udm-text[molecules]")
+    assert study.sound_share("molecules", ["CCO", "C(C", "C1CC1", "F=C=F"], []) == 0.5
+
+
+def test_a_corpus_that_is_asked_for_and_not_given_is_named(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("study").main([str(tmp_path), "--corpora", "names", "tang"])
+    assert "--corpora tang needs --tang TRAIN HELD_OUT" in capsys.readouterr().err
+
+
+def test_the_summary_sets_ways_beside_the_first_of_their_model(benchmark):
+    done = {}
+    for seed in range(3):
+        done[f"train/names/mask/{seed}"] = {"bits_per_char": 1.0}
+        done[f"train/names/uniform t/{seed}"] = {"bits_per_char": 0.9 + 0.001 * seed}
+        done[f"churn/molecules/uniform, churn 0/all/{seed}"] = {"valid": 0.5}
+        done[f"churn/molecules/uniform, churn 0.5/all/{seed}"] = {"valid": 0.6}
+        done[f"churn/tang/uniform, churn 0.5/all/{seed}"] = {"known_grams": 0.6}  # of verse nothing is sound
+    done["race/tang/2000/diffusion/0"], done["race/tang/2000/twin/0"] = {"bits_per_char": 9.0}, {"bits_per_char": 8.0}
+    lines = list(benchmark("study").summary_lines(done))
+    assert "| uniform t less mask | -0.0990 +- 0.0006, fewer bits |  |  |" in lines
+    assert "| uniform, churn 0.5 less uniform, churn 0 |  | +0.1000 +- 0.0000, more |  |" in lines
+    assert "| 2,000 rows: diffusion less its twin |  |  | +1.0000 (one seed: no error bar) |" in lines
+    assert sum(line.startswith("| ") and "less" in line for line in lines) == 3
+
+
 def test_what_is_said_of_differences_and_of_passing(benchmark):
     study = benchmark("study")
     assert "fewer bits" in study.said_of([-0.10, -0.11, -0.09])
