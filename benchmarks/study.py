@@ -154,11 +154,8 @@ class Study:
                 self.keep(run, {"calls": steps, "samples": number, **figures})
 
     def race(self, corpus: str, rows: int, seed: int) -> None:
-        """Diffusion and its causal twin on the same few rows, each until it stops improving."""
+        """Diffusion and its causal twin on the same few rows, or all there are, each until it stops improving."""
         how, texts = self.corpus(corpus)
-        if len(texts["train"]) < rows:
-            print(f"{corpus} has {len(texts['train'])} rows, and the race is on {rows}: left out", file=sys.stderr)
-            return
         few = self.folder / corpus / f"rows-{rows}.txt"
         held = few.with_name("held-out.txt")
         write_text(few, "".join(f"{text}\n" for text in evenly(texts["train"], rows)))
@@ -179,7 +176,8 @@ class Study:
             curve = [(e["epoch"], e["eval_bits_per_char"]) for e in report["log"] if "eval_bits_per_char" in e]
             best = min(curve, key=lambda point: point[1])
             figures = {**held_out(report), "best_epoch": best[0], "curve": curve, "steps": report["steps"]}
-            how_raced = {"race_model": self.options.race_model, "patience": self.options.patience}
+            how_raced = {"rows": min(rows, len(texts["train"])), "race_model": self.options.race_model}
+            how_raced |= {"patience": self.options.patience}
             how_raced |= {"rows_per_step": report["rows_per_step"], "eval_steps": int(goes_on[-1])}
             self.keep(run, {**figures, **how_raced, "stopped_by": report["stopped"]})
 
@@ -371,14 +369,23 @@ def race_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
                 bits = spread([line["bits_per_char"] for line in lines[name]])
                 rows.append((name, bits, epochs, times, ", ".join(ended)))
             one = lines["twin"][0]
+            some = f"{number:,} rows" if one.get("rows", number) == number else f"all {one['rows']:,} rows there are"
             how = f"{one['race_model']}, steps of {one['rows_per_step']} rows, measured every {one['eval_steps']}, "
             how += f"patience {one['patience']}"
-            yield f"{title}, {number:,} rows, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({how}):"
+            yield f"{title}, {some}, {len(seeds)} seed{'s' * (len(seeds) > 1)} ({how}):"
             head = ("", "bits/char, best weights, all held-out texts", "best epoch of each seed", "time", "ended by")
             yield from table(head, rows)
             less = said_of(paired(done, f"{stem}/diffusion", f"{stem}/twin"))
             yield f"Diffusion (a bound) less the twin (exact), paired: {less}. {passing(lines)}"
             yield from curve_table(lines)
+
+
+def raced_on_fewer(rows: int, done: dict[str, dict[str, Any]]) -> bool:
+    """Whether a corpus had fewer rows than a race is on."""
+    return any(
+        run.split("/")[0] == RACE and run.split("/")[2] == str(rows) and line.get("rows", rows) < rows
+        for run, line in done.items()
+    )
 
 
 def passing(lines: dict[str, list[dict[str, Any]]]) -> str:
@@ -417,7 +424,11 @@ def summary_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
     for part in PARTS:
         figure, words, of = "bits_per_char", BITS, "bits a character"
         if part == RACE:
-            pairs = [(f"{rows:,} rows: diffusion less its twin", f"{RACE}/{{}}/{rows}/") for rows in RACE_ROWS]
+            all_rows = {rows: ", or all there are" * raced_on_fewer(rows, done) for rows in RACE_ROWS}
+            pairs = [
+                (f"{rows:,} rows{more}: diffusion less its twin", f"{RACE}/{{}}/{rows}/")
+                for rows, more in all_rows.items()
+            ]
             stems = [(name, f"{stem}diffusion", f"{stem}twin") for name, stem in pairs]
         elif part in TRAINED:
             first, *others = TRAINED[part]

@@ -49,19 +49,21 @@ def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_pa
     for name, lines in (("train", 60), ("validation", 20)):
         write_lines(data / f"{name}.txt", WORDS, lines, 4)
     given = f"{tmp_path} --results {tmp_path}/found.jsonl --page {tmp_path}/study.md --seeds 1 --steps 2 --model tiny "
-    given += "--samples 4 --race-rows 20 --eval-steps 1 --batch-size 8"
+    given += "--samples 4 --race-rows 20 20000 --eval-steps 1 --batch-size 8"
     assert study.main([*given.split(), "--parts", "counts"]) == 0
     lines = (tmp_path / "found.jsonl").read_text()
     assert runs == ["weights-of-the-bound-0", "Bernoulli-masks-0"]
     assert study.main([*given.split(), "--parts", "counts", "race", "kernels"]) == 0
     found = (tmp_path / "found.jsonl").read_text()
-    assert found.startswith(lines) and len(runs) == 5  # two racers and the substitute model
+    assert found.startswith(lines) and len(runs) == 7  # two racers, twice, and the substitute model
     lines = [json.loads(line) for line in found.splitlines()]
-    assert len(lines) == 5 + 6 and all(line["machine"] and line["model"] == "tiny" for line in lines)
+    assert len(lines) == 7 + 6 and all(line["machine"] and line["model"] == "tiny" for line in lines)
     page = (tmp_path / "study.md").read_text()
     for words in (
         "Exact counts and Bernoulli masks",
         "20 rows, 1 seed (tiny, steps of 8 rows, measured every 1, patience",
+        "all 60 rows there are, 1 seed (tiny, steps of 8 rows, measured every 10, patience",
+        "| 20,000 rows, or all there are: diffusion less its twin |",
         "| hamming |",
         "(one seed: no error bar)",
     ):
@@ -71,7 +73,7 @@ def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_pa
         and "* The law of t in training: no run of Unicode names (`mask`, `uniform t`, `clipped t`)" in page
     )
     assert study.main([*given.split(), "--parts"]) == 0 and (tmp_path / "study.md").read_text() == page
-    assert len(runs) == 5
+    assert len(runs) == 7
 
 
 def test_every_way_to_draw_is_one_that_the_models_take(benchmark):
