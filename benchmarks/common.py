@@ -72,7 +72,7 @@ def make_encoder(
 
 
 def train_model(
-    options: Sequence[str], output: Path, program: Sequence[str] = ("-m", "udm_text.cli")
+    options: Sequence[str], output: Path, program: Sequence[str] = ("-m", "udm_text")
 ) -> dict[str, Any]:
     """`udm train` with these options behind `QUIET`, in a process of its own with one thread; its report.
 

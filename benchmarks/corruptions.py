@@ -42,7 +42,7 @@ NAMES = "--vocab_size 6000 --weight_decay 0.1".split()
 
 def train(way: str, seed: int, length: list[str], data: Path, output: Path) -> dict[str, Any]:
     """One run; its report. length: the options that end it."""
-    own, program = ["--model", "mini", "--process", way], ["-m", "udm_text.cli"]
+    own, program = ["--model", "mini", "--process", way], ["-m", "udm_text"]
     if way == EMBEDDINGS:
         own, program = LIKE_MINI.split(), [str(RECIPE)]
     return train_model(["--data", str(data), *NAMES, *own, "--seed", str(seed), *length], output, program)

@@ -121,7 +121,7 @@ class Study:
         run, output = f"train/{corpus}/{way}/{seed}", self.folder / corpus / f"{way.replace(' ', '-')}-{seed}"
         if run in self.done and (output / "report.json").is_file():
             return output
-        program = [str(ROOT / "benchmarks" / "bernoulli.py")] if way == "Bernoulli masks" else ["-m", "udm_text.cli"]
+        program = [str(ROOT / "benchmarks" / "bernoulli.py")] if way == "Bernoulli masks" else ["-m", "udm_text"]
         how = ["--model", self.options.model, "--seed", str(seed), *self.length(), *self.rows(), *WAYS[way]]
         report = train_model([*self.corpus(corpus)[0], *how], fresh(output), program)
         self.keep(run, {**held_out(report), "steps": report["steps"], "rows_per_step": report["rows_per_step"]})

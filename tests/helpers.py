@@ -45,7 +45,7 @@ def python(
 
 def udm(*arguments: object, code: int = 0, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """The `udm` command, run as a person runs it."""
-    return python("-m", "udm_text.cli", *arguments, code=code, timeout=timeout)
+    return python("-m", "udm_text", *arguments, code=code, timeout=timeout)
 
 
 def udm_here(*arguments: object, code: int = 0, stdin: str | bytes | None = None):

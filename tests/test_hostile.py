@@ -64,7 +64,7 @@ def evil(trained, tmp_path):
 def command(*arguments):
     """The command with somebody who says yes to everything."""
     return subprocess.run(
-        [sys.executable, "-m", "udm_text.cli", *map(str, arguments)],
+        [sys.executable, "-m", "udm_text", *map(str, arguments)],
         cwd=ROOT,
         input="y\n" * 20,
         capture_output=True,

@@ -136,7 +136,7 @@ def _umask() -> int:
 
 
 def test_arguments_that_are_no_utf8_are_refused():
-    call = [sys.executable, "-m", "udm_text.cli", "generate", "m", b"caf\xe9"]
+    call = [sys.executable, "-m", "udm_text", "generate", "m", b"caf\xe9"]
     result = subprocess.run(call, cwd=ROOT, capture_output=True, timeout=280)
     assert result.returncode == 1
     assert result.stderr == b"udm: argument 3 is not UTF-8: b'caf\\xe9'\n"
@@ -144,7 +144,7 @@ def test_arguments_that_are_no_utf8_are_refused():
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}])
 def test_a_prompt_beyond_ascii_works_in_every_locale(model, locale):
-    call = [sys.executable, "-m", "udm_text.cli", "generate", str(model), "naïve 木 [MASK]", "--json", "--seed", "0"]
+    call = [sys.executable, "-m", "udm_text", "generate", str(model), "naïve 木 [MASK]", "--json", "--seed", "0"]
     result = subprocess.run(call, cwd=ROOT, env={**os.environ, **locale}, capture_output=True, timeout=280)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)[0]["input"] == "naïve 木 [MASK]"

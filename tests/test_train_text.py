@@ -254,7 +254,7 @@ def test_ctrl_c_writes_a_checkpoint_says_so_and_ends_with_130(toy, tmp_path):
 def test_a_reader_that_goes_away_does_not_end_the_run(toy, tmp_path):
     options = ["--data", toy, "--output", tmp_path / "out", *FAST, "--plot", "false", "--disable_tqdm", "true"]
     options += ["--logging_steps", 1]
-    command = [sys.executable, "-m", "udm_text.cli", "train", *map(str, options)]
+    command = [sys.executable, "-m", "udm_text", "train", *map(str, options)]
     for name, both in (("out", False), ("both", True)):
         command[command.index("--output") + 1] = str(tmp_path / name)
         error = subprocess.STDOUT if both else subprocess.PIPE

@@ -38,7 +38,7 @@ def test_what_would_be_pushed_can_be_seen_before(hub, commands, workplace, envir
     """The folder holds what the push of the README put on the Hub; without a token, nor a Hub."""
     monkeypatch.chdir(workplace)
     given = ("runs/unicode-names", "user/name", "--license", "apache-2.0", "--output", tmp_path / "seen")
-    call, nowhere = ("-m", "udm_text.cli", "push", *given), {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    call, nowhere = ("-m", "udm_text", "push", *given), {"HF_ENDPOINT": "http://127.0.0.1:9"}
     result = python(*call, environment=environment(), cwd=workplace, **nowhere)
     sent = {name: data for name, data in hub.repositories["user/name"].files().items() if name != ".gitattributes"}
     written = {path.relative_to(tmp_path / "seen").as_posix(): path for path in (tmp_path / "seen").rglob("*")}
