@@ -71,9 +71,7 @@ def make_encoder(
     return UDMForMaskedGeneration(whole, backbone=network)
 
 
-def train_model(
-    options: Sequence[str], output: Path, program: Sequence[str] = ("-m", "udm_text")
-) -> dict[str, Any]:
+def train_model(options: Sequence[str], output: Path, program: Sequence[str] = ("-m", "udm_text")) -> dict[str, Any]:
     """`udm train` with these options behind `QUIET`, in a process of its own with one thread; its report.
 
     program: what Python runs in place of the command line.
