@@ -20,10 +20,10 @@ from udm_text.randomness import RowRandom
 
 from . import likelihood
 from .data import ImageRows, ImageSplits
-from .pipeline import MEASURED
 from .processes import GaussianProcess
 from .sampling import Predictor
 from .step_control import ADAPTIVE
+from .variances import MEASURED
 
 FEATURES = 32
 _BLOCK = 512

@@ -6,12 +6,10 @@ only, not on its neighbours nor on `batch_size`.
 
 from __future__ import annotations
 
-import json
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,21 +24,20 @@ from udm_text.common import (
     load_int8,
     refuse_missing,
     staged_folder,
-    watched,
     written_whole,
 )
-from udm_text.core import Prediction, denoise
+from udm_text.core import denoise
 from udm_text.randomness import RowRandom
 
-from . import control, sampling
+from . import control, sampling, variances
 from .data import check_images, to_pil
-from .degradations import per_row
 from .grids import as_html, strip, to_image
+from .labels import Label, read_labels
 from .modeling import ImageDenoiser, NonFiniteOutputError
-from .objectives import snr, step_variances
 from .processes import ColdProcess, ImageProcess
 from .sampling import Predictor
 from .step_control import ADAPTIVE, RTOL, adaptive
+from .variances import LearnedVariance
 from .watching import OnStepEnd, Watcher, check_flag, check_number, check_whole
 
 STEPS = 20
@@ -48,8 +45,6 @@ STEPS = 20
 WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE = "ddpm_learned", "ddpm_optimal"
 SAMPLERS = (*sampling.SAMPLERS, WITH_LEARNED_VARIANCE, WITH_OPTIMAL_VARIANCE)
 """Names of samplers: those of `sampling`, and DDPM with the variance that the network predicts or that was measured."""
-MEASURED = 512
-"""Images that the optimal variance is measured on, at most."""
 HIGHER_ORDER = ("dpm_solver", "dpm_solver_3", "heun")
 """Those of an order above 1."""
 COLD_SAMPLERS = {"improved": 0.0, "naive": 1.0}
@@ -80,49 +75,6 @@ class ImageOutput(ModelOutput):
         if self.trajectory is not None:
             return as_html([to_image(strip(self.trajectory))])
         return as_html(self.images) if isinstance(self.images, list) else None
-
-
-class LearnedVariance:
-    """x0_hat of a network that also predicts the variance of a step, and what that says of x0: one call, two answers.
-
-    The network's share of a step's variance lies between the least, right where x0 is known, and the largest
-    (`objectives.step_variances`; Nichol and Dhariwal, arXiv 2102.09672, eq. 15). A step whose x0 is drawn around x0_hat
-    with variance v has the least one and slope^2 v, slope that of its mean in x0; so v is what is predicted beyond the
-    least one, over slope^2, and never below 0. In the step from t > 1 to 0 v is that of the step to t - 1, which was
-    learned, and not below the least variance that is learned at t = 1; in the step from 1 to 0 it is the step's own.
-
-    Args:
-        denoiser: a model with `learned_variance`. labels: (B,) int64, -1 for none. clip: hold x0_hat inside [-1, 1].
-    """
-
-    def __init__(self, denoiser: ImageDenoiser, labels: Tensor | None = None, clip: bool = True):
-        if not denoiser.config.learned_variance:
-            raise ValueError("this model was trained without learned_variance: take sampler 'ddpm'")
-        self.denoiser, self.labels, self.clip = denoiser, labels, clip
-        self.last: tuple[Tensor, Tensor] | None = None  # s and share of the last call
-
-    def predict_x0(self, xt: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x0_hat (B, C, H, W), as `ImageDenoiser.predict_x0`."""
-        x0, share = self.denoiser.predict(xt, t, self.labels)
-        assert share is not None
-        self.last = s, share
-        return x0.clamp(-1.0, 1.0) if self.clip else x0
-
-    def variance(self, xt: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """v (B, C, H, W) of the call that `predict_x0` answered last, for `with_variance` and `nelbo`."""
-        if self.last is None:
-            raise ValueError("variance belongs to an answer of predict_x0, which was not asked yet")
-        process, (s, share) = self.denoiser.gaussian, self.last
-        whole = t == 1  # the step to 0 of a pixel that nothing more is drawn for
-        lower = torch.where(whole, 0, torch.where(s > 0, s, t - 1))
-        least, largest = step_variances(process, t, lower)
-        slope = process.at(lower)[0] * (1 - snr(process, t) / snr(process, lower))
-        grown = (share * per_row(largest.log() - least.log(), share)).expm1()  # variance = least (1 + grown)
-        v = grown.clamp(min=0) * per_row(least / slope.square(), share)
-        floor, _ = step_variances(process, torch.ones_like(t), torch.zeros_like(t))
-        v = torch.where(per_row(s > 0, share, torch.bool), v, v.maximum(per_row(floor, share)))
-        v = torch.where(per_row(whole, share, torch.bool), (1 + grown) * per_row(least, share), v)
-        return v.nan_to_num(nan=0.0)  # where the network is not finite, x0_hat says so
 
 
 class ImagePipeline:
@@ -276,41 +228,19 @@ class ImagePipeline:
 
         No noise in the step to 0. ValueError where the model keeps none.
         """
-        table = self.denoiser.variance
-
-        def variance(xt: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-            none = len(table) - 1
-            law = torch.full_like(t, none)
-            if labels is not None:
-                known = ~labels.reshape(len(t), -1).isnan().any(dim=1) if labels.is_floating_point() else labels >= 0
-                law = torch.where(known, 0, none)
-            return per_row(table[law, t], xt)
-
+        variance = variances.kept(self.denoiser.variance, labels)
         predict = self.predictor(labels, clip=clip)
         return sampling.with_variance(self.denoiser.gaussian, predict, variance, law=law, random=random, last=False)
 
     def measure_variance(self, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> Tensor:
-        """(T + 1,) float64 `sampling.optimal_variance` on images, evenly spread where there are more than `MEASURED`.
+        """(T + 1,) float64 `sampling.optimal_variance` on images, evenly spread where there are more than 512.
 
         Args:
             images: (N, C, H, W) in [-1, 1], those of training. labels: (N,) int64, -1 or None for no class.
         """
         self._in_pixels("the optimal variance")
         check_images(images, "images", self.shape)
-        some = torch.arange(0, len(images), -(-len(images) // MEASURED))
-        own = None if labels is None else labels[some].to(self.denoiser.device)
-        random = RowRandom(_seed(seed), torch.arange(len(some), device=self.denoiser.device))
-        times = watched(range(1, self.process.T + 1), "variance")
-        with eval_mode(self.denoiser):
-            table = sampling.optimal_variance(
-                self.denoiser.gaussian,
-                self.predictor(own),
-                images[some].to(self.denoiser.device, torch.float32),
-                times,
-                random=random,
-            )
-        table[1:] = table[1:].clamp(min=torch.finfo(torch.float32).tiny)
-        return table
+        return variances.measure(self.denoiser, self.predictor, images, labels, _seed(seed))
 
     def fit_variance(self, images: Tensor, labels: Tensor | None = None, seed: int = 0) -> None:
         """Measure the optimal variance and keep it beside the weights, for sampler "ddpm_optimal".
@@ -335,7 +265,7 @@ class ImagePipeline:
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: int | str | Sequence[int] | Tensor | None = None,
+        class_labels: Label = None,
         *,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
@@ -389,7 +319,7 @@ class ImagePipeline:
     def generate(
         self,
         num: int = 1,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         *,
         sampler: str | None = None,
         num_steps: int | None = None,
@@ -580,7 +510,7 @@ class ImagePipeline:
         degraded: Tensor,
         t: int | None = None,
         *,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         num_steps: int | None = None,
         churn: float = 0.0,
         clip: bool = True,
@@ -631,7 +561,7 @@ class ImagePipeline:
         known: Tensor,
         editable: Tensor,
         *,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         start: int | None = None,
         num_steps: int | None = 100,
         eta: float = 1.0,
@@ -713,7 +643,7 @@ class ImagePipeline:
     def encode(
         self,
         images: Tensor,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         *,
         num_steps: int | None = 50,
         clip: bool = True,
@@ -747,7 +677,7 @@ class ImagePipeline:
     def decode(
         self,
         noise: Tensor,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         *,
         num_steps: int | None = 50,
         guidance_scale: float = 1.0,
@@ -786,7 +716,7 @@ class ImagePipeline:
         first: Tensor,
         second: Tensor,
         num: int = 8,
-        label: int | str | Sequence[int] | Tensor | None = None,
+        label: Label = None,
         *,
         num_steps: int | None = 50,
         clip: bool = True,
@@ -822,56 +752,9 @@ class ImagePipeline:
         random = RowRandom(_seed(seed), torch.arange(len(images)))
         return self.process.corrupt(images, times, self.process.sample_noise(images, random=random))
 
-    def labels(self, label: int | str | Sequence[int] | Tensor | None, num: int) -> Tensor | None:
+    def labels(self, label: Label, num: int) -> Tensor | None:
         """(num,) int64 classes as `generate` means them, or conditions (num, d) or (num, n, d); None: no class."""
-        if isinstance(num, bool) or not isinstance(num, Integral) or int(num) < 1:
-            raise ValueError(f"the number of images must be at least 1, got {num!r}")
-        classes = self.denoiser.config.classes or []
-        if label is None:
-            return None
-        if self.denoiser.config.condition_dim:
-            return self._conditions(label, int(num))
-        if not classes:
-            raise ValueError(f"label {label!r} was given, and this model knows no classes")
-        if isinstance(label, str):
-            if label == "all":
-                return torch.arange(num) % len(classes)
-            if label not in classes:
-                raise ValueError(f"label must be 'all' or one of {', '.join(classes)}, got {label!r}")
-            label = classes.index(label)
-        given = [label] * int(num) if isinstance(label, Integral) else label
-        mixed = isinstance(given, Sequence) and any(isinstance(one, bool) for one in given)
-        try:
-            found = torch.as_tensor(given).cpu()
-        except (TypeError, ValueError, RuntimeError):
-            mixed, found = True, torch.empty(0)
-        if mixed or found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
-            raise ValueError(
-                f"label must be 'all', one class by name or index, or an index for each image, got {label!r}"
-            )
-        if found.shape != (num,):
-            raise ValueError(f"label must be one class, or one for each of {num} images, got {tuple(found.shape)}")
-        found = found.to(torch.int64)
-        self.denoiser.label_row(found, num)
-        return found
-
-    def _conditions(self, given: Any, num: int) -> Tensor:
-        """(num, d) or (num, n, d) float32 from vectors for all images or for each."""
-        shape = self.denoiser.config.condition_shape
-        wrong = f"label must be a condition of shape {shape}, or one for each of {num} images, got "
-        try:
-            found = torch.as_tensor(json.loads(given) if isinstance(given, str) else given).cpu()
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{wrong}{given!r}") from None
-        if found.dtype == torch.bool or found.is_complex():
-            raise ValueError(f"{wrong}{found.dtype}")
-        if tuple(found.shape) == shape:
-            found = found.expand(num, *shape)
-        if tuple(found.shape) != (num, *shape):
-            raise ValueError(f"{wrong}{tuple(found.shape)}")
-        found = found.to(torch.float32)
-        self.denoiser.label_row(found, num)
-        return found
+        return read_labels(self.denoiser, label, num)
 
     def _batches(
         self,
