@@ -109,9 +109,33 @@ def test_a_home_relative_path_is_expanded(tmp_path, monkeypatch):
     assert texts_of("~/a.txt") == {"train": ["one"]}
 
 
-def test_splits_without_text_are_dropped(tmp_path):
-    DatasetDict(train=TEXTS, validation=Dataset.from_dict({"text": ["", " "]})).save_to_disk(tmp_path)
-    assert list(texts_of(tmp_path)) == ["train"]
+def test_splits_of_a_data_set_without_text_are_left_out_and_a_note_says_so(tmp_path):
+    DatasetDict(train=TEXTS, test=Dataset.from_dict({"text": ["", " "]})).save_to_disk(tmp_path)
+    loaded = load_corpus(str(tmp_path))
+    assert list(loaded) == ["train"] and loaded.blank == {"train": 0, "test": 2}
+    assert loaded.notes == [f"{tmp_path}, split test holds no text, and is left out"]
+    assert load_corpus(str(write(tmp_path / "a.txt", "one\n"))).notes == []
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_of_a_folder_without_text_is_named_and_no_other_split_stands_for_it(tmp_path, kind, streaming):
+    nothing = {"txt": "", "jsonl": '{"text": " "}\n', "csv": "text,other\n"}[kind]
+    some = {"txt": "red\n", "jsonl": '{"text": "red"}\n', "csv": "text,other\nred,1\n"}[kind]
+    read = open_corpus if streaming else load_corpus
+    write(tmp_path / f"train.{kind}", some)
+    assert set(read(str(tmp_path))) == {"train"}
+    for split in ("validation", "test"):
+        empty = write(tmp_path / f"{split}.{kind}", nothing)
+        column = "" if kind == "txt" else " in column 'text'"
+        with pytest.raises(CorpusError, match=rf"{split}\.{kind} holds no text{column}: give it texts or remove it$"):
+            read(str(tmp_path))
+        empty.unlink()
+    write(tmp_path / f"train-2.{kind}", nothing)  # a shard, whose split has text
+    assert set(read(str(tmp_path))) == {"train"}
+    write(tmp_path / f"train.{kind}", nothing)
+    with pytest.raises(CorpusError, match=rf"train-2\.{kind}, as 1 more of its split, holds no text"):
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["bad.txt", "bad.jsonl", "bad.csv"])

@@ -161,6 +161,8 @@ def test_given_splits_are_left_alone():
     parts, texts = sample_corpus(splits, 20)
     assert parts["validation"]["text"] == TEXTS[:3] and len(parts["train"]) == 20 and list(texts) == RECORDS
     assert list(sample_corpus({"train": Records(RECORDS)}, 20, 0.0)[0]) == ["train"]
+    parts, _ = sample_corpus({"train": Records(RECORDS), "test": Records()}, 20)
+    assert parts.held_out == "train" and parts.notes == ["records holds no text, and is left out"]
     with pytest.raises(ValueError, match="stream_sample must be at least 2, got 1"):
         sample_corpus(splits, 1)
 

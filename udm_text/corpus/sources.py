@@ -27,7 +27,8 @@ SPLITS = {
 class Corpus(DatasetDict):
     """Splits of texts, and what is to be said of them.
 
-    blank: rows of each split that were left out, since no text stands in them. notes: sentences for who trains on it.
+    blank: rows of each split that were left out, since no text stands in them; it names the splits that are left out
+    whole, too. notes: sentences for who trains on it.
     held_out: what `hold_out` made a validation split of: "test", or "train" for a share of that; None: of nothing.
     """
 
@@ -50,10 +51,16 @@ class Corpus(DatasetDict):
 
 
 class _Files:
-    """The rows of some files under our names of columns, read anew by each iteration."""
+    """The rows of some files under our names of columns, read anew by each iteration.
 
-    def __init__(self, files: Iterable[Path], names: Mapping[str, str], separator: str | None = None):
+    of_folder: whether they are a split of a folder, and not the one file that was asked for.
+    """
+
+    def __init__(
+        self, files: Iterable[Path], names: Mapping[str, str], separator: str | None = None, of_folder: bool = True
+    ):
         self.files, self.names, self.separator = [file.resolve() for file in files], dict(names), separator
+        self.of_folder = of_folder
 
     def __iter__(self) -> Iterator[Record]:
         return _rows(list(map(str, self.files)), self.names, self.separator)
@@ -79,6 +86,19 @@ def _rows(
 def _stamp(path: Path) -> tuple[int, int]:
     """What changes when a file changes: a part of the name under which its rows are cached."""
     return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def _check_text(rows: Iterable[Any], source: Any, names: Mapping[str, str]) -> None:
+    """Raises CorpusError where files of a folder, a split of it, are there and none of their rows holds a text.
+
+    Left out, the split would be held out of the training texts, or another would stand for it, and nobody was told.
+    """
+    if not isinstance(source, _Files) or not source.of_folder or next(iter(rows), None) is not None:
+        return
+    first, *others = source.files
+    which = f"{first}, as {len(others)} more of its split," if others else str(first)
+    column = f" in column {next(iter(names.values()))!r}" if file_kind(first) in TABLES else ""
+    raise CorpusError(f"{which} holds no text{column}: give it texts or remove it")
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -212,7 +232,7 @@ def _find(
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The splits of a source, as `_Files` or as `datasets` gives them, and notes."""
     if path.is_file():
-        return {"train": _Files([path], names)}, []
+        return {"train": _Files([path], names, of_folder=False)}, []
     how = {"streaming": True} if streaming else {}
     if not path.is_dir():
         ask_for_data(data)
@@ -327,19 +347,21 @@ def load_corpus(
 
     Returns:
         Splits as the source has them, without rows whose text is missing or blank, which are counted; a file is one
-        split, "train", and the files of a folder are of the splits that their names say (`by_split`).
+        split, "train", and the files of a folder are of the splits that their names say (`by_split`). A split of a data
+        set that holds no text, as a test split whose answers are kept secret, is left out, and a note says so.
 
     Raises:
-        CorpusError: where there is no such source, it cannot be read, or it holds no text to train on.
+        CorpusError: where there is no such source, it cannot be read, or it holds no text to train on; where the files
+            of a split of a folder hold none.
     """
     names = _columns(text_column, prompt_column, noisy_column, messages_column)
     chats = MESSAGES in names
     blank: dict[str, int] = {}
 
-    def read(path: Path) -> tuple[dict[str, Dataset], list[str]]:
+    def read(path: Path) -> tuple[dict[str, Dataset], list[str], Mapping[str, Any]]:
         found, notes = _find(data, path, name, names)
-        splits = {}
-        for split, rows in _with_validation(found).items():
+        found, splits = _with_validation(found), {}
+        for split, rows in found.items():
             if isinstance(rows, _Files):
                 splits[split] = rows.load()
             else:
@@ -348,14 +370,17 @@ def load_corpus(
                 # In two steps, since the columns may trade names with each other
                 rows = rows.rename_columns({theirs: f"our {ours}" for ours, theirs in names.items()})
                 splits[split] = rows.rename_columns({f"our {ours}": ours for ours in names})
-        return splits, notes
+        return splits, notes, found
 
-    splits, notes = _reading(data, read)
+    splits, notes, sources = _reading(data, read)
     for split, rows in splits.items():
         if chats:
             rows = _rows_of_chats(rows, tokenizer, f"{data}, split {split}")
         splits[split] = rows.filter(_has_text, input_columns="text")
         blank[split] = len(rows) - len(splits[split])
+        _check_text(splits[split], sources[split], names)
+    empty = [split for split, rows in splits.items() if not len(rows)]
+    notes = [*notes, *(f"{data}, split {split} holds no text, and is left out" for split in empty)]
     splits = {split: rows for split, rows in splits.items() if len(rows)}
     if not splits or (to_train and "train" not in splits):
         raise CorpusError(
@@ -431,6 +456,7 @@ def open_corpus(
         where = f"{data}, split {split}"
         if isinstance(rows, _Files):
             streams[split] = Stream(where, rows, {ours: ours for ours in names}, notes, tokenizer)
+            _check_text(streams[split], rows, names)
         else:
             _check_columns(where, rows, names.values(), chats)
             streams[split] = Stream(where, rows, names, notes, tokenizer)

@@ -76,9 +76,13 @@ def sample_corpus(
         raise ValueError(f"stream_sample must be at least 2, got {sample}")
     head = Corpus({}, notes=splits["train"].notes)
     for split, stream in splits.items():
-        if split in ("train", "validation", "test") and (records := list(islice(stream, sample))):
+        if split not in ("train", "validation", "test"):
+            continue
+        if records := list(islice(stream, sample)):
             head[split] = Dataset.from_list(records)
-            head.blank[split] = stream.blank
+        else:
+            head.notes.append(f"{stream.where} holds no text, and is left out")
+        head.blank[split] = stream.blank
     if "train" not in head:
         raise CorpusError(f"{splits['train'].where} holds no text to train on")
     parts = hold_out(head, share, contiguous)
