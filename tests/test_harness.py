@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
-from udm_text.evaluation.harness import UDMLM
+from udm_text.evaluation.harness import UDMLM, main
 from udm_text.evaluation.likelihood import row_scores
 
 WORDS = "red green blue small large circle square".split()
@@ -148,6 +148,26 @@ def test_bad_arguments_end_in_one_sentence(saved):
         UDMLM("./nowhere")
     with pytest.raises(ValueError, match="unknown argument 'colour' of generation_kwargs"):
         UDMLM(str(saved)).generate_until(asked("generate_until", ("red", {"colour": 1})))
+
+
+def test_an_argument_that_there_is_not_or_that_is_given_twice_ends_the_command_in_one_line(
+    saved, tmp_path, monkeypatch, capsys
+):
+    make_udm(vocab_size=12).save_pretrained(tmp_path / "bare")
+    make = get_model("udm").create_from_arg_string
+    for given, options, said in (
+        (f"pretrained={saved},colour=1", {"batch_size": 1}, "unknown argument 'colour' of model_args, which must be"),
+        (f"pretrained={saved},colour=1", {}, "'pretrained', 'likelihood', 'order', "),
+        ("", {}, "model_args must name a model, a directory or a name on the Hub: pretrained=DIR"),
+        (f"pretrained={saved},device=cpu", {"device": "cuda:0"}, "device of model_args is .*: give --device cpu inst"),
+        (f"pretrained={tmp_path}/bare", {}, f"{tmp_path}/bare holds no tokenizer: save the model's own beside it$"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(given, options)
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: make(f"pretrained={saved},colour=1"))
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert capsys.readouterr().err.startswith("udm: unknown argument 'colour' of model_args")
 
 
 def test_lm_eval_evaluates_tasks_of_a_local_file(saved, tmp_path):

@@ -2,22 +2,24 @@
 
 import json
 import random
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5Model, ViTConfig, ViTModel
 
 from tests.helpers import udm_here, write_lines
-from tests.models import make_masked_lm, text_config, word_tokenizer
+from tests.models import make_masked_lm, make_udm, text_config, word_tokenizer
 from tests.test_train_text import train
 from udm_text import UDMForMaskedGeneration
 from udm_text.card import make_card
 from udm_text.cli.reports import describe_frontier, describe_samples, draw_frontier
-from udm_text.cli.scoring import load_beside, user_function
-from udm_text.evaluation.features import mauve, text_features
+from udm_text.cli.scoring import SampleOptions, figures_of_samples, load_beside, user_function
+from udm_text.evaluation.features import count_cut, mauve, text_features
 from udm_text.evaluation.samples import (
     TrainingTexts,
     bleu,
@@ -35,7 +37,7 @@ from udm_text.evaluation.samples import (
     valid_share,
     words,
 )
-from udm_text.run_report import read_report
+from udm_text.run_report import read_report, words_on_judges
 
 KNOWN = [
     ("the cat sat on the mat", ["the cat is on the mat", "there is a cat on the mat"], 0.3799178428257963),
@@ -129,6 +131,8 @@ def test_the_share_of_valid_texts_has_the_error_of_a_share():
     assert valid_share(["ab"], lambda text: False) == {"valid": 0.0, "valid_stderr": None}
     with pytest.raises(ValueError, match="validity failed on 'ab': ZeroDivisionError"):
         valid_share(["ab"], lambda text: 1 / 0)
+    with pytest.raises(ValueError, match="^validity failed on 'ab': SystemExit: 3$"):
+        valid_share(["ab"], lambda text: sys.exit(3))
     with pytest.raises(ValueError, match="validity must say True or False of a text, of 'ab' it said None"):
         valid_share(["ab"], lambda text: None)
 
@@ -170,6 +174,86 @@ def test_a_judges_perplexity_is_the_mean_of_its_own_loss_by_tokens_and_pads_noth
     assert figures["token_entropy"] > 0 and figures["nats_per_token_stderr"] > 0
 
 
+class Bigrams(torch.nn.Module):
+    """A causal model whose law of a token, given the one before it, is a row of a table."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Embedding.from_pretrained(table.log().float().clamp(min=-1e4))
+        self.config = GPT2Config(vocab_size=len(table))
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids, attention_mask=None):
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+def test_under_the_true_law_held_out_texts_have_its_entropy_and_single_words_are_worse_and_copies_as_training_texts():
+    """Texts [CLS] w1 ... wn [SEP] of a chain of words; what a token costs is known: sum_s n_s H_s / sum_s n_s, n_s how
+    often a text is expected to be at s."""
+    tokenizer = word_tokenizer(NAMES)
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    size, source = len(tokenizer), torch.Generator().manual_seed(0)
+    table = torch.zeros(size, size, dtype=torch.float64)
+    states = [first, *range(5, size)]
+    for state in states:
+        table[state, 5:] = torch.rand(size - 5, generator=source, dtype=torch.float64) ** 6  # some follow, most do not
+        table[state, last] = 0.0 if state == first else 0.15 * table[state].sum()
+    table = table / table.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    visits = torch.linalg.inv(torch.eye(len(states)) - table[states][:, states])[0]
+    entropy = float((visits * torch.special.entr(table[states]).sum(dim=1)).sum() / visits.sum())
+
+    def write(state=first):
+        found = []
+        while (state := int(table[state].multinomial(1, generator=source))) != last:
+            found.append(tokenizer.convert_ids_to_tokens(state))
+        return " ".join(found)
+
+    training, held_out = ([write() for _ in range(300)] for _ in range(2))
+    every = [word for text in training for word in text.split()]
+    single = [" ".join(random.Random(i).choices(every, k=len(text.split()))) for i, text in enumerate(held_out)]
+    judge = Bigrams(table), tokenizer
+    check_judge(*judge)
+    copies = random.Random(0).choices(training, k=300)
+    found = {name: compare_samples(s, held_out, training, judge=judge) for name, s in (("1", single), ("2", copies))}
+    held, words_alone, heart, learnt = (
+        found["1"]["held_out"],
+        found["1"]["samples"],
+        found["2"]["samples"],
+        found["2"]["training"],
+    )
+    assert abs(held["nats_per_token"] - entropy) < 4 * held["nats_per_token_stderr"] < 0.2
+    assert held["perplexity"] == pytest.approx(torch.tensor(held["nats_per_token"]).exp().item())
+    assert words_alone["nats_per_token"] > held["nats_per_token"] + 10 * held["nats_per_token_stderr"]
+    apart = (heart["nats_per_token_stderr"] ** 2 + learnt["nats_per_token_stderr"] ** 2) ** 0.5
+    assert abs(heart["nats_per_token"] - learnt["nats_per_token"]) < 4 * apart and heart["copies"] == 1.0
+    assert judged(*judge, training) == {name: learnt[name] for name in judged(*judge, training)}  # all of them
+
+
+def test_of_texts_longer_than_a_judge_or_featuriser_reads_the_beginnings_count_and_their_number_is_said():
+    short, long = "greek small letter", " ".join(["dot"] * 40)
+    model, tokenizer = make_judge([short, "dot"])  # reads 32 tokens
+    by = {"judge": (model, tokenizer), "featuriser": (model.transformer, tokenizer)}
+    assert judged(model, tokenizer, [" ".join(["dot"] * 30)])["judge_cut"] == 0  # with [CLS] and [SEP] 32
+    cut = judged(model, tokenizer, [short, long, long])
+    assert cut["judge_cut"] == count_cut(*by["featuriser"], [short, long, long]) == 2
+    ids = tokenizer(long, return_tensors="pt")["input_ids"][:, :32]
+    with torch.no_grad():
+        alone = float(model(input_ids=ids, labels=ids).loss)
+    assert judged(model, tokenizer, [long])["nats_per_token"] == pytest.approx(alone, abs=1e-5)
+    held_out, training = [short, long, short, short], [short] * 9
+    whole = compare_samples([short] * 4, [short] * 4, training, judge=by["judge"])
+    assert "cut" not in describe_samples(whole).splitlines()[-1] and words_on_judges({"samples": whole}) == ""
+    found = compare_samples([long, long, short, short], held_out, training, judge=by["judge"])
+    said = "Texts longer than the judge reads are cut, and perplexity is of their beginnings: 2 of 4 samples, 1 of 4 "
+    said += "held-out texts, 0 of 4 training texts."
+    assert describe_samples(found).splitlines()[-1] == f"note: {said}"
+    assert words_on_judges({"samples": {**found, "judge": "j"}}) == f"Perplexity and token entropy by j. {said}"
+    points = measure_frontier(lambda temperature, steps: [long, short], by["judge"], (1.0,), (2,))
+    assert describe_frontier(points).splitlines()[1].split()[-1] == "1"
+
+
 def test_a_model_that_sees_what_comes_or_is_of_other_tokens_is_no_judge():
     model, tokenizer = make_judge(sentences(5, 1))
     check_judge(model, tokenizer)
@@ -189,17 +273,76 @@ def test_what_is_no_judge_or_no_function_is_refused_in_a_sentence_that_names_it(
     with pytest.raises(ValueError, match="--judge .*bare holds no tokenizer: save the model"):
         load_beside(str(tmp_path / "bare"), "--judge", "cpu")
     (tmp_path / "mine.py").write_text("def short(text):\n    return len(text) < 9\n\n\nnumber = 3\n")
+    (tmp_path / "ends.py").write_text("import sys\n\nsys.exit(3)\n")
     assert user_function(f"{tmp_path}/mine.py:short")("red") is True
     assert user_function("keyword:iskeyword")("if") is True
     for given, error in (
         ("short", "--validity must be module:function or path.py:function, got short"),
         (f"{tmp_path}/gone.py:short", "there is no file"),
         (f"{tmp_path}/mine.py:long", "it cannot be had: KeyError: 'long'"),
+        (f"{tmp_path}/ends.py:short", "it cannot be had: SystemExit: 3"),
         ("no_such_module:f", "it cannot be had: ModuleNotFoundError"),
         (f"{tmp_path}/mine.py:number", "must be a function of one text"),
     ):
         with pytest.raises(ValueError, match=error):
             user_function(given)
+
+
+def saved(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("option", "causal"), [("--judge", True), ("--featuriser", False)])
+def test_a_model_of_another_vocabulary_or_with_broken_files_is_named_with_its_option(tmp_path, option, causal):
+    model, tokenizer = make_judge(["red green"])
+    many = word_tokenizer({f"word{i}" for i in range(99)})
+    other = saved(tmp_path / "other", model, many)
+    with pytest.raises(ValueError, match=f"^{option} {other}: its tokenizer has 104 tokens and the model 7"):
+        load_beside(other, option, "cpu", causal)
+    weights = saved(tmp_path / "weights", model, tokenizer)
+    (tmp_path / "weights" / "model.safetensors").write_bytes(b"\xff" * 99)
+    with pytest.raises(
+        ValueError, match=f"^{option} {weights} is no .*model of transformers that can be read: .*eader"
+    ):
+        load_beside(weights, option, "cpu", causal)
+    tokens = saved(tmp_path / "tokens", model, tokenizer)
+    (tmp_path / "tokens" / "tokenizer.json").write_text("{red")
+    with pytest.raises(ValueError, match=f"^{option} {tokens} holds a tokenizer that cannot be read: "):
+        load_beside(tokens, option, "cpu", causal)
+
+
+def test_no_text_is_drawn_for_a_featuriser_that_cannot_be_asked(tmp_path):
+    model, _ = make_judge(["red green"])
+    other = saved(tmp_path / "other", model, word_tokenizer({f"word{i}" for i in range(99)}))
+    pipe = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(prompted=False), device="cpu"))
+    with pytest.raises(ValueError, match="^--featuriser .*: they are of two models$"):  # and the pipeline is not called
+        figures_of_samples(pipe, None, SampleOptions(4, featuriser=other), None, batch_size=4, seed=0)
+
+
+def test_of_an_encoder_decoder_the_encoder_is_the_featuriser(tmp_path):
+    texts = ["greek small letter", "latin", *sentences(3, 1)]
+    _, tokenizer = make_judge(texts)
+    size = len(tokenizer)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        whole = T5Model(T5Config(vocab_size=size, decoder_start_token_id=0, **sizes)).eval()
+    found = text_features(*load_beside(saved(tmp_path, whole, tokenizer), "--featuriser", "cpu", False), texts)
+    for text, vector in zip(texts, found, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states = whole(input_ids=ids, decoder_input_ids=ids[:, :1]).encoder_last_hidden_state
+        torch.testing.assert_close(vector, states[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_reads_no_tokens_is_no_featuriser(tmp_path):
+    _, tokenizer = make_judge(["red green"])
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    eye = ViTModel(ViTConfig(image_size=4, patch_size=2, **sizes))
+    with pytest.raises(ValueError, match="^--featuriser .*: it gives no hidden states of tokens alone"):
+        load_beside(saved(tmp_path, eye, tokenizer), "--featuriser", "cpu", False)
 
 
 # --- MAUVE and the frontier ------------------------------------------------------------------------------------------
@@ -306,6 +449,33 @@ def test_nothing_to_compare_is_refused(corpus):
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_sets_perplexity_mauve_and_the_frontier_of_drawn_texts_beside_held_out_ones(tmp_path):
+    pytest.importorskip("mauve")
+    texts = [*dict.fromkeys(sentences(60, 1))]
+    (tmp_path / "corpus").mkdir()
+    for split, part in (("train", texts[:40]), ("validation", texts[40:])):
+        (tmp_path / "corpus" / f"{split}.txt").write_text("\n".join(part))
+    judge, tokenizer = make_judge(texts)
+    place = saved(tmp_path / "judge", judge, tokenizer)
+    model = make_udm(vocab_size=len(tokenizer), length_counts=[0, 0, 1, 2, 1])
+    mine = saved(tmp_path / "model", model, tokenizer)
+    command = ("evaluate", mine, "--data", tmp_path / "corpus", "--samples", 6, "--judge", place, "--featuriser", place)
+    more = ("--frontier", tmp_path / "out.png", "--temperatures", "0.5,1", "--steps", "2")
+    said = json.loads(udm_here(*command, *more, "--json").stdout)
+    assert (tmp_path / "out.png").read_bytes()[:4] == b"\x89PNG" and said["judge"] == said["featuriser"] == place
+    for part, of in (("held_out", texts[40:]), ("training", texts[:40])):
+        shown = judged(judge, tokenizer, [of[i * len(of) // 6] for i in range(6)])
+        assert {name: said[part][name] for name in shown} == pytest.approx(shown)
+    assert all(0 < said[part]["mauve"] <= 1 for part in ("samples", "held_out", "training"))
+    assert [(p["temperature"], p["num_steps"], p["texts"]) for p in said["frontier"]] == [(0.5, 2, 6), (1.0, 2, 6)]
+    table = udm_here(*command, *more).stdout.splitlines()
+    assert table[2].split() == [
+        "perplexity",
+        *(f"{said[p]['perplexity']:.4f}" for p in ("samples", "held_out", "training")),
+    ]
+    assert [line.split()[0] for line in table[-3:]] == ["steps", "2", "2"]
 
 
 @pytest.mark.slow

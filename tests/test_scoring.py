@@ -8,14 +8,16 @@ from html.parser import HTMLParser
 
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from tests.helpers import udm_here, write_shapes
+from tests.models import make_udm
 from udm_text import UDMForMaskedGeneration, register
 from udm_text.card import make_card
 from udm_text.cli.report_page import write_report
 from udm_text.cli.train_text import parse, train_text
-from udm_text.corpus import load_corpus, make_rows
+from udm_text.corpus import CorpusError, load_corpus, make_rows
 from udm_text.evaluation import evaluate_bound
 from udm_text.run_report import evaluation_command, public, read_report
 
@@ -92,6 +94,39 @@ def test_of_a_source_with_splits_the_held_out_one_is_scored(place, tmp_path):
     assert "no text to train on" in said
 
 
+@pytest.mark.parametrize("how", [(), ("--split", "validation"), ("--samples", 4), ("--report", "out")])
+def test_a_held_out_file_without_text_is_named_and_no_training_text_scored_in_its_place(
+    place, tmp_path, monkeypatch, how
+):
+    monkeypatch.chdir(tmp_path)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "train.txt").write_text("red small\n" * 9)
+    (corpus / "validation.txt").write_text("\n")
+    said = udm_here("evaluate", place / "model", "--data", corpus, *how, code=1).exception
+    assert str(said) == f"{corpus}/validation.txt holds no text: give it texts or remove it"
+
+
+def test_no_other_split_is_scored_in_place_of_one_of_a_data_set_without_text(place, tmp_path):
+    full, empty = (Dataset.from_dict({"text": [text] * 3}) for text in ("red small", " "))
+    DatasetDict(train=full, validation=empty, test=full).save_to_disk(tmp_path / "data")
+    said = str(udm_here("evaluate", place / "model", "--data", tmp_path / "data", code=1).exception)
+    assert "--split must be 'train', 'test' or 'all' of" in said and "its split validation holds no text" in said
+    assert evaluated(place / "model", "--data", tmp_path / "data", "--split", "all")["rows"] == 6
+    DatasetDict(train=full, test=empty).save_to_disk(tmp_path / "other")
+    said = str(udm_here("evaluate", place / "model", "--data", tmp_path / "other", code=1).exception)
+    assert "--split must be 'train' or 'all' of" in said and "its split test holds no text" in said
+
+
+def test_training_names_a_held_out_file_without_text(tmp_path):
+    write_shapes(tmp_path / "train.txt")
+    (tmp_path / "validation.txt").write_text("")
+    for more in ((), ("--streaming", "--row_length", "8")):
+        with pytest.raises(CorpusError, match=r"validation\.txt holds no text: give it texts or remove it$"):
+            trained(tmp_path / "model", tmp_path, *more)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
 def test_the_training_file_scored_whole_is_noted(place):
     result = udm_here("evaluate", place / "model", "--data", place / "shapes.txt", "--draws", "1")
     assert "was trained on" in result.stderr and "--split validation" in result.stderr
@@ -117,6 +152,14 @@ def test_prompts_where_there_are_none_and_none_where_there_are_some_are_refused(
             (bare / path.name).write_bytes(path.read_bytes())
     said = udm_here("evaluate", bare, "--data", tmp_path / "mine.jsonl", code=1)
     assert "give --prompt-column" in str(said.exception)
+
+
+@pytest.mark.parametrize("how", [(), ("--samples", 4), ("--report", "out"), ("--curve",)])
+def test_a_model_without_a_tokenizer_is_named_in_one_sentence(place, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    make_udm().save_pretrained("bare")
+    said = udm_here("evaluate", "bare", "--data", place / "shapes.txt", *how, code=1).exception
+    assert str(said) == "bare holds no tokenizer: save the model's own beside it"
 
 
 def test_packed_rows_are_packed_where_a_file_is_scored_whole(tmp_path):
@@ -163,7 +206,19 @@ def test_every_text_has_its_score_in_a_table_and_together_they_are_the_figures(p
         exact = "left_to_right" in how
         assert (table["nats"][0] == pytest.approx(table["nats"][3], abs=1e-5)) == exact  # each has orders of its own
         assert (table["stderr"][0] == 0.0) == exact
-    assert "importance-weighted bound" in udm_here(*command[:4], *how).stdout
+    lines = udm_here(*command[:4], *how).stdout.splitlines()
+    assert "importance-weighted bound" in lines[0]
+    assert lines[1].startswith(f"beside it the bound: NELBO {found['bound']['nelbo_nats_per_token']:.4f} +- ")
+
+
+@pytest.mark.parametrize("draws", [(), ("--draws", 3)])
+def test_the_bound_stands_beside_another_likelihood_as_the_command_without_it_has_it(place, tmp_path, draws):
+    (tmp_path / "mine.txt").write_text("red small circle\nblue green\n")
+    command = ("evaluate", place / "model", "--data", tmp_path / "mine.txt", "--json", "--seed", 4, *draws)
+    found = json.loads(udm_here(*command, "--likelihood", "importance").stdout)
+    alone = json.loads(udm_here(*command).stdout)
+    assert {name: alone[name] for name in found["bound"]} == found["bound"] and found["bound"]["draws"] in (3, 8)
+    assert found["nats_per_token"] != found["bound"]["nelbo_nats_per_token"] and found["likelihood"] == "importance"
 
 
 @pytest.mark.parametrize(
@@ -334,6 +389,20 @@ def test_a_report_has_every_figure_twice_the_same_and_the_card_takes_its_own_fro
     assert f"| self bleu | {' | '.join(f'{value:.4g}' for value in values)} |" in card
     said = str(udm_here("evaluate", model, *how, "--report", tmp_path / "a", code=1).exception)
     assert "is not an empty folder" in said
+
+
+def test_a_report_of_uniform_noise_has_its_bound_in_continuous_time_as_the_command_has_it(place, tmp_path):
+    model = make_udm("uniform", vocab_size=len(AutoTokenizer.from_pretrained(place / "model")))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(place / "model").save_pretrained(tmp_path / "model")
+    (tmp_path / "mine.txt").write_text("red small circle\nblue green\n")
+    how = ("evaluate", tmp_path / "model", "--data", tmp_path / "mine.txt", "--draws", 2, "--json")
+    found = json.loads(udm_here(*how, "--report", tmp_path / "out").stdout)
+    assert found["continuous_time"] == json.loads(udm_here(*how).stdout)["continuous_time"]
+    heads, _, nats, *_ = [x for x in (tmp_path / "out" / "report.md").read_text().splitlines() if x.startswith("|")]
+    assert heads == "| figure | NELBO, an upper bound | in continuous time, leave-one-out, an upper bound |"
+    shown = [found[name]["nelbo_nats_per_token"] for name in ("bound", "continuous_time")]
+    assert [cell.split(" +- ")[0] for cell in nats.split(" | ")[1:]] == [f"{value:.4f}" for value in shown]
 
 
 def test_a_report_of_a_model_that_draws_no_texts_has_its_bound_and_prices_alone(prompted, tmp_path):

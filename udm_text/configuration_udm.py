@@ -124,6 +124,17 @@ def check_sizes(config: Any, stored: int | None = None) -> None:
         )
 
 
+def longest_readable_row(config: Any) -> int | None:
+    """The longest row that a model of transformers with this config can read; None where it has no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    kind, learnt = config.model_type, getattr(config, "position_embedding_type", None)
+    if kind in _POSITIONS_BEHIND_PADDING or (kind == "esm" and learnt == "absolute"):
+        return positions - 1 - (config.pad_token_id or 0)
+    return positions - 2 if kind == "mpnet" else positions  # as RoBERTa with the padding token 1, whichever it is
+
+
 @strict
 class UDMConfig(PreTrainedConfig):
     r"""
@@ -361,14 +372,9 @@ class UDMConfig(PreTrainedConfig):
     @property
     def max_row_length(self) -> int | None:
         """The longest row the backbone can read, or None where it has no limit."""
-        positions = getattr(self.text_config, "max_position_embeddings", None)
+        positions = longest_readable_row(self.text_config)
         if positions is None:
             return None
-        kind, learnt = self.text_config.model_type, getattr(self.text_config, "position_embedding_type", None)
-        if kind in _POSITIONS_BEHIND_PADDING or (kind == "esm" and learnt == "absolute"):
-            positions -= 1 + (self.text_config.pad_token_id or 0)
-        elif kind == "mpnet":
-            positions -= 2  # as RoBERTa with the padding token 1, whichever it is
         return positions // 2 if self.gap_tokens else positions  # a gap behind every token, at most
 
     def allowed_token_ids(self) -> torch.Tensor:

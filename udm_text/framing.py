@@ -67,9 +67,23 @@ def untrusted(path: Any) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def beside(path: Any, **where: Any) -> Iterator[None]:
+    """Within it, a tokenizer that cannot be loaded since the model at `path` has none beside it raises ValueError of
+    one sentence. where: of `has_file`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        files = ("config.json", *_TOKENIZER_FILES)
+        there = "tokenizer" in str(error) and [name for name in files if has_file(path, name, **where)]
+        if there != ["config.json"]:
+            raise
+        raise ValueError(f"{path} holds no tokenizer: save the model's own beside it") from error
+
+
 def load_tokenizer(path: Any, trust_remote_code: bool | None = None, **where: Any):
     """The tokenizer of a repository or directory. Code of its own runs only if that is asked for; nothing is asked."""
-    with untrusted(path):
+    with untrusted(path), beside(path, **where):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=bool(trust_remote_code), **where)
 
 

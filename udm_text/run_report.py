@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,7 +248,21 @@ def words_on_judges(report: dict[str, Any]) -> str:
     what = {"judge": "perplexity and token entropy by", "featuriser": "MAUVE by", "validity": "validity by"}
     known = report.get("samples") or {}
     said = ", ".join(f"{words} {inline(known[name])}" for name, words in what.items() if known.get(name))
-    return f"{said[0].upper()}{said[1:]}." if said else ""
+    cut = words_on_cuts(known)
+    return f"{said[0].upper()}{said[1:]}.{f' {cut}' if cut else ''}" if said else ""
+
+
+def words_on_cuts(samples: Mapping[str, Any]) -> str:
+    """Of how many drawn, held-out and training texts a judge or a featuriser read the beginning alone; "" of none."""
+    parts = {"samples": "samples", "held_out": "held-out texts", "training": "training texts"}
+    found = []
+    for who, figure, total in (("judge", "perplexity", "texts"), ("featuriser", "MAUVE", "compared")):
+        each = {name: samples[name] for name in parts if isinstance(samples.get(name), dict)}
+        counts = {name: part[f"{who}_cut"] for name, part in each.items() if is_number(part.get(f"{who}_cut"))}
+        if any(counts.values()):
+            of = ", ".join(f"{count} of {each[name].get(total)} {parts[name]}" for name, count in counts.items())
+            found.append(f"Texts longer than the {who} reads are cut, and {figure} is of their beginnings: {of}.")
+    return " ".join(found)
 
 
 def evaluation_command(repo_id: str, report: dict[str, Any]) -> str:

@@ -419,7 +419,8 @@ def evaluate(
         str,
         typer.Option(
             help="bound; of masks also chain (the chain rule in an order of positions, exact for it) or importance (a "
-            "tighter bound, by many orders together)."
+            "tighter bound, by many orders together). The bound is then measured besides, which takes --draws calls of "
+            "the network a row more."
         ),
     ] = "bound",
     order: Annotated[
@@ -628,7 +629,13 @@ def evaluate(
                 _note_written(per_example)
             else:
                 figures = evaluate_likelihood(network, scored, **scoring).to_dict()
-        text = describe(figures, report.get("vocabulary"))
+            text = describe(figures, report.get("vocabulary"))
+            if likelihood != "bound":
+                beside = evaluate_bound(
+                    network, scored, batch_size=batch_size, draws=draws_of_rows, seed=seed
+                ).to_dict()
+                figures |= {"bound": beside}
+                text += f"\nbeside it the bound: {describe(beside, report.get('vocabulary'))}"
     elif report.get("max_corruption", 1.0) < 1.0 or how.noisy_column is not None:  # a repairer
         repairing: dict[str, Any] = {"batch_size": batch_size, "seed": seed}
         share = report.get("max_corruption", 1.0)

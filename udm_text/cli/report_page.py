@@ -19,13 +19,15 @@ from ..common import finite, write_json, written_whole
 from ..evaluation import (
     CurveReport,
     evaluate_bound,
+    evaluate_continuous_bound,
     evaluate_likelihood,
     measure_curve,
     measure_prices,
     price_table,
     store_curve,
 )
-from ..run_report import inline
+from ..evaluation.continuous_time import CONTINUOUS_TIME
+from ..run_report import inline, words_on_cuts
 from .doctor import installed
 from .reports import draw_frontier, figure_with_error
 from .scoring import SampleOptions, figures_of_samples
@@ -75,8 +77,9 @@ def measure_all(
 ) -> tuple[dict[str, Any], CurveReport | None]:
     """The figures of a report on a model: bound, likelihood, prices of fewer steps, samples; and its curve, if any.
 
-    "bound" is that of one token a step; "likelihood" is there where another than the bound is asked for; "curve" where
-    a price of several tokens a step is known and the bound is finite; "samples" and "texts" where texts are drawn.
+    "bound" is that of one token a step, "continuous_time" of uniform noise beside it; "likelihood" is there where
+    another than the bound is asked for; "curve" where a price of several tokens a step is known and the bound is
+    finite; "samples" and "texts" where texts are drawn.
 
     Args:
         pipe: a pipeline of the model. rows: that are scored. data, split: of `figures_of_samples`.
@@ -91,6 +94,8 @@ def measure_all(
         figures["samples"], texts = figures_of_samples(pipe, data, options, split, **measuring, **how)
         figures["texts"] = texts[:SHOWN]
     figures["bound"] = evaluate_bound(model, rows, **many).to_dict()
+    if process.has_rates:
+        figures[CONTINUOUS_TIME] = evaluate_continuous_bound(model, rows, **many).to_dict()
     if likelihood != "bound":
         by: dict[str, Any] = {"likelihood": likelihood, "order": order, "draws": draws}
         figures["likelihood"] = evaluate_likelihood(model, rows, **by, **measuring).to_dict()
@@ -146,9 +151,11 @@ def sections(figures: Mapping[str, Any]) -> list[Section]:
         names = [name for name in samples["samples"] if not name.endswith("_stderr")]
         rows = [[name.replace("_", " "), *(_value(samples[part], name) for part in parts)] for name in names]
         note = "What is wanted is the figure of the held-out texts, not a large or a small one."
+        note = " ".join(filter(None, (note, words_on_cuts(samples))))
         found.append(Section("Drawn texts", note, [["figure", *(p.replace("_", " ") for p in parts)], *rows]))
         if points := samples.get("frontier"):
             heads = ["num_steps", "temperature", "perplexity", "token_entropy", "word_entropy"]
+            heads += ["judge_cut"] if any(point["judge_cut"] for point in points) else []
             rows = [[_value(point, name) for name in heads] for point in points]
             note = "Perplexity under the judge falls for texts that repeat themselves: read it beside the entropy."
             table = [[name.replace("_", " ") for name in heads], *rows]
@@ -162,16 +169,21 @@ def sections(figures: Mapping[str, Any]) -> list[Section]:
 
 
 def _likelihood(figures: Mapping[str, Any]) -> Section:
-    bound, other = figures["bound"], figures.get("likelihood")
+    bound, rates, other = (figures.get(name) for name in ("bound", CONTINUOUS_TIME, "likelihood"))
+    assert bound is not None
     names = {"nats a token": (4, "nelbo_nats_per_token", "nats_per_token")}
     names |= {"bits a character": (4, "bits_per_char", "bits_per_char")}
     names |= {"perplexity": (2, "perplexity_bound", "perplexity")}
-    heads, rows = ["figure", "NELBO, an upper bound"], []
+    heads, rows, columns = ["figure", "NELBO, an upper bound"], [], [(bound, 0)]
+    if rates is not None:
+        heads.append("in continuous time, leave-one-out, an upper bound")
+        columns.append((rates, 0))
     if other is not None:
         exact = "exact" if other["exact"] else "an upper bound"
         heads.append(f"{other['likelihood']}, order {other['order']}, {exact}")
+        columns.append((other, 1))
     for words, (digits, *keys) in names.items():
-        of = list(zip([bound, *([] if other is None else [other])], keys, strict=False))
+        of = [(one, keys[which]) for one, which in columns]
         if words != "bits a character" or bound["chars"] is not None:
             rows.append([words, *(figure_with_error(d[key], d[f"{key}_stderr"], digits) for d, key in of)])
     lengths = "lengths of rows counted" if bound["length_included"] else "lengths of rows given"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common import share_in_words, written_whole
-from ..run_report import COUNTED, has_diverged
+from ..run_report import COUNTED, has_diverged, words_on_cuts
 
 _BOUNDS = {None: "NELBO", "chain": "NELBO by the chain rule", "importance": "importance-weighted bound"}
 """What an upper bound on -log p is called, by the likelihood that it is made of (`evaluation.likelihood`)."""
@@ -83,7 +83,10 @@ def describe_context(context: dict[str, Any], losses: Sequence[float] = (), voca
 
 
 def describe_samples(figures: dict[str, Any]) -> str:
-    """A table: a line for each figure, its values of samples, of held-out and of training texts beside each other."""
+    """A table: a line for each figure, its values of samples, of held-out and of training texts beside each other.
+
+    Where a model has read the beginnings of texts alone, a line below it says so.
+    """
     parts = ("samples", "held_out", "training")
     lines = [f"{'':24}" + "".join(f"{name.replace('_', ' '):>12}" for name in parts)]
     for name in figures["samples"]:
@@ -92,16 +95,20 @@ def describe_samples(figures: dict[str, Any]) -> str:
         values = [figures[part][name] for part in parts]
         shown = ["none" if v is None else str(v) if isinstance(v, int) else f"{v:.4f}" for v in values]
         lines.append(f"{name.replace('_', ' '):24}" + "".join(f"{value:>12}" for value in shown))
+    if cut := words_on_cuts(figures):
+        lines.append(f"note: {cut}")
     return "\n".join(lines)
 
 
 def describe_frontier(points: Sequence[dict[str, Any]]) -> str:
-    """A table: a line for each number of steps and temperature, perplexity beside the entropies of what was drawn."""
-    heads = ("steps", "temperature", "perplexity", "token entropy", "word entropy")
+    """A table: a line for each number of steps and temperature, perplexity beside the entropies of what was drawn, and
+    where a judge has read the beginnings of texts alone, of how many."""
+    heads = ["steps", "temperature", "perplexity", "token entropy", "word entropy"]
+    heads += ["judge cut"] if any(point["judge_cut"] for point in points) else []
     lines = ["".join(f"{head:>15}" for head in heads)]
     for point in points:
         values = [point[name.replace(" ", "_")] for name in heads[2:]]
-        shown = ["none" if value is None else f"{value:.4f}" for value in values]
+        shown = ["none" if v is None else str(v) if isinstance(v, int) else f"{v:.4f}" for v in values]
         lines.append("".join(f"{cell:>15}" for cell in (point["num_steps"], f"{point['temperature']:g}", *shown)))
     return "\n".join(lines)
 

@@ -6,7 +6,8 @@ import dataclasses
 import importlib.util
 import math
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..corpus import load_corpus, make_rows
 from ..corpus.rows import RowCutter
 from ..evaluation import check_judge, compare_samples, measure_frontier, row_scores, scored_rows
 from ..evaluation.bounds import summarise
+from ..evaluation.features import check_featuriser, check_package, encoder_of
 from ..evaluation.likelihood import summarise_scores
 from ..framing import find_tokenizer
 from ..hub import find_file
@@ -93,12 +95,13 @@ def rows_to_score(
             name: getattr(data, name) for name in ("text_column", "prompt_column", "noisy_column", "messages_column")
         }
         splits = load_corpus(data.data, name=data.data_config, to_train=False, tokenizer=tokenizer, **columns)
-        if split == ALL or len(splits) == 1:
+        if split == ALL or len(splits.blank) == 1:  # which names the splits without text, too
             split, texts = ALL, concatenate_datasets(list(splits.values()))
         else:
-            split = next((name for name in ("validation", "test") if name in splits), None)
-            if split is None:
-                raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, and none is given")
+            split = next((name for name in ("validation", "test") if name in splits.blank), None)
+            if split is None or split not in splits:
+                why = "none is given" if split is None else f"its split {split} holds no text"
+                raise ValueError(f"--split must be {choices([*splits, ALL])} of {data.data}, and {why}")
             texts = splits[split]
         rows, _ = make_rows(texts, tokenizer, split=split, **cut_fields(data, config.process))
     else:
@@ -115,27 +118,35 @@ def load_beside(place: str, option: str, device: Any, causal: bool = True) -> tu
     """A model that texts are measured by, and its tokenizer, on a device.
 
     Args:
-        option: that named it. causal: whether it has to be a causal language model, or may be any that has states.
+        option: that named it. causal: whether it has to be a causal language model, or may be any that has states; of
+            an encoder-decoder it is then the encoder (`encoder_of`).
 
     Raises:
-        ValueError: there is no tokenizer, or the two are of different vocabularies, or the model is not what is needed,
-            in a sentence that names the option.
+        ValueError: there is no tokenizer, or the two are of different vocabularies, or one of them cannot be read, or
+            the model is not what is needed, in a sentence that names the option.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
     check_place(place)
     name, kind = f"{option} {place}", "causal language model" if causal else "model"
-    if (tokenizer := find_tokenizer(place)) is None:
+    with _reading(f"{name} holds a tokenizer that cannot be read"):
+        tokenizer = find_tokenizer(place)
+    if tokenizer is None:
         raise ValueError(f"{name} holds no tokenizer: save the model's own beside it")
-    try:
+    with _reading(f"{name} is no {kind} of transformers that can be read"):
         model: Any = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(place)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name} is no {kind} of transformers that can be read: {reason}") from error
-    model = model.to(device)
-    if causal:
-        check_judge(model, tokenizer, name)
+    model = (model if causal else encoder_of(model)).to(device)
+    (check_judge if causal else check_featuriser)(model, tokenizer, name)
     return model, tokenizer
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Within it, whatever error a broken file brings about, of any library, is a ValueError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {' '.join(str(error).split())[:200]}") from error
 
 
 def user_function(given: str, option: str = "--validity") -> Any:
@@ -151,7 +162,7 @@ def user_function(given: str, option: str = "--validity") -> Any:
         raise ValueError(f"{option} {given}: there is no file {place}")
     try:
         function = runpy.run_path(place)[name] if place.endswith(".py") else getattr(import_module(place), name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{option} {given}: it cannot be had: {type(error).__name__}: {error}") from error
     if not takes(function, 1):
         raise ValueError(f"{option} {given} must be a function of one text")
@@ -246,6 +257,8 @@ def figures_of_samples(
     if pipe.model.config.prompted:
         raise ValueError("--samples draws texts from nothing, and this model writes answers to prompts")
     valid = None if options.validity is None else user_function(options.validity)
+    if options.featuriser is not None:
+        check_package()
     device = pipe.model.device
     judge = None if options.judge is None else load_beside(options.judge, "--judge", device)
     featuriser = None if options.featuriser is None else load_beside(options.featuriser, "--featuriser", device, False)

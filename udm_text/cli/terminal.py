@@ -31,7 +31,7 @@ def load_pipeline(
     import transformers
 
     from .. import register
-    from ..framing import untrusted
+    from ..framing import beside, untrusted
 
     register()
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -40,7 +40,7 @@ def load_pipeline(
     check_device(device)
     make: Any = transformers.pipeline
     how: dict[str, Any] = {"revision": revision, "device": device, "dtype": getattr(torch, dtype)}
-    with untrusted(model):
+    with untrusted(model), beside(model, revision=revision):
         return make("udm-generation", model=model, trust_remote_code=trust_remote_code, **how)
 
 

@@ -17,23 +17,70 @@ import torch
 from torch import Tensor
 
 from ..common import eval_mode, watched
+from ..configuration_udm import longest_readable_row
 
 SEED = 25
 """Of the cells: that of the package."""
+
+
+def check_package() -> None:
+    """Raises ValueError where the package of MAUVE is not there."""
+    if importlib.util.find_spec("mauve") is None:
+        raise ValueError("MAUVE needs the package mauve-text: pip install 'udm-text[metrics]'")
+
+
+def check_vocabulary(model: Any, tokenizer: Any, name: str) -> None:
+    """Raises ValueError where a tokenizer has a token for which the model has no embedding.
+
+    name: of the argument that gave both, with what was given.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    size = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+    if size > known:
+        raise ValueError(f"{name}: its tokenizer has {size} tokens and the model {known}: they are of two models")
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder of an encoder-decoder, whose states are those of a text that is read; any other model itself."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+@torch.no_grad()
+def check_featuriser(model: Any, tokenizer: Any, name: str = "featuriser") -> None:
+    """Raises ValueError for a model that gives no states of a text: of another vocabulary, or not of tokens alone.
+
+    name: of the argument that gave it, with what was given.
+    """
+    try:
+        check_vocabulary(model, tokenizer, name)
+        device = model.get_input_embeddings().weight.device
+        tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
+        with eval_mode(model):
+            states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        raise ValueError(f"{name}: it gives no hidden states of tokens alone, so it compares no texts") from error
+    if states.shape[:2] != tokens.shape:
+        raise ValueError(f"{name}: it gives no hidden state for each token, so it compares no texts")
+
+
+def count_cut(model: Any, tokenizer: Any, texts: Sequence[str]) -> int:
+    """How many of some texts have more tokens than a model reads, so that `text_features` cuts them."""
+    limit = longest_readable_row(model.config)
+    return 0 if limit is None else sum(len(ids) > limit for ids in tokenizer(list(texts), verbose=False)["input_ids"])
 
 
 @torch.no_grad()
 def text_features(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 16) -> Tensor:
     """(R, H) float32 on the CPU: the last hidden state of a model at the last token of each text.
 
-    A text without a token has the vector 0. Texts longer than the model reads are cut at their end.
+    A text without a token has the vector 0. Texts longer than the model reads are cut at their end (`count_cut`).
 
     Args:
         model: of `AutoModel`. tokenizer: its own.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = longest_readable_row(model.config)
     device = model.get_input_embeddings().weight.device
-    rows = [torch.tensor(ids[:limit], dtype=torch.int64) for ids in tokenizer(list(texts))["input_ids"]]
+    rows = [torch.tensor(ids[:limit], dtype=torch.int64) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
     order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))
     pad = torch.nn.utils.rnn.pad_sequence
     found: dict[int, Tensor] = {}
@@ -58,8 +105,7 @@ def mauve(model: Any, tokenizer: Any, collections: Sequence[Sequence[str]], refe
     Raises:
         ValueError: there is no package for it; a collection has another number of texts; there are fewer than two.
     """
-    if importlib.util.find_spec("mauve") is None:
-        raise ValueError("MAUVE needs the package mauve-text: pip install 'udm-text[metrics]'")
+    check_package()
     if len(reference) < 2 or any(len(texts) != len(reference) for texts in collections):
         sizes = [len(texts) for texts in collections]
         raise ValueError(

@@ -12,13 +12,14 @@ is; its length is counted where the model draws it, of whole texts and of answer
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..common import check_place, check_whole, refuse_unknown, to_json, written_whole
+from ..common import check_place, check_whole, choices, refuse_unknown, to_json, written_whole
 from ..corpus.rows import RowCutter
 from ..generation_configuration_udm import UDMGenerationConfig
 from .likelihood import check_likelihood, row_scores
@@ -26,6 +27,7 @@ from .likelihood import check_likelihood, row_scores
 try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import model_registry
+    from lm_eval.utils import simple_parse_args_string
 except ImportError as error:
     raise ImportError("the harness is a package of its own: pip install 'udm-text[lm-eval]'") from error
 
@@ -61,7 +63,7 @@ class UDMLM(LM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | None = None,
         likelihood: str = "bound",
         order: str | None = None,
         draws: int | None = None,
@@ -76,24 +78,30 @@ class UDMLM(LM):
         max_gen_toks: int | None = None,
         greedy: bool = True,
         scores: str | None = None,
+        **unknown: Any,
     ):
+        known = [name for name in inspect.signature(UDMLM).parameters if name not in ("unknown", "max_batch_size")]
+        if unknown:
+            raise ValueError(f"unknown argument {next(iter(unknown))!r} of model_args, which must be {choices(known)}")
+        if pretrained is None:
+            raise ValueError("model_args must name a model, a directory or a name on the Hub: pretrained=DIR")
         super().__init__()
         import torch
         import transformers
 
         from .. import register
-        from ..framing import untrusted
+        from ..framing import beside, untrusted
 
         register()
         self.batch_size = BATCH if str(batch_size).startswith("auto") else batch_size
-        known = {"batch_size": self.batch_size, "num_steps": num_steps, "max_gen_toks": max_gen_toks}
-        check_whole(1, **{name: value for name, value in known.items() if value is not None})
+        counts = {"batch_size": self.batch_size, "num_steps": num_steps, "max_gen_toks": max_gen_toks}
+        check_whole(1, **{name: value for name, value in counts.items() if value is not None})
         check_whole(-(2**63), seed=seed)
         check_place(pretrained)
         if device == UNSAID and not torch.cuda.is_available():
             device = None
         make: Any = transformers.pipeline
-        with untrusted(pretrained):
+        with untrusted(pretrained), beside(pretrained, revision=revision):
             self.pipe = make(
                 "udm-generation",
                 model=pretrained,
@@ -119,6 +127,20 @@ class UDMLM(LM):
         self.room = None if longest is None else longest - around
         self.lines: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> UDMLM:
+        """A model by `--model_args`, and the options of lm_eval that are arguments of it, too."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> UDMLM:
+        """The same of arguments as a dict; raises ValueError for one that is given in both ways."""
+        options = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if twice := arg_dict.keys() & options.keys():
+            name = min(twice)
+            raise ValueError(f"{name} of model_args is an option of lm_eval: give --{name} {arg_dict[name]} instead")
+        return cls(**arg_dict, **options)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval writes beside its figures: how texts were scored, and how well that is known."""

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from ..common import check_whole, eval_mode, watched
+from ..configuration_udm import longest_readable_row
 from .bounds import ratio_with_stderr
 from .context import evenly
-from .features import mauve
+from .features import check_vocabulary, count_cut, mauve
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 ORDERS = (1, 2, 3, 4)
@@ -151,13 +152,14 @@ def valid_share(texts: Sequence[str], valid: Callable[[str], Any]) -> dict[str, 
     """The share of texts of which valid(text) is true, and one standard error; None for one text.
 
     Raises:
-        ValueError: valid raises an exception, or says something that is neither true nor false, naming the text.
+        ValueError: valid raises an exception or ends the process, or says something that is neither true nor false,
+            naming the text.
     """
     found = []
     for text in texts:
         try:
             answer = valid(text)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"validity failed on {text[:80]!r}: {type(error).__name__}: {error}") from error
         if not isinstance(answer, bool) and answer not in (0, 1):
             raise ValueError(f"validity must say True or False of a text, of {text[:80]!r} it said {answer!r}")
@@ -208,18 +210,22 @@ class TrainingTexts:
 
 
 @torch.no_grad()
-def judged(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 16) -> dict[str, float | None]:
+def judged(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 16) -> dict[str, Any]:
     """What a causal language model thinks of texts: perplexity of its tokens, and beside it their unigram entropy.
 
     Each token is scored given all before it, from the tokenizer's first token (bos) on, or else from the text's second
-    token. Nats per token have the standard error of the choice of texts. None: no token is scored.
+    token. Of a text that is longer than the judge reads its beginning is scored, and what stands behind is not;
+    judge_cut counts such texts. Nats per token have the standard error of the choice of texts. None: no token is
+    scored.
 
     Args:
         model: of `AutoModelForCausalLM`. tokenizer: its own.
     """
     bos = tokenizer.bos_token_id
-    rows = [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in tokenizer(list(texts))["input_ids"]]
-    limit = getattr(model.config, "max_position_embeddings", None)
+    every = tokenizer(list(texts), verbose=False)["input_ids"]
+    rows = [ids if bos is None or ids[:1] == [bos] else [bos, *ids] for ids in every]
+    limit = longest_readable_row(model.config)
+    cut = 0 if limit is None else sum(len(row) > limit for row in rows)
     rows = [row[:limit] for row in rows if len(row) > 1]
     nats, counts = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     device = model.get_input_embeddings().weight.device
@@ -229,13 +235,15 @@ def judged(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: int = 1
             nats[start : start + len(batch)] = _nats(model, batch, device)
             counts[start : start + len(batch)] = torch.tensor([len(row) - 1.0 for row in batch])
     if not rows:
-        return dict.fromkeys(("perplexity", "nats_per_token", "nats_per_token_stderr", "token_entropy"))
+        names = ("perplexity", "nats_per_token", "nats_per_token_stderr", "token_entropy")
+        return {**dict.fromkeys(names), "judge_cut": cut}
     per_token, error = ratio_with_stderr(nats, counts)
     return {
         "perplexity": math.exp(per_token),
         "nats_per_token": per_token,
         "nats_per_token_stderr": error if math.isfinite(error) else None,
         "token_entropy": unigram_entropy(row[1:] for row in rows),
+        "judge_cut": cut,
     }
 
 
@@ -244,11 +252,7 @@ def check_judge(model: Any, tokenizer: Any, name: str = "judge") -> None:
 
     name: of the argument that gave it, with what was given.
     """
-    known = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > known:
-        raise ValueError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens and the model {known}: they are of two models"
-        )
+    check_vocabulary(model, tokenizer, name)
     special = set(tokenizer.all_special_ids)
     ordinary = [i for i in range(len(tokenizer)) if i not in special][:2]
     if len(ordinary) < 2:
@@ -319,7 +323,9 @@ def compare_samples(
     Of the others as many texts as there are samples are taken, in even steps, since variety depends on their number;
     n-grams are looked up in at most `MOST_TRAINING` training texts. A training text is not compared with itself.
     gram_distance and mauve compare `compared` texts of each with as many held-out texts apart: every other one of
-    these; they are None where there is one held-out text alone.
+    these; they are None where there is one held-out text alone, and mauve where there are fewer than four. Of these
+    texts featuriser_cut are longer than the featuriser reads, as judge_cut of all are longer than the judge reads, and
+    count by their beginnings.
 
     Args:
         judge: a causal model and its tokenizer; None: no figure of it. featuriser: a model that gives hidden states and
@@ -347,8 +353,11 @@ def compare_samples(
     beside = {name: _evenly(source, compared) for name, source in sources.items()}
     likeness: dict[str, dict[str, Any]] = {name: {} for name in parts}
     if featuriser is not None:
-        scores = mauve(*featuriser, list(beside.values()), apart) if compared else [None] * len(parts)
-        likeness = {name: {"mauve": score} for name, score in zip(parts, scores, strict=True)}
+        scores = mauve(*featuriser, list(beside.values()), apart) if compared > 1 else [None] * len(parts)
+        likeness = {
+            name: {"mauve": score, "featuriser_cut": count_cut(*featuriser, beside[name])}
+            for name, score in zip(parts, scores, strict=True)
+        }
     found: dict[str, Any] = {}
     for name, (texts, numbers) in parts.items():
         each = [words(text) for text in texts]
