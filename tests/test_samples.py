@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5Model, ViTConfig, ViTModel
@@ -311,6 +312,16 @@ def test_a_model_of_another_vocabulary_or_with_broken_files_is_named_with_its_op
     (tmp_path / "tokens" / "tokenizer.json").write_text("{red")
     with pytest.raises(ValueError, match=f"^{option} {tokens} holds a tokenizer that cannot be read: "):
         load_beside(tokens, option, "cpu", causal)
+
+
+def test_a_judge_without_all_its_weights_is_refused(tmp_path):
+    folder = saved(tmp_path / "part", *make_judge(["red green"]))
+    weights = load_file(f"{folder}/model.safetensors")
+    lost = next(name for name in weights if name.endswith("c_proj.weight"))
+    del weights[lost]
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"^--judge {folder} lacks weights, which would be drawn at random: {lost}$"):
+        load_beside(folder, "--judge", "cpu")
 
 
 def test_no_text_is_drawn_for_a_featuriser_that_cannot_be_asked(tmp_path):

@@ -123,7 +123,7 @@ def load_beside(place: str, option: str, device: Any, causal: bool = True) -> tu
 
     Raises:
         ValueError: there is no tokenizer, or the two are of different vocabularies, or one of them cannot be read, or
-            the model is not what is needed, in a sentence that names the option.
+            weights of a judge are missing, or the model is not what is needed, in a sentence that names the option.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -134,7 +134,10 @@ def load_beside(place: str, option: str, device: Any, causal: bool = True) -> tu
     if tokenizer is None:
         raise ValueError(f"{name} holds no tokenizer: save the model's own beside it")
     with _reading(f"{name} is no {kind} of transformers that can be read"):
-        model: Any = (AutoModelForCausalLM if causal else AutoModel).from_pretrained(place)
+        loader: Any = AutoModelForCausalLM if causal else AutoModel
+        model, loaded = loader.from_pretrained(place, output_loading_info=True)
+    if causal and (missing := sorted(loaded["missing_keys"])):  # of others a head that no state depends on
+        raise ValueError(f"{name} lacks weights, which would be drawn at random: {', '.join(missing[:3])}")
     model = (model if causal else encoder_of(model)).to(device)
     (check_judge if causal else check_featuriser)(model, tokenizer, name)
     return model, tokenizer
