@@ -42,42 +42,72 @@ def trained(benchmark, monkeypatch):
     return study, runs
 
 
-def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, tmp_path):
-    study, runs = trained
-    data = tmp_path / "names" / "data"
-    data.mkdir(parents=True)
+@pytest.fixture
+def toy(tmp_path):
+    """What is given to a study of a few lines: its names and its verse, two steps a run."""
+    (tmp_path / "names" / "data").mkdir(parents=True)
     for name, lines in (("train", 60), ("validation", 20)):
-        write_lines(data / f"{name}.txt", WORDS, lines, 4)
+        write_lines(tmp_path / "names" / "data" / f"{name}.txt", WORDS, lines, 4)
+        poems = ("".join("春江花月夜山水"[(i + i * j) % 7] for j in range(40)) for i in range(1, lines))
+        (tmp_path / f"verse-{name}.txt").write_text("\n".join(poems), encoding="utf-8")
     given = f"{tmp_path} --results {tmp_path}/found.jsonl --page {tmp_path}/study.md --seeds 1 --steps 2 --model tiny "
-    given += "--samples 4 --race-rows 20 20000 --eval-steps 1 --batch-size 8"
-    assert study.main([*given.split(), "--parts", "counts"]) == 0
+    return (given + "--samples 4 --race-rows 20 20000 --eval-steps 1 --batch-size 8").split()
+
+
+def test_the_study_runs_goes_on_where_it_was_and_writes_its_page(trained, toy, tmp_path):
+    study, runs = trained
+    assert study.main([*toy, "--parts", "counts"]) == 0
     lines = (tmp_path / "found.jsonl").read_text()
-    assert runs == ["weights-of-the-bound-0", "Bernoulli-masks-0"]
-    assert study.main([*given.split(), "--parts", "counts", "race", "kernels"]) == 0
+    assert runs == ["steps-weights-of-the-bound-0", "steps-Bernoulli-masks-0"]
+    assert study.main([*toy, "--parts", "counts", "race", "kernels"]) == 0
     found = (tmp_path / "found.jsonl").read_text()
     assert found.startswith(lines) and len(runs) == 7  # two racers, twice, and the substitute model
     lines = [json.loads(line) for line in found.splitlines()]
     assert len(lines) == 7 + 6 and all(line["machine"] and line["model"] == "tiny" for line in lines)
     page = (tmp_path / "study.md").read_text()
     for words in (
-        "Exact counts and Bernoulli masks",
+        "Exact counts and Bernoulli masks, equal steps",
+        "Unicode names, tiny, 2 steps of 8 rows each, bits a character held out:",
         "20 rows, 1 seed (tiny, steps of 8 rows, measured every 1, patience",
         "all 60 rows there are, 1 seed (tiny, steps of 8 rows, measured every 10, patience",
         "| 20,000 rows, or all there are: diffusion less its twin |",
         "| hamming |",
+        "Kernels of substitution, equal calls, entropy of words in bits, a call a token:",
         "(one seed: no error bar)",
+        "](images/study-race.svg)",
     ):
         assert words in page
     assert (
         "## Not run at full size" in page
-        and "* The law of t in training: no run of Unicode names (`mask`, `uniform t`, `clipped t`)" in page
+        and "* The law of t in training, equal steps: no run of Unicode names (`mask`, `uniform t`, `clipped t`)"
+        in page
     )
-    assert study.main([*given.split(), "--parts"]) == 0 and (tmp_path / "study.md").read_text() == page
-    assert len(runs) == 7
+    drawing = (tmp_path / "images" / "study-race.svg").read_bytes()
+    for words in ("Unicode names, 20 rows", "Unicode names, 60 rows", "causal twin (exact)"):
+        assert words in drawing.decode()
+    assert study.main([*toy, "--parts"]) == 0 and (tmp_path / "study.md").read_text() == page
+    assert len(runs) == 7 and (tmp_path / "images" / "study-race.svg").read_bytes() == drawing
+
+
+@pytest.mark.slow
+def test_every_part_runs_and_nothing_is_drawn_twice(trained, toy, tmp_path):
+    study, runs = trained
+    verse = [str(tmp_path / f"verse-{name}.txt") for name in ("train", "validation")]
+    asked = [*toy, "--tang", *verse, "--parts", *(part for part in study.PARTS if part != study.RACE)]
+    assert study.main(asked) == 0
+    found = {line["run"]: line for line in map(json.loads, (tmp_path / "found.jsonl").read_text().splitlines())}
+    trainings = [run for run in found if run.split("/")[0] in ("train", "steps")]
+    assert len(trainings) == len(runs) == 2 * (4 + 5)
+    for corpus in ("names", "tang"):
+        same = {**found[f"drawn/{corpus}/substitute/all/0"], "run": ""}
+        assert same == {**found[f"kernels/{corpus}/site/all/0"], "run": ""}
+    for part, ways in study.DRAWN.items():
+        assert all(f"{part}/{corpus}/{way}/quarter/0" in found for way in ways for corpus in ("names", "tang"))
+    assert study.main(asked) == 0 and len(runs) == len(trainings)
 
 
 def test_every_way_to_draw_is_one_that_the_models_take(benchmark):
-    for part in benchmark("study").DRAWN.values():
+    for part in benchmark("study_parts").DRAWN.values():
         for way, how in part.values():
             assert make_udm(way).generate(length=3, seed=0, num_steps=2, **how).shape == (1, 5)
 
@@ -98,21 +128,30 @@ def test_a_corpus_that_is_asked_for_and_not_given_is_named(benchmark, tmp_path, 
 def test_the_summary_sets_ways_beside_the_first_of_their_model(benchmark):
     done = {}
     for seed in range(3):
-        done[f"train/names/mask/{seed}"] = {"bits_per_char": 1.0}
-        done[f"train/names/uniform t/{seed}"] = {"bits_per_char": 0.9 + 0.001 * seed}
+        done[f"steps/names/mask/{seed}"] = {"bits_per_char": 1.0}
+        done[f"steps/names/uniform t/{seed}"] = {"bits_per_char": 0.9 + 0.001 * seed}
         done[f"churn/molecules/uniform, churn 0/all/{seed}"] = {"valid": 0.5}
         done[f"churn/molecules/uniform, churn 0.5/all/{seed}"] = {"valid": 0.6}
         done[f"churn/tang/uniform, churn 0.5/all/{seed}"] = {"known_grams": 0.6}  # of verse nothing is sound
     done["race/tang/2000/diffusion/0"], done["race/tang/2000/twin/0"] = {"bits_per_char": 9.0}, {"bits_per_char": 8.0}
-    lines = list(benchmark("study").summary_lines(done))
+    lines = list(benchmark("study_page").summary_lines(done))
     assert "| uniform t less mask | -0.0990 +- 0.0006, fewer bits |  |  |" in lines
     assert "| uniform, churn 0.5 less uniform, churn 0 |  | +0.1000 +- 0.0000, more |  |" in lines
     assert "| 2,000 rows: diffusion less its twin |  |  | +1.0000 (one seed: no error bar) |" in lines
     assert sum(line.startswith("| ") and "less" in line for line in lines) == 3
+    for corpus, bits in (("names", 2.0), ("molecules", 3.0)):
+        for seed in range(3):
+            done[f"drawn/{corpus}/mask/all/{seed}"] = {"word_entropy": bits}
+            done[f"drawn/{corpus}/uniform/all/{seed}"] = {"word_entropy": bits + 0.5 + 0.1 * seed * (corpus == "names")}
+    page = benchmark("study_page")
+    assert [table[-2] for table in page.differences("drawn", done)] == [
+        "| uniform less mask | +0.6000 +- 0.0577, higher | +0.5000 +- 0.0000, higher |  |"
+    ]
+    assert page.told_apart(done).startswith("Of the 4 differences on this page 4 are told apart; at 95 %, 0 would")
 
 
 def test_what_is_said_of_differences_and_of_passing(benchmark):
-    study = benchmark("study")
+    study = benchmark("study_page")
     assert "fewer bits" in study.said_of([-0.10, -0.11, -0.09])
     assert "not told apart" in study.said_of([-0.10, 0.11, -0.09]) and "more bits" in study.said_of([0.5, 0.51, 0.5])
     curves = {"diffusion": [[(1, 3.0), (5, 1.9), (9, 1.5)], [(1, 3.0)]], "twin": [[(1, 2.0), (2, 2.5)]] * 2}
@@ -121,7 +160,7 @@ def test_what_is_said_of_differences_and_of_passing(benchmark):
 
 
 def test_the_page_in_the_docs_is_the_page_of_the_results(benchmark):
-    study = benchmark("study")
+    study = benchmark("study_page")
     page, results = ROOT / "docs" / "study.md", ROOT / "benchmarks" / "study.jsonl"
     done = {line["run"]: line for line in map(json.loads, results.read_text(encoding="utf-8").splitlines())}
     assert page.read_text(encoding="utf-8") == study.page(done)
