@@ -218,7 +218,7 @@ def draw_race(done: dict[str, dict[str, Any]], path: Path) -> None:
 
 def draw_panel(axes: Any, corpus: str, rows: int, done: dict[str, dict[str, Any]]) -> None:
     """The curves of all seeds of a race; what the twin loses above all of diffusion is cut off."""
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     low, top, number = math.inf, 0.0, rows
     styles = {"diffusion": ("#4477aa", "diffusion (a bound)"), "twin": ("#ee6677", "causal twin (exact)")}
@@ -228,8 +228,9 @@ def draw_panel(axes: Any, corpus: str, rows: int, done: dict[str, dict[str, Any]
             axes.plot(epochs, bits, color=color, linewidth=1.2, label=label)
             low, number, label = min(low, *bits), min(number, line.get("rows", rows)), "_"  # named once
             top = max(top, *bits) if name == "diffusion" else top
-    axes.set(title=f"{CORPORA[corpus]}, {number:,} rows", xscale="log", ylim=(0.98 * low, 1.02 * top))
+    axes.set(title=f"{CORPORA[corpus]}, {number:,} rows", xscale="log", xlim=(0.9, None), ylim=(0.98 * low, 1.02 * top))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 
