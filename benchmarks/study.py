@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--race-seconds", type=float, default=3600.0, help="of a racer, at most")
     parser.add_argument("--patience", type=int, default=10, help="measurements of a racer that were no better")
     parser.add_argument("--eval-steps", type=int, default=32, help="between two, of 2,000 rows; more rows, more steps")
-    parser.add_argument("--page", type=Path, help="write what was found here, and images/study-race.svg beside it")
+    parser.add_argument("--page", type=Path, help="write what was found here, and images/study-race.png beside it")
     options = parser.parse_args(arguments)
     for name in options.corpora or ():
         if name != "names" and getattr(options, name) is None:
@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     study.go()
     if options.page is not None:
         write_text(options.page, page(study.done))
-        draw_race(study.done, options.page.parent / "images" / "study-race.svg")
+        draw_race(study.done, options.page.parent / "images" / "study-race.png")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import statistics
 from collections.abc import Iterator
@@ -151,7 +152,7 @@ def stem_in(done: dict[str, dict[str, Any]], stem: str) -> bool:
 def race_lines(done: dict[str, dict[str, Any]]) -> Iterator[str]:
     """The drawing and tables of the race, and where diffusion passes."""
     if stem_in(done, RACE):
-        yield "![held-out bits a character of both, over the epochs](images/study-race.svg)"
+        yield "![held-out bits a character of both, over the epochs](images/study-race.png)"
         yield ""
     for corpus, title in CORPORA.items():
         for number in rows_raced(corpus, done):
@@ -188,7 +189,7 @@ def rows_raced(corpus: str, done: dict[str, dict[str, Any]]) -> list[int]:
 
 
 def draw_race(done: dict[str, dict[str, Any]], path: Path) -> None:
-    """Held-out bits a character of every racer over the epochs, a panel for a corpus and a number of rows, as an SVG.
+    """Held-out bits a character of every racer over the epochs, a panel for a corpus and a number of rows, as a PNG.
 
     Nothing is drawn where nobody raced.
     """
@@ -199,6 +200,7 @@ def draw_race(done: dict[str, dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     wide = min(2, len(raced))
     high = -(-len(raced) // wide)
@@ -210,9 +212,11 @@ def draw_race(done: dict[str, dict[str, Any]], path: Path) -> None:
     panels.flat[0].legend()
     figure.supxlabel("epochs")
     figure.supylabel("held-out bits a character")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as part, matplotlib.rc_context({"svg.hashsalt": "udm-text"}):  # the same bytes each time
-        figure.savefig(part, format="svg", metadata={"Date": None})
+    with written_whole(path) as part:  # of few colours, a quarter of the bytes
+        Image.open(drawn).convert("RGB").quantize(64).save(part, format="PNG", optimize=True)
     plt.close(figure)
 
 
@@ -220,15 +224,16 @@ def draw_panel(axes: Any, corpus: str, rows: int, done: dict[str, dict[str, Any]
     """The curves of all seeds of a race; what the twin loses above all of diffusion is cut off."""
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    low, top, number = math.inf, 0.0, rows
+    low, top, first, number = math.inf, 0.0, 1.0, rows
     styles = {"diffusion": ("#4477aa", "diffusion (a bound)"), "twin": ("#ee6677", "causal twin (exact)")}
     for name, (color, label) in styles.items():
         for line in (line for run, line in done.items() if run.startswith(f"{RACE}/{corpus}/{rows}/{name}/")):
             epochs, bits = zip(*line["curve"], strict=True)
             axes.plot(epochs, bits, color=color, linewidth=1.2, label=label)
             low, number, label = min(low, *bits), min(number, line.get("rows", rows)), "_"  # named once
-            top = max(top, *bits) if name == "diffusion" else top
-    axes.set(title=f"{CORPORA[corpus]}, {number:,} rows", xscale="log", xlim=(0.9, None), ylim=(0.98 * low, 1.02 * top))
+            top, first = max(top, *bits) if name == "diffusion" else top, min(first, *epochs)
+    axes.set(title=f"{CORPORA[corpus]}, {number:,} rows", xscale="log", xlim=(0.9 * first, None))
+    axes.set(ylim=(0.98 * low, 1.02 * top))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
